@@ -1,0 +1,1 @@
+"""Compiler from ONNX student graphs to NPU programs: read `pipeline.py` first."""

@@ -1,0 +1,222 @@
+"""Which instruction must follow which: data hazards between queues, found over 64-byte granules of memory.
+
+Program order defines the meaning. An instruction conflicts with an earlier one of another queue when both touch a
+granule and at least one of them writes it. DRAM that no instruction writes cannot conflict and costs nothing here.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+from firsttoken_compiler.errors import ProgramError
+from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.instruction import REGION_COLUMNS
+from firsttoken_compiler.isa.opcodes import regions
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Space
+
+GRANULE: Final = 64
+"""Bytes; two accesses conflict when they touch the same granule."""
+MAX_LOCAL_BYTES: Final = 1 << 30
+"""Scratchpad or accumulator addresses above this are an error of whoever emitted them."""
+MAX_WRITTEN_BYTES: Final = 1 << 34
+MAX_QUEUES: Final = 4096
+
+INSTRUCTION, WRITE, SPACE, ADDRESS = range(4)
+RUN = REGION_COLUMNS.index("run")
+_AXES = tuple((REGION_COLUMNS.index(f"c{axis}"), REGION_COLUMNS.index(f"s{axis}")) for axis in range(3))
+
+
+@dataclass(frozen=True)
+class Hazards:
+    """`need[i, q]`: the last instruction of queue q that i must follow, -1 for none and for i's own queue.
+
+    Conflicts with earlier ones are implied: queues run in order, and chains of conflicts order the rest.
+    """
+
+    need: np.ndarray
+    """int32 `[instructions, queues]`."""
+    unwritten: np.ndarray
+    """int64 `[n, 3]`: (instruction, space, granule) of the first granule of a local read that nothing wrote before."""
+
+
+def hazards(code: np.ndarray, queues: int) -> Hazards:
+    """All hazards of a program in encoded form; raises ProgramError for addresses or queues that cannot be."""
+    queue = np.ascontiguousarray(code[:, word.QUEUE])
+    if len(queue) and (queue.min() < 0 or queue.max() >= queues or queues > MAX_QUEUES):
+        raise ProgramError(
+            f"queues {queue.min()} to {queue.max()} are used; the program has {queues}, the limit is {MAX_QUEUES}: "
+            "check the core numbers"
+        )
+    table = footprints(code)
+    spans = _written_spans(table)
+    table = _drop_read_only(table, spans)
+    rows, sizes = _placed(table, queue, spans)
+    need = np.full((len(code), queues), -1, np.int32)
+    unwritten = np.full(len(rows), -1, np.int64)
+    writer = np.full(sizes[0], -1, np.int32)
+    reader = np.full(sizes[1], -1, np.int32)
+    _scan(rows, queue, *spans, writer, reader, need, unwritten)
+    found = np.flatnonzero(unwritten >= 0)
+    return Hazards(need, np.column_stack([table[found][:, [INSTRUCTION, SPACE]], unwritten[found]]))
+
+
+def footprints(code: np.ndarray) -> np.ndarray:
+    """Footprints with dense axes merged into their runs, each instruction's reads before its writes.
+
+    Merging keeps the set of granules: a gap of less than a granule between runs cannot hide one.
+    """
+    table = regions(code)
+    table = table[(table[:, [count for count, _ in _AXES]] > 0).all(axis=1) & (table[:, RUN] > 0)]
+    for count, stride in _AXES:
+        down = table[:, stride] < 0
+        table[down, ADDRESS] += ((table[:, count] - 1) * table[:, stride])[down]
+        table[:, stride] = np.abs(table[:, stride])
+    for count, stride in _AXES * 3:
+        dense = (table[:, count] > 1) & (table[:, stride] < table[:, RUN] + GRANULE)
+        table[dense, RUN] += ((table[:, count] - 1) * table[:, stride])[dense]
+        table[dense, count] = 1
+    order = np.lexsort((table[:, WRITE], table[:, INSTRUCTION]))
+    return np.ascontiguousarray(table[order])
+
+
+def bounds(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First byte and one past the last byte of each footprint (of `footprints`, whose strides are not negative)."""
+    low = table[:, ADDRESS]
+    return low, low + sum((table[:, count] - 1) * table[:, stride] for count, stride in _AXES) + table[:, RUN]
+
+
+def conflict(code: np.ndarray, earlier: int, later: int) -> str:
+    """Where two instructions conflict, for messages: `RAW on spad 0x40`."""
+    sides = []
+    for number in (earlier, later):
+        table = footprints(code[number : number + 1])
+        sides.append([(int(row[SPACE]), bool(row[WRITE]), _granules(row)) for row in table])
+    for space, wrote, first in sides[0]:
+        for other, writes, second in sides[1]:
+            shared = np.intersect1d(first, second)
+            if space == other and (wrote or writes) and len(shared):
+                kind = ("RAW" if not writes else "WAW") if wrote else "WAR"
+                return f"{kind} on {Space(space).text} {int(shared[0]) * GRANULE:#x}"
+    return "conflict"
+
+
+def _granules(row: np.ndarray) -> np.ndarray:
+    starts = row[ADDRESS : ADDRESS + 1]
+    for count, stride in _AXES:
+        starts = (starts[:, None] + np.arange(row[count]) * row[stride]).ravel()
+    first, last = starts // GRANULE, (starts + row[RUN] - 1) // GRANULE
+    return np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True)]))
+
+
+def _written_spans(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Disjoint sorted granule intervals of DRAM that hold every write, and where each begins in the compact index."""
+    writes = table[(table[:, SPACE] == Space.DRAM) & (table[:, WRITE] == 1)]
+    low, high = bounds(writes)
+    low, high = low // GRANULE, -(-high // GRANULE)
+    order = np.argsort(low, kind="stable")
+    low, high = low[order], np.maximum.accumulate(high[order]) if len(low) else high
+    begins = np.ones(len(low), bool)
+    begins[1:] = low[1:] > high[:-1]
+    ends = np.append(begins[1:], True) if len(low) else begins
+    starts, stops = low[begins], high[ends]
+    total = int((stops - starts).sum())
+    if total * GRANULE > MAX_WRITTEN_BYTES or (len(starts) and starts[0] < 0):
+        raise ProgramError(
+            f"stores span {total * GRANULE} bytes of DRAM from byte {starts[0] * GRANULE}; "
+            f"the limit is {MAX_WRITTEN_BYTES} bytes from byte 0: check the store addresses"
+        )
+    return starts, stops, np.cumsum(stops - starts) - (stops - starts)
+
+
+def _drop_read_only(table: np.ndarray, spans: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    starts, stops, _ = spans
+    low, high = bounds(table)
+    at = np.searchsorted(stops, low // GRANULE, side="right")
+    padded = np.append(starts, np.iinfo(np.int64).max)
+    return table[(table[:, SPACE] != Space.DRAM) | (padded[at] < -(-high // GRANULE))]
+
+
+def _placed(
+    table: np.ndarray, queue: np.ndarray, spans: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Rows for the scan: where a footprint's granules lie in the writer and reader arrays, and the sizes of those.
+
+    The writer array holds, core by core, scratchpad then accumulator granules, and after them the compact DRAM index.
+    Each local granule has one reader slot per engine, each DRAM granule one per queue that reads DRAM at all.
+    """
+    owner = queue[table[:, INSTRUCTION]]
+    low, high = bounds(table)
+    local, accumulator = table[:, SPACE] != Space.DRAM, table[:, SPACE] == Space.ACC
+    if local.any() and (low[local].min() < 0 or high[local].max() > MAX_LOCAL_BYTES):
+        raise ProgramError(
+            f"scratchpad addresses reach from {low[local].min()} to {high[local].max()}; "
+            f"the limit is {MAX_LOCAL_BYTES}: check the operand addresses"
+        )
+    spad = int(-(-high[local & ~accumulator].max(initial=0) // GRANULE))
+    per_core = spad + int(-(-high[accumulator].max(initial=0) // GRANULE))
+    cores = int(owner.max(initial=0)) // ENGINES_PER_CORE + 1
+    fabric, position = np.unique(owner[~local], return_inverse=True)
+    slot, width = owner % ENGINES_PER_CORE, np.full(len(table), ENGINES_PER_CORE)
+    slot[~local], width[~local] = position, len(fabric)
+    base = np.where(local, owner // ENGINES_PER_CORE * per_core + np.where(accumulator, spad, 0), cores * per_core)
+    reader_base = np.where(local, base * ENGINES_PER_CORE, cores * per_core * ENGINES_PER_CORE)
+    dram = int((spans[1] - spans[0]).sum())
+    sizes = cores * per_core + dram, cores * per_core * ENGINES_PER_CORE + dram * len(fabric)
+    rows = np.column_stack([np.delete(table, SPACE, axis=1), ~local, base, reader_base, width, slot])
+    return np.ascontiguousarray(rows), sizes
+
+
+@njit(cache=True)
+def _scan(
+    rows: np.ndarray, queue: np.ndarray, starts: np.ndarray, stops: np.ndarray, offsets: np.ndarray,
+    writer: np.ndarray, reader: np.ndarray, need: np.ndarray, unwritten: np.ndarray,
+) -> None:  # fmt: skip
+    """Walks all granules in program order and fills `need` and `unwritten`."""
+    for r in range(rows.shape[0]):
+        i, write, address, c0, s0, c1, s1, c2, s2, run, dram, base, reader_base, width, slot = rows[r]
+        for a in range(c0):
+            for b in range(c1):
+                for c in range(c2):
+                    at = address + a * s0 + b * s1 + c * s2
+                    low, high = at // GRANULE, (at + run - 1) // GRANULE + 1
+                    if dram == 0:
+                        miss = _touch(i, write, low, high, base, reader_base, width, slot, queue, writer, reader, need)
+                        if miss >= 0 and unwritten[r] < 0:
+                            unwritten[r] = miss
+                        continue
+                    t = np.searchsorted(stops, low, side="right")
+                    while t < starts.shape[0] and starts[t] < high:
+                        shift = offsets[t] - starts[t]
+                        first, last = max(low, starts[t]) + shift, min(high, stops[t]) + shift
+                        _touch(i, write, first, last, base, reader_base, width, slot, queue, writer, reader, need)
+                        t += 1
+
+
+@njit(cache=True)
+def _touch(
+    i: int, write: int, low: int, high: int, base: int, reader_base: int, width: int, slot: int,
+    queue: np.ndarray, writer: np.ndarray, reader: np.ndarray, need: np.ndarray,
+) -> int:  # fmt: skip
+    """Granules `[low, high)`: records their hazards and this access; the first one never written before, or -1."""
+    own = queue[i]
+    seen, missing = -1, -1
+    for granule in range(low, high):
+        last = writer[base + granule]
+        if last != seen and last >= 0:
+            seen = last
+            if queue[last] != own and need[i, queue[last]] < last:
+                need[i, queue[last]] = last
+        if last < 0 and missing < 0:
+            missing = granule
+        at = reader_base + granule * width
+        if write == 0:
+            reader[at + slot] = i
+            continue
+        writer[base + granule] = i
+        for other in range(width):
+            user = reader[at + other]
+            if user > last and queue[user] != own and need[i, queue[user]] < user:
+                need[i, queue[user]] = user
+    return missing if write == 0 else -1

@@ -1,0 +1,307 @@
+"""The static verifier: a program that passes touches only what it may, and any legal execution equals program order."""
+
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+from numba import njit
+
+from firsttoken_compiler.codegen.hazards import (
+    GRANULE,
+    INSTRUCTION,
+    SPACE,
+    WRITE,
+    bounds,
+    conflict,
+    footprints,
+    hazards,
+)
+from firsttoken_compiler.errors import ProgramError
+from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.instruction import BITS, columns
+from firsttoken_compiler.isa.matmul import TRANSPOSED
+from firsttoken_compiler.isa.opcodes import BY_MNEMONIC, BY_OPCODE, decode
+from firsttoken_compiler.isa.program import Program
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Dtype, Engine, Space, queue_name
+from firsttoken_compiler.isa.vector import KERNEL_SHIFT
+from firsttoken_compiler.target.target import Target
+
+MAX_REPORTED: Final = 5
+MAX_EXTENT: Final = 1 << 22
+MAX_OFFSET: Final = 1 << 38
+"""Bounds of extents and of addresses and strides, so that no footprint overflows 64 bits."""
+
+_LOAD, _STORE, _GATHER, _MATMUL, _VECTOR = (
+    BY_MNEMONIC[name].OPCODE for name in ("load", "store", "gather", "matmul", "vector")
+)
+_ENGINE = {
+    _LOAD: Engine.DMA_IN,
+    _GATHER: Engine.DMA_IN,
+    _STORE: Engine.DMA_OUT,
+    _MATMUL: Engine.MATRIX,
+    _VECTOR: Engine.VECTOR,
+}
+_ANY = tuple(Dtype)
+_WIDE = tuple(dtype for dtype in Dtype if dtype is not Dtype.I4)
+_INTEGER = (Dtype.I32, Dtype.I16, Dtype.I8, Dtype.I4, Dtype.I64)
+_OPERANDS: dict[int, tuple[tuple[tuple[Space, ...], tuple[Dtype, ...]], ...]] = {
+    _LOAD: (((Space.SPAD,), _ANY), ((Space.DRAM,), _ANY)),
+    _STORE: (((Space.DRAM,), _ANY), ((Space.SPAD,), _ANY)),
+    _GATHER: (((Space.SPAD,), _ANY), ((Space.DRAM, Space.SPAD), (Dtype.I64,)), ((Space.DRAM,), _ANY)),
+    _MATMUL: (((Space.ACC, Space.SPAD), (Dtype.F32, Dtype.I32)), ((Space.SPAD,), _WIDE), ((Space.SPAD,), _ANY)),
+    _VECTOR: (((Space.SPAD, Space.ACC), _WIDE),) * word.MAX_OPERANDS,
+}
+"""Spaces and element types that each operand of each opcode may have."""
+_WRITABLE = ("output", "kv", "activation")
+
+
+def verify(program: Program, target: Target) -> None:
+    """Raises ProgramError with the first few violations: instruction, its text, the value and the limit.
+
+    Three rounds, each only on what the one before accepted: fields; addresses and tensors; order. Order means that
+    every local read follows a write, the queues never deadlock, and every hazard between queues is covered by waits.
+    """
+    for checks in ((_check_fields, _check_operands, _check_shapes), (_check_tensors, _check_accesses), (_check_order,)):
+        found = _Findings(program)
+        for check in checks:
+            check(found, target)
+        found.raise_if_any()
+
+
+class _Findings:
+    """Violations of one round; formats only the first few."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.count = 0
+        self.messages: list[str] = []
+
+    def note(self, message: str) -> None:
+        """A violation that belongs to no instruction."""
+        self.count += 1
+        if len(self.messages) < MAX_REPORTED:
+            self.messages.append(message)
+
+    def rows(self, bad: np.ndarray | np.bool, template: str, *values: Any) -> None:
+        """A violation of every instruction where `bad` holds; `values` fill the template, arrays by instruction."""
+        numbers = np.flatnonzero(bad)
+        self.at(numbers, template, *(value[numbers] if isinstance(value, np.ndarray) else value for value in values))
+
+    def at(self, numbers: np.ndarray, template: str, *values: Any) -> None:
+        """A violation of each instruction in `numbers`; `values` fill the template, arrays by position."""
+        self.count += len(numbers)
+        for position, number in enumerate(numbers[: MAX_REPORTED - len(self.messages)].tolist()):
+            fills = (value[position] if isinstance(value, np.ndarray) else value for value in values)
+            self.messages.append(f"instruction {number}: {template.format(*fills)}\n    {self.text(number)}")
+
+    def text(self, number: int) -> str:
+        """The instruction's line in a listing."""
+        try:
+            return str(decode(self.program.code[number]))
+        except ProgramError as error:
+            return f"({error})"
+
+    def raise_if_any(self) -> None:
+        """Raises ProgramError when anything was found."""
+        if self.count:
+            shown = f"; the first {len(self.messages)}" if self.count > len(self.messages) else ""
+            raise ProgramError(
+                f"the program breaks {self.count} rule{'s' if self.count > 1 else ''}{shown}:\n  "
+                + "\n  ".join(self.messages)
+                + "\ncompile the student again, or correct the listing that the program was made from"
+            )
+
+
+def _check_fields(found: _Findings, target: Target) -> None:
+    program, code = found.program, found.program.code
+    opcode, queue, op, signal = (code[:, column] for column in (word.OPCODE, word.QUEUE, word.OP, word.SIGNAL))
+    queues, ops = program.cores * ENGINES_PER_CORE, max(1, len(program.ops))
+    if not 1 <= program.cores <= target.cores:
+        found.note(f"the program uses {program.cores} cores, the target has {target.cores}")
+    found.rows(~np.isin(opcode, list(BY_OPCODE)), "unknown opcode {}", opcode)
+    found.rows((queue < 0) | (queue >= queues), "queue {}, the program has {}", queue, queues)
+    for number, engine in _ENGINE.items():
+        wrong = (opcode == number) & (queue % ENGINES_PER_CORE != engine)
+        found.rows(wrong, "belongs on a {} queue, is on queue {}", engine.text, queue)
+    found.rows((op < 0) | (op >= ops), "operator {} of {}", op, ops)
+    found.rows(~np.isin(signal, (0, 1)), "signal field is {}, not 0 or 1", signal)
+    waits = code[:, word.WAITS : word.WAITS + 2 * word.MAX_WAITS].reshape(-1, word.MAX_WAITS, 2)
+    bad = (waits[:, :, 0] < 0) | (waits[:, :, 0] > queues) | ((waits[:, :, 0] > 0) & (waits[:, :, 1] < 1))
+    found.rows(bad.any(axis=1), "a wait names none of {} queues or a count below 1", queues)
+    dims = code[:, word.DIMS : word.DIMS + 3]
+    found.rows(((dims < 1) | (dims > MAX_EXTENT)).any(axis=1), "an extent lies outside 1 to {}", MAX_EXTENT)
+
+
+def _check_operands(found: _Findings, _: Target) -> None:
+    program, code = found.program, found.program.code
+    opcode, kernel = code[:, word.OPCODE], code[:, word.FLAGS] >> KERNEL_SHIFT
+    is_vector = opcode == _VECTOR
+    lost = is_vector & ((kernel < 0) | (kernel >= len(program.kernels)))
+    found.rows(lost, "microprogram {}, the program has {}", kernel, len(program.kernels))
+    sources = np.array([entry.sources for entry in program.kernels] + [0])
+    required = np.where(is_vector, 1 + sources[np.where(lost | ~is_vector, -1, kernel)], 0)
+    for number, rules in _OPERANDS.items():
+        rows = opcode == number
+        required[rows & ~is_vector] = len(rules)
+        for index, (spaces, dtypes) in enumerate(rules):
+            kind = code[:, word.operand_column(index)]
+            allowed = [0, *(int(space) * 16 + int(dtype) for space in spaces for dtype in dtypes)]
+            limit = f"{'/'.join(s.text for s in spaces)} of {'/'.join(d.text for d in dtypes)}"
+            name = BY_OPCODE[number].OPERAND_NAMES[index]
+            found.rows(rows & ~np.isin(kind, allowed), "{} is {}, allowed: {}", name, _kind_texts(kind), limit)
+    for index in range(word.MAX_OPERANDS):
+        kind, *numbers = columns(code, index)
+        found.rows((kind == 0) & (index < required), "lacks operand {} of {}", index, required)
+        huge = (np.abs(np.stack(numbers)) > MAX_OFFSET).any(axis=0)
+        found.rows(huge, "operand {} has an address or stride beyond {}", index, MAX_OFFSET)
+
+
+def _check_shapes(found: _Findings, _: Target) -> None:
+    """What single operands cannot show: matmul type pairs and panels, the extent of a gathered table."""
+    code = found.program.code
+    matmul = code[:, word.OPCODE] == _MATMUL
+    accumulator, left, right, width = (columns(code, i)[c] for i, c in ((0, 0), (1, 0), (2, 0), (2, 4)))
+    mixed = ~np.isin(left % 16, _INTEGER) | ~np.isin(right % 16, _INTEGER)
+    wrong = matmul & (accumulator % 16 == Dtype.I32) & mixed
+    found.rows(wrong, "{} x {} cannot accumulate in i32, only in f32", _kind_texts(left), _kind_texts(right))
+    transposed = (code[:, word.FLAGS] & TRANSPOSED) != 0
+    found.rows(matmul & transposed & (right % 16 == Dtype.I4), "a transposed weight operand cannot be i4")
+    found.rows(matmul & ~transposed & (width < 1), "panels of {} columns, at least 1", width)
+    stride, rows = columns(code, 2)[2:4]
+    run = code[:, word.DIMS + 2]
+    bad = (stride < run) | (rows < 1) | (stride.astype(np.float64) * rows > MAX_OFFSET)
+    bad &= code[:, word.OPCODE] == _GATHER
+    found.rows(bad, "table of {} rows of {} bytes, limit {}; rows of {} are read", rows, stride, MAX_OFFSET, run)
+
+
+def _kind_texts(kinds: np.ndarray) -> np.ndarray:
+    """Names like `spad:f16` of operand kinds."""
+    table = np.array([f"kind {kind}" for kind in range(64)], dtype=object)
+    for space in Space:
+        for dtype in Dtype:
+            table[int(space) * 16 + int(dtype)] = f"{space.text}:{dtype.text}"
+    return table[np.clip(kinds, 0, 63)]
+
+
+def _limits(program: Program, target: Target) -> dict[Space, int]:
+    local = target.scratchpad
+    return {Space.DRAM: program.dram_bytes, Space.SPAD: local.bytes, Space.ACC: local.accumulator_bytes}
+
+
+def _check_tensors(found: _Findings, target: Target) -> None:
+    program, unit = found.program, target.scratchpad.alignment_bytes
+    limits = _limits(program, target)
+    for tensor in program.tensors:
+        name, limit, end = f"{tensor.kind} tensor {tensor.name!r}", limits[tensor.space], tensor.address + tensor.nbytes
+        if tensor.address % unit:
+            found.note(f"{name} starts at {tensor.address:#x}, the alignment is {unit} bytes")
+        if tensor.address < 0 or tensor.nbytes < 0 or end > limit:
+            found.note(f"{name} takes bytes {tensor.address} to {end} of {tensor.space.text}, which has {limit}")
+        constant = program.constants.get(tensor.name)
+        if tensor.kind == "constant" and (constant is None or constant.nbytes != tensor.nbytes):
+            found.note(f"{name} of {tensor.nbytes} bytes has no constant of that size in the program")
+    for space in Space:
+        placed = sorted((t.address, t.nbytes, t.name) for t in program.tensors if t.space is space)
+        for (address, nbytes, earlier), (following, _, later) in pairwise(placed):
+            if address + nbytes > following:
+                found.note(f"tensors {earlier!r} and {later!r} overlap in {space.text} from {following:#x}")
+
+
+def _check_accesses(found: _Findings, target: Target) -> None:
+    program, code = found.program, found.program.code
+    table = footprints(code)
+    number, dram, (low, high) = table[:, INSTRUCTION], table[:, SPACE] == Space.DRAM, bounds(table)
+    for space, limit in _limits(program, target).items():
+        bad = np.flatnonzero((table[:, SPACE] == space) & ((low < 0) | (high > limit)))
+        found.at(number[bad], "touches {} bytes {} to {}, limit {}", space.text, low[bad], high[bad], limit)
+    for index in range(word.MAX_OPERANDS):
+        kind, address, *_ = columns(code, index)
+        element = np.maximum(BITS[kind % 16] // 8, 1)
+        odd = (kind != 0) & (kind // 16 != Space.DRAM) & (address % element != 0)
+        found.rows(
+            odd, "address {} of operand {} is not a multiple of its element of {} bytes", address, index, element
+        )
+    tensors = sorted((t for t in program.tensors if t.space is Space.DRAM), key=lambda t: (t.address, t.nbytes))
+    starts = np.array([t.address for t in tensors], np.int64)
+    stops = np.array([t.address + t.nbytes for t in tensors] + [-1])
+    home = np.searchsorted(starts, low, side="right") - 1  # -1, before the first tensor, meets the stop of -1
+    outside = np.flatnonzero(dram & (high > stops[home]))
+    found.at(number[outside], "touches dram bytes {} to {}, not in one tensor", low[outside], high[outside])
+    kinds = np.array([t.kind for t in tensors] + ["none"])
+    spoiled = np.flatnonzero(dram & (high <= stops[home]) & (table[:, WRITE] == 1) & ~np.isin(kinds, _WRITABLE)[home])
+    names = np.array([t.name for t in tensors] + [""], dtype=object)
+    owner = home[spoiled]
+    found.at(number[spoiled], "writes {} tensor {!r}; only {} may be", kinds[owner], names[owner], "/".join(_WRITABLE))
+
+
+def _check_order(found: _Findings, _: Target) -> None:
+    program, code = found.program, np.ascontiguousarray(found.program.code)
+    queues = program.cores * ENGINES_PER_CORE
+    enumerated = hazards(code, queues)
+    number, space, granule = enumerated.unwritten.T
+    names = np.array(["", *(s.text for s in Space)])[space]
+    found.at(number, "reads {} at byte {}, which nothing wrote before", names, granule * GRANULE)
+    clock, heads = np.full((len(code), queues), -1, np.int32), np.full(queues, -1, np.int64)
+    _replay(code, clock, heads)
+    blocked = heads[heads >= 0]
+    if len(blocked):
+        names = np.array([queue_name(q) for q in code[blocked, word.QUEUE].tolist()])
+        found.at(blocked, "never starts at the head of {}: deadlock", names)
+        return
+    later, queue = np.nonzero(enumerated.need > clock)
+    earlier = enumerated.need[later, queue]
+    pairs = zip(earlier[:MAX_REPORTED].tolist(), later[:MAX_REPORTED].tolist(), strict=True)
+    reasons = np.array([f"{conflict(code, i, j)}: {found.text(i)}" for i, j in pairs], dtype=object)
+    found.at(later, "is not ordered after instruction {}, {}", earlier, reasons)
+
+
+@njit(cache=True)
+def _replay(code: np.ndarray, clock: np.ndarray, heads: np.ndarray) -> None:
+    """Runs the queues in order on the waits and signals alone; fills `clock` and `heads`.
+
+    `clock[i, q]`: the last instruction of queue q that is complete whenever i is. `heads[q]`: the instruction that
+    queue q is stuck at, -1 when it ran dry. Semaphores only count up, so any order of execution ends the same.
+    """
+    n, queues = clock.shape
+    size = np.zeros(queues + 1, np.int64)
+    for i in range(n):
+        size[code[i, word.QUEUE] + 1] += 1
+    first = np.cumsum(size)
+    members = np.empty(n, np.int64)
+    filled = first[:-1].copy()
+    for i in range(n):
+        q = code[i, word.QUEUE]
+        members[filled[q]] = i
+        filled[q] += 1
+    head = first[:-1].copy()
+    semaphore = np.zeros(queues, np.int64)
+    signaller = np.empty(n, np.int64)  # of queue q from first[q]: the instructions that signalled, in order
+    moved = True
+    while moved:
+        moved = False
+        for q in range(queues):
+            while head[q] < first[q + 1]:
+                i = members[head[q]]
+                ready = True
+                for slot in range(word.MAX_WAITS):
+                    other = code[i, word.WAITS + 2 * slot] - 1
+                    if other >= 0 and semaphore[other] < code[i, word.WAITS + 2 * slot + 1]:
+                        ready = False
+                if not ready:
+                    break
+                if head[q] > first[q]:
+                    clock[i] = clock[members[head[q] - 1]]
+                for slot in range(word.MAX_WAITS):
+                    other = code[i, word.WAITS + 2 * slot] - 1
+                    if other >= 0:
+                        producer = signaller[first[other] + code[i, word.WAITS + 2 * slot + 1] - 1]
+                        clock[i] = np.maximum(clock[i], clock[producer])
+                clock[i, q] = i
+                if code[i, word.SIGNAL] != 0:
+                    signaller[first[q] + semaphore[q]] = i
+                    semaphore[q] += 1
+                head[q] += 1
+                moved = True
+    for q in range(queues):
+        if head[q] < first[q + 1]:
+            heads[q] = members[head[q]]

@@ -1,0 +1,212 @@
+"""Weights as the machine reads them: quantised, packed into panels, written to their place in memory.
+
+Integers are symmetric: the scale is absmax / 7 or absmax / 127, so that -8 and -128 are never used, a value and its
+negative quantise alike, and no product overflows the range that the accumulators were sized for.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import numpy as np
+
+from firsttoken_compiler.errors import ProgramError
+from firsttoken_compiler.isa.program import Packing, Program, Tensor
+from firsttoken_compiler.isa.types import Dtype, pack_int4
+
+QMAX: Final = {4: 7, 8: 127}
+BLOCK_ELEMENTS: Final = 1 << 21
+"""Weights that are converted at a time; temporaries take about 12 bytes each."""
+SMALLEST_SCALE: Final = np.float16(2**-24)
+
+Initialiser = Callable[[str], np.ndarray]
+"""The array of an ONNX initialiser, by name."""
+Write = Callable[[int, np.ndarray], None]
+"""Stores uint8 bytes at a DRAM address."""
+
+
+def materialise(program: Program, initialiser: Initialiser, write: Write) -> None:
+    """Writes the bytes of every tensor that has a packing recipe, each source fetched once.
+
+    Raises ProgramError when an initialiser does not fit its recipe: shape, size, non-finite values, fp16 range.
+    """
+    recipes: dict[str, list[Tensor]] = {}
+    for tensor in program.tensors:
+        if tensor.packing is not None:
+            recipes.setdefault(tensor.packing.source, []).append(tensor)
+    for source, tensors in recipes.items():
+        array = initialiser(source)
+        matrices: dict[tuple[int, ...], list[Tensor]] = {}
+        for tensor in tensors:
+            packing = _recipe(tensor)
+            if packing.form == "plain":
+                _write_plain(tensor, array, write)
+            else:
+                key = (packing.k, packing.n, packing.panel, packing.bits, packing.group, packing.transposed)
+                matrices.setdefault(key, []).append(tensor)
+        for same in matrices.values():
+            _write_matrix(same, array, write)
+
+
+def packed_bytes(packing: Packing) -> int:
+    """Bytes of the packed form of `panels` or `scales`."""
+    last = -(-packing.n // packing.panel) - 1
+    width = packing.n - last * packing.panel
+    if packing.form == "scales":
+        return panel_offset(packing, last) + scale_groups(packing) * width * 2
+    return panel_offset(packing, last) + packing.k * _row_bytes(width, packing.bits)
+
+
+def panel_offset(packing: Packing, panel: int) -> int:
+    """Byte offset of a panel from the tensor's base; all panels before the last are full."""
+    if packing.form == "scales":
+        return panel * scale_groups(packing) * packing.panel * 2
+    return panel * packing.k * _row_bytes(packing.panel, packing.bits)
+
+
+def scale_groups(packing: Packing) -> int:
+    """Groups of rows that share a scale; the last group may be shorter than the others."""
+    return -(-packing.k // packing.group)
+
+
+def quantise(matrix: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """(q int8 `[k, n]`, scales fp16 `[ceil(k / group), n]`) of a matrix, so that q * scale is near it.
+
+    The scale is rounded to fp16 first and that scale is the one used. A group of zeros gets scale 1, one too small for
+    fp16 the smallest scale there is. Rounds half to even. Raises ProgramError for values that fp16 scales cannot reach.
+    """
+    if bits not in QMAX or group < 1:
+        raise ProgramError(f"cannot quantise to {bits} bits in groups of {group}; bits are 4 or 8, groups at least 1")
+    qmax, k = QMAX[bits], matrix.shape[0]
+    q = np.empty(matrix.shape, np.int8)
+    scales = np.empty((-(-k // group), matrix.shape[1]), np.float16)
+    for index in range(len(scales)):
+        rows = slice(index * group, (index + 1) * group)
+        values = np.asarray(matrix[rows], np.float32)
+        largest = np.abs(values).max(axis=0)
+        with np.errstate(over="ignore"):
+            scale = (largest / np.float32(qmax)).astype(np.float16)
+        if not np.isfinite(scale).all():
+            limit = float(np.finfo(np.float16).max) * qmax
+            raise ProgramError(
+                f"values up to {largest.max()}; int{bits} with fp16 scales reaches finite values up to {limit}"
+            )
+        scale[scale == 0] = SMALLEST_SCALE
+        scale[largest == 0] = 1
+        scales[index] = scale
+        values = np.rint(values / scale.astype(np.float32))
+        q[rows] = np.clip(values, -qmax, qmax, out=values)
+    return q, scales
+
+
+def dequantise(q: np.ndarray, scales: np.ndarray, group: int) -> np.ndarray:
+    """fp32 `[k, n]` of what `quantise` returned."""
+    return q.astype(np.float32) * np.repeat(scales.astype(np.float32), group, axis=0)[: len(q)]
+
+
+def pack_panels(columns: np.ndarray, panel: int, bits: int) -> np.ndarray:
+    """Bytes of consecutive panels of a matrix `[rows, columns]`: int8 values for 4 and 8 bits, fp16 for 16."""
+    rows, n = columns.shape
+    full = n // panel * panel
+    blocks = columns[:, :full].reshape(rows, -1, panel).transpose(1, 0, 2)
+    return np.concatenate([_pack_rows(part, bits).reshape(-1) for part in (blocks, columns[:, full:])])
+
+
+def _pack_rows(values: np.ndarray, bits: int) -> np.ndarray:
+    """Values `[..., columns]` to bytes, each row padded to whole bytes."""
+    if bits != 4:
+        return np.ascontiguousarray(values).view(np.uint8)
+    if values.shape[-1] % 2:
+        values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
+    return pack_int4(values)
+
+
+def _row_bytes(columns: int, bits: int) -> int:
+    return (columns * bits + 7) // 8
+
+
+def _recipe(tensor: Tensor) -> Packing:
+    """The tensor's recipe, once it is known to be one that this module makes and to fit."""
+    packing = tensor.packing
+    assert packing is not None
+    where = f"tensor {tensor.name!r} from {packing.source!r}"
+    if packing.form not in ("panels", "scales", "plain"):
+        raise ProgramError(f"{where}: unknown packing form {packing.form!r}; known: panels, scales, plain")
+    if packing.form == "plain":
+        return packing
+    if min(packing.k, packing.n, packing.panel) < 1 or packing.bits not in (4, 8, 16):
+        raise ProgramError(f"{where}: {packing} needs k, n and panel above 0, and 4, 8 or 16 bits")
+    if packing.bits == 16 and packing.form == "scales":
+        raise ProgramError(f"{where}: fp16 weights have no scales")
+    if packing.bits != 16 and packing.group < 1:
+        raise ProgramError(f"{where}: groups of {packing.group} rows; integers need at least 1, k for per-channel")
+    if packed_bytes(packing) > tensor.nbytes:
+        raise ProgramError(f"{where}: packs to {packed_bytes(packing)} bytes, the tensor has {tensor.nbytes}")
+    return packing
+
+
+def _write_matrix(tensors: list[Tensor], array: np.ndarray, write: Write) -> None:
+    """Panels and scales of one matrix under one recipe, a block of panels at a time."""
+    packing = tensors[0].packing
+    assert packing is not None
+    expected = (packing.n, packing.k) if packing.transposed else (packing.k, packing.n)
+    if array.shape != expected:
+        raise ProgramError(f"initialiser {packing.source!r} has shape {array.shape}, its packing expects {expected}")
+    matrix = array.T if packing.transposed else array
+    for first, last in _blocks(packing.n, packing.k, packing.panel):
+        columns = np.ascontiguousarray(matrix[:, first:last], np.float32)
+        if not np.isfinite(columns).all():
+            raise ProgramError(
+                f"initialiser {packing.source!r} has values that are not finite; repair the student's weights"
+            )
+        if packing.bits == 16:
+            packed = {"panels": (_to_half(packing.source, columns), 16)}
+        else:
+            q, scales = quantise(columns, packing.bits, packing.group)
+            packed = {"panels": (q, packing.bits), "scales": (scales, 16)}
+        for tensor in tensors:
+            assert tensor.packing is not None
+            values, bits = packed[tensor.packing.form]
+            offset = panel_offset(tensor.packing, first // packing.panel)
+            write(tensor.address + offset, pack_panels(values, packing.panel, bits))
+
+
+def _blocks(n: int, k: int, panel: int) -> Iterator[tuple[int, int]]:
+    """Column ranges of whole panels, about `BLOCK_ELEMENTS` weights each."""
+    step = max(1, BLOCK_ELEMENTS // (k * panel)) * panel
+    return ((first, min(first + step, n)) for first in range(0, n, step))
+
+
+def _to_half(source: str, values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ProgramError(
+            f"initialiser {source!r} has values beyond fp16, up to {np.abs(values).max()}; keep it in fp32"
+        )
+    return half
+
+
+def _write_plain(tensor: Tensor, array: np.ndarray, write: Write) -> None:
+    """Row-major conversion to the tensor's element type, a block of rows at a time."""
+    packing = tensor.packing
+    assert packing is not None
+    if tensor.dtype is Dtype.I4 or array.size * tensor.dtype.bits // 8 > tensor.nbytes:
+        raise ProgramError(
+            f"tensor {tensor.name!r} has {tensor.nbytes} bytes; {packing.source!r} of shape {array.shape} "
+            f"does not fit as plain {tensor.dtype.text}"
+        )
+    rows = np.atleast_1d(array.T if packing.transposed else array)
+    step = max(1, BLOCK_ELEMENTS * len(rows) // max(1, array.size))
+    address = tensor.address
+    for first in range(0, len(rows), step):
+        block = rows[first : first + step]
+        if tensor.dtype is Dtype.F16:
+            converted = _to_half(packing.source, block)
+        else:
+            with np.errstate(invalid="ignore", over="ignore"):
+                converted = block.astype(tensor.dtype.numpy)
+            if tensor.dtype is not Dtype.F32 and not np.array_equal(converted, block):
+                raise ProgramError(f"initialiser {packing.source!r} is not made of {tensor.dtype.text} numbers")
+        data = np.ascontiguousarray(converted).reshape(-1).view(np.uint8)
+        write(address, data)
+        address += data.size

@@ -1,0 +1,1 @@
+"""ONNX in, Relax out; the only room that knows ONNX."""

@@ -1,0 +1,74 @@
+"""ONNX operators that TVM's importer lacks or gets wrong, as raw npu calls or plain Relax.
+
+Each converter has the signature of TVM's: (block builder, inputs, attributes, [values, parameters]).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.tvm import dialect
+from firsttoken_compiler.tvm.api import onnx_frontend, relax
+
+Converter = Callable[[Any, Any, dict[str, Any], Any], Any]
+
+
+def rotary_embedding(_builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """ai.onnx RotaryEmbedding (opset 23): half-rotate, whole head, 3-D or 4-D input."""
+    name = attrs["tvm_custom"]["name"]
+    if attrs.get("interleaved", 0) or attrs.get("rotary_embedding_dim", 0):
+        raise StudentError(f"node {name}: RotaryEmbedding interleaved or partial is not supported: export half-rotate RoPE")
+    positions = inputs[3] if len(inputs) > 3 else None
+    return dialect.raw_rope(inputs[0], inputs[1], inputs[2], positions, int(attrs.get("num_heads", 0)))
+
+
+def attention(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """ai.onnx Attention (opset 23, 24): 3-D with head counts or 4-D; mask, past and present optional; GQA."""
+    name = attrs["tvm_custom"]["name"]
+    for key in ("softcap", "qk_matmul_output_mode"):
+        if attrs.get(key, 0):
+            raise StudentError(f"node {name}: Attention with {key}={attrs[key]} is not supported")
+    given = [inputs[i] if i < len(inputs) else None for i in range(7)]
+    if given[6] is not None:
+        raise StudentError(f"node {name}: Attention with nonpad_kv_seqlen is not supported: use a static KV cache")
+    query, key_, value, mask, past_key, past_value = given[:6]
+    call = dialect.raw_attention(
+        query, key_, value, mask, past_key, past_value,
+        heads=int(attrs.get("q_num_heads", 0)), kv_heads=int(attrs.get("kv_num_heads", 0)),
+        scale=float(attrs.get("scale", 0.0) or 0.0), causal=int(attrs.get("is_causal", 0)),
+    )  # fmt: skip
+    result = builder.emit(call)
+    return relax.Tuple([builder.emit(relax.TupleGetItem(result, i)) for i in range(3)])
+
+
+def swish(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """ai.onnx Swish (opset 24) with alpha 1, which is SiLU."""
+    if float(attrs.get("alpha", 1.0)) != 1.0:
+        raise StudentError(f"node {attrs['tvm_custom']['name']}: Swish with alpha {attrs['alpha']} is not supported")
+    return relax.op.multiply(inputs[0], builder.emit(relax.op.sigmoid(inputs[0])))
+
+
+def rms_normalization(_builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """ai.onnx RMSNormalization (opset 23) over the last axis."""
+    rank = len(inputs[0].ty.shape)
+    if int(attrs.get("axis", -1)) not in (-1, rank - 1):
+        raise StudentError(f"node {attrs['tvm_custom']['name']}: RMSNormalization over more than the last axis")
+    return relax.op.nn.rms_norm(inputs[0], inputs[1], [-1], float(attrs.get("epsilon", 1e-5)))
+
+
+def gather(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any:
+    """Gather of rows by run-time indices as a plain take; TVM's own adds arithmetic for negative indices."""
+    table, ids = inputs[0], inputs[1]
+    variable = isinstance(table, relax.Var) and isinstance(ids, relax.Var) and isinstance(ids.ty, relax.TensorType)
+    if variable and int(attrs.get("axis", 0)) == 0 and len(table.ty.shape) == 2:
+        return relax.op.take(table, ids, axis=0)
+    return onnx_frontend.Gather._impl_v13(builder, inputs, attrs, params)
+
+
+CONVERTERS: dict[str, Converter] = {
+    "Attention": attention,
+    "Gather": gather,
+    "RMSNormalization": rms_normalization,
+    "RotaryEmbedding": rotary_embedding,
+    "Swish": swish,
+}

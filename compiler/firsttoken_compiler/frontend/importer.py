@@ -1,0 +1,157 @@
+"""ONNX → Relax through TVM's importer: weights stay parameters without data, every value remembers its node.
+
+TVM's importer has no extension points, so this subclasses it, and replaces its conversion table while it runs.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.converters import CONVERTERS
+from firsttoken_compiler.frontend.onnx_file import OnnxStudent
+from firsttoken_compiler.tvm.api import Call, onnx_frontend, relax, tvm
+
+CONSTANT_ELEMENTS: Final = 1
+"""Embedded initialisers up to this size become constants (shapes, axes, epsilons); larger ones stay parameters."""
+FOLDED_DOMAINS: Final = ("", "ai.onnx")
+
+
+@dataclass
+class Imported:
+    """The Relax module and what ties it to the ONNX file."""
+
+    module: Any
+    student: OnnxStudent
+    weights: dict[str, str] = field(default_factory=dict)
+    """Relax parameter name → initialiser name."""
+    origin: dict[str, str] = field(default_factory=dict)
+    """Relax variable name → ONNX node name."""
+    inputs: tuple[str, ...] = ()
+    """ONNX names of the graph inputs, in parameter order."""
+
+
+class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
+    """TVM's importer with lazy weights and a record of which node made which variable."""
+
+    def __init__(self, student: OnnxStudent) -> None:
+        super().__init__(None, "float32", keep_params_in_input=False)
+        self._student = student
+        self.weights: dict[str, str] = {}
+        self.origin: dict[str, str] = {}
+        self._lazy: dict[str, Any] = {}
+
+    def _parse_graph_initializers(self, graph: Any) -> None:
+        for name, entry in self._student.initializers.items():
+            small = entry.external is None and entry.elements <= CONSTANT_ELEMENTS
+            dtype = np.dtype(onnx_dtype(entry.onnx_type, name))
+            if small or dtype.kind in "iub":
+                # a plain numpy array would be narrowed to int32
+                self._nodes[name] = relax.const(tvm.runtime.tensor(np.ascontiguousarray(self._student.array(name))))
+                continue
+            variable = self._new_var(self._sanitize_name(name), shape=list(entry.shape), dtype=dtype.name)
+            self._nodes[name] = variable
+            self._lazy[name] = variable
+            self.weights[variable.name] = name
+
+    def _parse_graph_input(self, graph: Any) -> None:
+        super()._parse_graph_input(graph)
+        for name in list(self._inputs):
+            if name in self._student.initializers:  # files before IR version 4 list weights as inputs too
+                del self._inputs[name]
+        self.names = tuple(self._inputs)
+        self._inputs.update(self._lazy)
+
+    def _check_for_unsupported_ops(self, graph: Any) -> None:
+        """Done beforehand by `check_operators`, which names the nodes."""
+
+    def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
+        name = attrs["tvm_custom"]["name"]
+        result = super()._convert_operator(op_name, inputs, attrs, opset)
+        if isinstance(result, Call) and isinstance(result.ty, relax.TensorType):
+            result = self.bb.emit(result)  # a variable of its own, so that its name can carry the node
+        for value in result.fields if isinstance(result, relax.Tuple) else (result,):
+            if isinstance(value, relax.Var):
+                self.origin.setdefault(value.name, name)
+        return result
+
+
+def onnx_dtype(onnx_type: int, name: str) -> Any:
+    """numpy dtype of an ONNX element type; raises StudentError for types that have none."""
+    from onnx import helper
+
+    try:
+        return helper.tensor_dtype_to_np_dtype(onnx_type)
+    except KeyError:
+        raise StudentError(f"tensor {name} has the unknown ONNX element type {onnx_type}") from None
+
+
+@contextlib.contextmanager
+def _conversion_table() -> Iterator[None]:
+    """TVM's table with ours on top; built once here, where TVM builds it once per node."""
+    stock = onnx_frontend._get_convert_map
+    table = dict(stock())
+    for name, converter in CONVERTERS.items():
+        table[name] = type(f"Npu{name}", (onnx_frontend.OnnxOpConverter,), {"_impl_v1": staticmethod(converter)})
+    onnx_frontend._get_convert_map = lambda: table
+    try:
+        yield
+    finally:
+        onnx_frontend._get_convert_map = stock
+
+
+def check_operators(student: OnnxStudent) -> None:
+    """Raises StudentError listing every operator that the importer cannot read, with the names of its nodes."""
+    known = set(onnx_frontend._get_convert_map()) | set(CONVERTERS) | {"Constant"}
+    unknown: dict[str, list[str]] = {}
+    for node in student.graph.node:
+        if node.op_type not in known or node.domain not in FOLDED_DOMAINS:
+            operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            unknown.setdefault(operator, []).append(node.name or node.output[0])
+    if unknown:
+        raise StudentError(unsupported_message(student.name, unknown))
+
+
+def unsupported_message(student: str, unknown: dict[str, list[str]], shown: int = 8) -> str:
+    """One line per operator with the nodes that use it."""
+    lines = []
+    for operator, nodes in sorted(unknown.items()):
+        more = f" and {len(nodes) - shown} more" if len(nodes) > shown else ""
+        lines.append(f"  {operator}: {', '.join(repr(node)[1:-1] for node in nodes[:shown])}{more}")
+    return (
+        f"{student}: {len(unknown)} operators cannot be compiled:\n" + "\n".join(lines) + "\n"
+        "  remedy: export the student with torch.onnx.export(dynamo=True) and static shapes, opset 18 or 23"
+    )
+
+
+def import_onnx(student: OnnxStudent) -> Imported:
+    """The graph as a Relax function whose parameters are the inputs, then the weights (never read).
+
+    Raises StudentError for unsupported operators, dynamic shapes, and graphs that TVM cannot type.
+    """
+    check_operators(student)
+    for value in student.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        loose = [d.dim_param or "?" for d in dims if not d.HasField("dim_value") or d.dim_value <= 0]
+        if loose and value.name not in student.initializers:
+            raise StudentError(
+                f"{student.name}: input {value.name!r} has the dynamic or empty dimensions {', '.join(loose)}: "
+                "export it with static shapes"
+            )
+    importer = _Importer(student)
+    noise = io.StringIO()
+    with _conversion_table(), warnings.catch_warnings(), contextlib.redirect_stdout(noise):
+        warnings.simplefilter("ignore")  # TVM announces every renamed value
+        try:
+            module = importer.from_onnx(student.graph, student.opset)
+        except StudentError:
+            raise
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError) as error:
+            last = str(error).strip()[-600:]
+            raise StudentError(f"{student.name}: TVM's importer refuses the graph: {last[:300]}") from error
+    return Imported(module, student, importer.weights, importer.origin, importer.names)

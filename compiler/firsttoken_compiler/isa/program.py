@@ -1,0 +1,241 @@
+"""A program: encoded instructions, microprograms, memory map and provenance, and the file they are kept in."""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from firsttoken_compiler.errors import ProgramError
+from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.instruction import Instruction
+from firsttoken_compiler.isa.opcodes import decode, parse
+from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.isa.vector_kernel import VectorKernel
+
+FORMAT: Final = "firsttoken-program"
+FORMAT_VERSION: Final = 1
+MAX_FILE_BYTES: Final = 1 << 30
+
+TENSOR_KINDS = ("input", "output", "weight", "constant", "kv", "activation")
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a weight tensor is derived from the student's: the recipe, not the bytes.
+
+    The packed form is panels of `panel` columns, each panel `[k, panel]` row-major, int4 two to a byte along the columns,
+    the last panel narrower when `panel` does not divide n. Scales are fp16 `[groups, n]` in the same panels.
+    """
+
+    source: str
+    """Name of the ONNX initialiser."""
+    form: str
+    """`panels` (the matrix), `scales` (its scales), `plain` (row-major, only converted)."""
+    k: int
+    n: int
+    panel: int
+    bits: int
+    group: int
+    """Rows of k that share a scale; k itself for per-channel; 0 for float."""
+    transposed: bool
+    """The initialiser is stored `[n, k]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named range of memory. `packing` says how a weight's bytes are made; constants carry theirs in the program."""
+
+    name: str
+    kind: str
+    space: Space
+    address: int
+    nbytes: int
+    dtype: Dtype
+    shape: tuple[int, ...]
+    packing: Packing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpInfo:
+    """One operator of the lowered graph and where it came from. Instruction i belongs to `ops[code[i, word.OP]]`."""
+
+    name: str
+    kind: str
+    """`linear`, `attention`, `rms_norm`, ... ; the npu dialect's name."""
+    onnx_nodes: tuple[str, ...]
+    module: str
+    """Module path without the operator, e.g. `layers.3.mlp`; empty outside the layers."""
+    first: int
+    last: int
+    """Instruction range `[first, last)`."""
+    m: int = 0
+    n: int = 0
+    k: int = 0
+    batch: int = 1
+    w_bits: int = 0
+    a_bits: int = 0
+    macs: int = 0
+    """Multiply-accumulates that the operator's ONNX nodes define."""
+    tile: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything the two machines need. `meta` holds the student, the target's name and hash, and the options."""
+
+    code: np.ndarray
+    """int64 `[instructions, word.WIDTH]`."""
+    kernels: tuple[VectorKernel, ...]
+    tensors: tuple[Tensor, ...]
+    ops: tuple[OpInfo, ...]
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    """Bytes (uint8) of tensors of kind `constant`."""
+    dram_bytes: int = 0
+    spad_bytes: int = 0
+    """Highest scratchpad address in use, per core."""
+    acc_bytes: int = 0
+    cores: int = 1
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of instructions."""
+        return len(self.code)
+
+    def instructions(self) -> Iterator[Instruction]:
+        """The decoded instructions in program order."""
+        return (decode(row) for row in self.code)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name; raises ProgramError naming it when absent."""
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        raise ProgramError(f"the program has no tensor {name!r}")
+
+    def of_kind(self, kind: str) -> tuple[Tensor, ...]:
+        """All tensors of one of `TENSOR_KINDS`."""
+        return tuple(tensor for tensor in self.tensors if tensor.kind == kind)
+
+    def __str__(self) -> str:
+        """The listing: microprograms, then one instruction a line."""
+        lines = [f".kernel {index} {kernel}" for index, kernel in enumerate(self.kernels)]
+        return "\n".join(lines + [str(instruction) for instruction in self.instructions()]) + "\n"
+
+    def encode(self) -> bytes:
+        """The binary file: a zip of `program.json`, `code.npy` and the constants; the same program gives the same bytes."""
+        document = {
+            "format": FORMAT, "version": FORMAT_VERSION, "meta": self.meta, "cores": self.cores,
+            "dram_bytes": self.dram_bytes, "spad_bytes": self.spad_bytes, "acc_bytes": self.acc_bytes,
+            "kernels": [str(kernel) for kernel in self.kernels],
+            "tensors": [asdict(tensor) for tensor in self.tensors],
+            "ops": [asdict(op) for op in self.ops],
+            "constants": list(self.constants),
+        }  # fmt: skip
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            _write(archive, "program.json", json.dumps(document, sort_keys=True).encode())
+            _write(archive, "code.npy", _npy(self.code))
+            for index, data in enumerate(self.constants.values()):
+                _write(archive, f"constant{index}.npy", _npy(data))
+        return buffer.getvalue()
+
+    @staticmethod
+    def decode(data: bytes) -> "Program":
+        """Inverse of `encode`; raises ProgramError on anything that is not a program of this version."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                total = sum(entry.file_size for entry in archive.infolist())
+                if total > MAX_FILE_BYTES:
+                    raise ProgramError(f"program file unpacks to {total} bytes, the limit is {MAX_FILE_BYTES}")
+                document = json.loads(archive.read("program.json"))
+                if document.get("format") != FORMAT or document.get("version") != FORMAT_VERSION:
+                    raise ProgramError(
+                        f"program file has format {document.get('format')!r} version {document.get('version')!r}; "
+                        f"this release reads {FORMAT!r} version {FORMAT_VERSION}: compile the student again"
+                    )
+                return _from_document(document, archive)
+        except (zipfile.BadZipFile, KeyError, ValueError, TypeError, OSError) as error:
+            raise ProgramError(f"not a program file: {error}; write one with 'firsttoken compile'") from error
+
+    def save(self, path: Path) -> None:
+        """Writes the binary file."""
+        path.write_bytes(self.encode())
+
+    @staticmethod
+    def load(path: Path) -> "Program":
+        """Reads a binary file; raises ProgramError when it is missing or malformed."""
+        if not path.is_file():
+            raise ProgramError(f"no such program file: {path}; write one with 'firsttoken compile'")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ProgramError(f"{path} has {path.stat().st_size} bytes, the limit is {MAX_FILE_BYTES}")
+        return Program.decode(path.read_bytes())
+
+    def with_code(self, code: np.ndarray) -> "Program":
+        """The same program with other instructions."""
+        return replace(self, code=code)
+
+
+def parse_listing(text: str) -> tuple[np.ndarray, tuple[VectorKernel, ...]]:
+    """Code and microprograms of a listing; inverse of `str(program)`. Blank lines and `#` comments are skipped."""
+    kernels: list[VectorKernel] = []
+    rows: list[np.ndarray] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        body = line.split("#", 1)[0].strip()
+        try:
+            if body.startswith(".kernel"):
+                kernels.append(VectorKernel.parse(body.split(maxsplit=2)[2]))
+            elif body:
+                rows.append(parse(body).encode())
+        except (ProgramError, ValueError, IndexError) as error:
+            raise ProgramError(f"line {number}: {error}") from error
+    code = np.stack(rows) if rows else np.zeros((0, word.WIDTH), np.int64)
+    return code, tuple(kernels)
+
+
+def _from_document(document: dict[str, Any], archive: zipfile.ZipFile) -> Program:
+    code = _read_npy(archive, "code.npy")
+    if code.dtype != np.int64 or code.ndim != 2 or code.shape[1] != word.WIDTH:
+        raise ProgramError(f"code has type {code.dtype} and shape {code.shape}, expected int64 [n, {word.WIDTH}]")
+    constants = {name: _read_npy(archive, f"constant{i}.npy") for i, name in enumerate(document["constants"])}
+    return Program(
+        code=code,
+        kernels=tuple(VectorKernel.parse(text) for text in document["kernels"]),
+        tensors=tuple(_tensor(entry) for entry in document["tensors"]),
+        ops=tuple(OpInfo(**{**entry, "onnx_nodes": tuple(entry["onnx_nodes"])}) for entry in document["ops"]),
+        constants=constants,
+        dram_bytes=document["dram_bytes"],
+        spad_bytes=document["spad_bytes"],
+        acc_bytes=document["acc_bytes"],
+        cores=document["cores"],
+        meta=document["meta"],
+    )
+
+
+def _tensor(entry: dict[str, Any]) -> Tensor:
+    packing = Packing(**entry["packing"]) if entry["packing"] else None
+    return Tensor(
+        **{
+            **entry, "space": Space(entry["space"]), "dtype": Dtype(entry["dtype"]),
+            "shape": tuple(entry["shape"]), "packing": packing,
+        }
+    )  # fmt: skip
+
+
+def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # a fixed time stamp keeps the bytes equal
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    array: np.ndarray = np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+    return array

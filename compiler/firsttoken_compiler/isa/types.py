@@ -1,0 +1,128 @@
+"""Element types, address spaces and engines: the small integers that instruction words are made of."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+
+class Dtype(IntEnum):
+    """Element type of an operand. `I4` is packed two to a byte, low nibble first."""
+
+    F32 = 1
+    F16 = 2
+    I32 = 3
+    I16 = 4
+    I8 = 5
+    I4 = 6
+    I64 = 7
+
+    @property
+    def bits(self) -> int:
+        """Width of one element in bits."""
+        return _BITS[self]
+
+    @property
+    def text(self) -> str:
+        """Name in program listings and reports, e.g. `f16`."""
+        return self.name.lower()
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The numpy element type; for `I4` the int8 that it is widened to."""
+        return _NUMPY[self]
+
+    def nbytes(self, elements: int) -> int:
+        """Bytes that `elements` packed elements occupy, rounded up to a whole byte."""
+        return (elements * self.bits + 7) // 8
+
+
+_BITS = {Dtype.F32: 32, Dtype.F16: 16, Dtype.I32: 32, Dtype.I16: 16, Dtype.I8: 8, Dtype.I4: 4, Dtype.I64: 64}
+_NUMPY: dict[Dtype, np.dtype[Any]] = {
+    Dtype.F32: np.dtype(np.float32),
+    Dtype.F16: np.dtype(np.float16),
+    Dtype.I32: np.dtype(np.int32),
+    Dtype.I16: np.dtype(np.int16),
+    Dtype.I8: np.dtype(np.int8),
+    Dtype.I4: np.dtype(np.int8),
+    Dtype.I64: np.dtype(np.int64),
+}
+
+
+class Space(IntEnum):
+    """Address space: DRAM is shared by all cores, scratchpad and accumulator belong to one core."""
+
+    DRAM = 1
+    SPAD = 2
+    ACC = 3
+
+    @property
+    def text(self) -> str:
+        """Name in program listings."""
+        return self.name.lower()
+
+
+class Engine(IntEnum):
+    """In-order instruction queue of a core; the queue's semaphore counts its signalling instructions that completed."""
+
+    DMA_IN = 0
+    DMA_OUT = 1
+    MATRIX = 2
+    VECTOR = 3
+    HOST = 4
+
+    @property
+    def text(self) -> str:
+        """Name in program listings and traces."""
+        return self.name.lower()
+
+
+ENGINES_PER_CORE = len(Engine)
+
+
+def queue_index(core: int, engine: Engine) -> int:
+    """Index of a queue (and of its semaphore) over all cores."""
+    return core * ENGINES_PER_CORE + int(engine)
+
+
+def queue_name(index: int) -> str:
+    """Name of a queue, e.g. `core0.matrix`."""
+    return f"core{index // ENGINES_PER_CORE}.{Engine(index % ENGINES_PER_CORE).text}"
+
+
+def parse_queue(text: str) -> int:
+    """Inverse of `queue_name`; raises ValueError on anything else."""
+    core, _, engine = text.partition(".")
+    if not core.startswith("core") or engine.upper() not in Engine.__members__:
+        raise ValueError(f"no such queue: {text!r}")
+    return queue_index(int(core[4:]), Engine[engine.upper()])
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A strided view: element (i, j, l) lies at `address + i*s0 + j*s1 + l*s2` (bytes).
+
+    What the three axes mean is the instruction's business; see each class.
+    """
+
+    space: Space
+    dtype: Dtype
+    address: int
+    s0: int = 0
+    s1: int = 0
+    s2: int = 0
+
+
+def unpack_int4(packed: np.ndarray) -> np.ndarray:
+    """Bytes `[..., n]` to signed int4 values as int8 `[..., 2n]`, low nibble first."""
+    low = (packed << 4).astype(np.int8) >> 4
+    high = packed.astype(np.int8) >> 4
+    return np.stack([low, high], axis=-1).reshape(*packed.shape[:-1], packed.shape[-1] * 2)
+
+
+def pack_int4(values: np.ndarray) -> np.ndarray:
+    """Signed values in [-8, 7] `[..., 2n]` to bytes `[..., n]`, low nibble first; the layout of `ml_dtypes.int4` pairs."""
+    nibbles = values.astype(ml_dtypes.int4).astype(np.int8).view(np.uint8) & 0xF
+    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)

@@ -1,0 +1,1 @@
+"""Relax passes, one file each; `pipeline.py` gives their order."""

@@ -1,0 +1,266 @@
+"""Attention and rotary embedding: ONNX's own operators, and the decomposed spellings of torch's exporter."""
+
+from typing import Any
+
+import numpy as np
+
+from firsttoken_compiler.passes import views
+from firsttoken_compiler.passes.patterns import Captured, Context, Env, Match, Rule
+from firsttoken_compiler.passes.views import View
+from firsttoken_compiler.tvm.api import Call, is_op, relax, shape_of, wildcard
+
+
+def _op(name: str, *args: Any) -> Any:
+    return is_op(f"relax.{name}")(*args)
+
+
+# --- rotary embedding ---------------------------------------------------------------------------------------------------
+
+
+def _rotary(context: Context, builder: Any, view: View, cos: Any, sin: Any) -> View:
+    base = context.emit(builder, "npu.rope", [view.base, cos, sin], heads=view.heads, out="float32")
+    return View(base, view.axes, view.tokens, view.features, view.heads, view.repeat)
+
+
+def _half_table(context: Context, value: Any, tokens: int) -> np.ndarray | None:
+    """Rows `[tokens, d/2]` of a constant table `[.., tokens, d]` whose halves repeat; None when it is not one."""
+    table = context.known(value)
+    if table is None or table.size % tokens:
+        return None
+    table = table.reshape(-1, table.shape[-1])
+    half = table.shape[-1] // 2
+    if table.shape[0] not in (1, tokens) or not np.array_equal(table[:, :half], table[:, half:]):
+        return None
+    return np.broadcast_to(table[:, :half], (tokens, half)).astype(np.float32)
+
+
+def _decomposed_rope() -> Rule:
+    """x * cos + concat(-x[half:], x[:half]) * sin."""
+    x, cos, sin = wildcard(), wildcard(), wildcard()
+    low, high = is_op("relax.strided_slice"), is_op("relax.strided_slice")
+    turned = _op("concat", relax_tuple(_op("negative", low(x, varg_default_wildcard=True)), high(x, varg_default_wildcard=True)))
+    pattern = _op("add", _op("multiply", x, cos), _op("multiply", turned, sin))
+
+    def condition(context: Context, c: Captured) -> bool:
+        shape = shape_of(c["x"])
+        return len(shape) == 4 and all(_half_table(context, c[part], shape[2]) is not None for part in ("cos", "sin"))
+
+    def build(context: Context, builder: Any, c: Captured, env: Env) -> View:
+        view = env[c["x"]]
+        tables = [_half_table(context, c[part], view.tokens) for part in ("cos", "sin")]
+        cos_, sin_ = (context.constant(np.asarray(table), "rotary") for table in tables)
+        return _rotary(context, builder, view, cos_, sin_)
+
+    return Rule(pattern, {"x": x, "cos": cos, "sin": sin}, build, condition)
+
+
+def relax_tuple(*fields: Any) -> Any:
+    """Pattern of a tuple of patterns."""
+    from tvm.relax.dpl import is_tuple
+
+    return is_tuple(list(fields))
+
+
+class RawRope(Rule):
+    """npu.raw_rope: caches gathered by position, or already per token."""
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """Captures all arguments of the call."""
+        names = ("x", "cos", "sin", "positions")
+        captured = {"call": value, **dict(zip(names, value.args, strict=False))}
+        return Match(captured, tuple(value.args), (variable,))
+
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """Emits the gathers of the tables (once per table and positions) and the rotation."""
+        c = match.captured
+        view, heads = env[c["x"]], int(c["call"].attrs["heads"])
+        if heads:
+            view = View(view.base, view.axes, view.tokens, view.features, heads)
+        cos, sin = (self._table(context, builder, c, env, part, view.tokens) for part in ("cos", "sin"))
+        turned = _rotary(context, builder, view, cos, sin)
+        return View(turned.base, view.axes, view.tokens, view.features, 1 if heads else view.heads)
+
+    def _table(self, context: Context, builder: Any, c: Captured, env: Env, part: str, tokens: int) -> Any:
+        if "positions" not in c:
+            table = context.known(c[part])
+            if table is not None:
+                return context.constant(table.reshape(tokens, -1).astype(np.float32), "rotary")
+            return env[c[part]].base
+        key = (c[part], c["positions"])
+        cache: dict[Any, Any] = context.__dict__.setdefault("gathered", {})
+        if key not in cache:
+            positions = env[c["positions"]]
+            table = env[c[part]].base if c[part] in env else context.constant(np.asarray(context.known(c[part])), "rotary")
+            rows = positions.base
+            if len(shape_of(rows)) != 1:
+                rows = builder.emit(relax.op.reshape(rows, (positions.features,)))
+            cache[key] = context.emit(builder, "npu.gather", [table, rows], out="float32")
+        return cache[key]
+
+
+# --- attention ----------------------------------------------------------------------------------------------------------
+
+
+def causal_mask(mask: np.ndarray, tokens: int) -> bool:
+    """Whether a constant mask is exactly 'no key after the query' (bool: allowed; float: 0 or very negative)."""
+    square = mask.reshape(-1, mask.shape[-1])
+    if square.shape != (tokens, tokens):
+        return False
+    allowed = square if square.dtype == np.bool_ else square > -1e4
+    clean = square.dtype == np.bool_ or bool(np.all(square[allowed] == 0))
+    return clean and np.array_equal(allowed, np.tril(np.ones((tokens, tokens), bool)))
+
+
+def emit_attention(
+    context: Context, builder: Any, query: View, key: View, value: View, *, scale: float, causal: bool,
+    mask: Any | None = None, past: tuple[Any, Any] | None = None, groups: int = 1,
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    """Emits the caches' appends and the attention; returns (output, present key, present value) variables."""
+    kv_heads, rows = key.heads, shape_of(past[0])[1] if past else 0
+    caches = []
+    for index, view in enumerate((key, value)):
+        args = [view.base] + ([past[index]] if past else [])
+        caches.append(
+            context.emit(builder, "npu.kv_append", args, kv_heads=kv_heads, past=rows, out="float32")
+        )
+    args = [query.base, *caches] + ([mask] if mask is not None else [])
+    output = context.emit(
+        builder, "npu.attention", args, heads=query.heads, kv_heads=kv_heads, scale=scale, causal=int(causal),
+        past=rows, mask=int(mask is not None), out="float32",
+    )  # fmt: skip
+    assert groups >= 1
+    return output, caches[0], caches[1]
+
+
+class RawAttention(Rule):
+    """npu.raw_attention: ONNX Attention with optional mask, past and present."""
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """Captures the call; a constant mask must be the causal one."""
+        attrs = value.attrs
+        mask_at = int(attrs["mask_at"])
+        if mask_at:
+            known = context.known(value.args[mask_at])
+            tokens = shape_of(value.args[0])[-2]
+            if known is not None and not causal_mask(known, tokens):
+                return None
+        return Match({"call": value}, tuple(a for a in value.args if isinstance(a, relax.Var)), (variable,))
+
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """Emits the attention; the result is a view of the output, its presents kept for the tuple items."""
+        call = match.captured["call"]
+        attrs = call.attrs
+        query, key, value = (env[arg] for arg in call.args[:3])
+        if len(shape_of(call.args[0])) == 3:
+            query = View(query.base, "1mhd", query.tokens, query.features, int(attrs["heads"]))
+            key, value = (View(v.base, "1mhd", v.tokens, v.features, int(attrs["kv_heads"])) for v in (key, value))
+        mask, causal = None, bool(int(attrs["causal"]))
+        if int(attrs["mask_at"]):
+            argument = call.args[int(attrs["mask_at"])]
+            if context.known(argument) is not None:
+                causal = True
+            else:
+                mask = env[argument].base
+        past_at = int(attrs["past_at"])
+        past = (env[call.args[past_at]].base, env[call.args[past_at + 1]].base) if past_at else None
+        scale = float(attrs["scale"]) or float(query.width) ** -0.5
+        output, keys, values = emit_attention(
+            context, builder, query, key, value, scale=scale, causal=causal, mask=mask, past=past
+        )
+        axes = "1mn" if len(shape_of(call.args[0])) == 3 else "1hmd"
+        view = View(output, axes, query.tokens, query.features, 1 if axes == "1mn" else query.heads)
+        presents: dict[Any, tuple[View, View]] = context.__dict__.setdefault("presents", {})
+        cache_views = (_cache_view(keys), _cache_view(values))
+        presents[view.base] = cache_views
+        return view
+
+
+def _cache_view(cache: Any) -> View:
+    heads, rows, width = shape_of(cache)
+    return View(cache, "1hmd", rows, heads * width, heads)
+
+
+class TupleItem(Rule):
+    """One of the three results of ONNX Attention."""
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """Captures the tuple and the index."""
+        source = context.values.get(value.tuple_value)
+        if not (isinstance(source, Call) and source.op.name == "npu.raw_attention"):
+            return None
+        return Match({"tuple": value.tuple_value, "index": int(value.index)}, (value.tuple_value,), (variable,))
+
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """The output's view, or a cache."""
+        view = env[match.captured["tuple"]]
+        index = match.captured["index"]
+        return view if index == 0 else context.__dict__["presents"][view.base][index - 1]
+
+
+def _scores(query: Any, key: Any, scale: Any, scale_k: Any, mask: Any, form: str, masked: bool) -> Any:
+    if form == "both":  # SDPA scales queries and keys by the root of the scale
+        scores = _op("matmul", _op("multiply", query, scale), _op("multiply", key, scale_k))
+    else:
+        scores = _op("matmul", query, key)
+        if form == "multiply":
+            scores = _op("multiply", scores, scale)
+        elif form == "divide":
+            scores = _op("divide", scores, scale)
+    return _op("add", scores, mask) if masked else scores
+
+
+def _decomposed_attention(form: str, masked: bool, guarded: bool) -> Rule:
+    """matmul(softmax(scores [+ mask]), v) with the spelling's way of scaling, with or without SDPA's NaN guard."""
+    query, key, value, scale, scale_k, mask, zero = (wildcard() for _ in range(7))
+    weights = _op("nn.softmax", _scores(query, key, scale, scale_k, mask, form, masked))
+    if guarded:
+        weights = _op("where", _op("isnan", weights), zero, weights)
+    captures = {"q": query, "k": key, "v": value}
+    if form != "none":
+        captures["scale"] = scale
+    if form == "both":
+        captures["scale_k"] = scale_k
+    if masked:
+        captures["mask"] = mask
+
+    def condition(context: Context, c: Captured) -> bool:
+        shape = shape_of(c["q"])
+        if len(shape) != 4 or any(context.scalar(c[name]) is None for name in ("scale", "scale_k") if name in c):
+            return False
+        if "mask" not in c:
+            return True
+        known = context.known(c["mask"])
+        return known is None or causal_mask(known, shape[2])
+
+    def build(context: Context, builder: Any, c: Captured, env: Env) -> View:
+        query_, key_, value_ = env[c["q"]], views.permute(env[c["k"]], [0, 1, 3, 2]), env[c["v"]]
+        factor = context.scalar(c["scale"]) if "scale" in c else 1.0
+        assert factor is not None
+        if form == "both":
+            factor *= context.scalar(c["scale_k"]) or 1.0
+        elif form == "divide":
+            factor = 1.0 / factor
+        known = context.known(c["mask"]) if "mask" in c else None
+        mask_ = env[c["mask"]].base if "mask" in c and known is None else None
+        output, _, _ = emit_attention(
+            context, builder, query_, key_, value_, scale=factor, causal=known is not None, mask=mask_
+        )
+        return View(output, "1hmd", query_.tokens, query_.features, query_.heads)
+
+    return Rule(_op("matmul", weights, value), captures, build, condition)
+
+
+def attention_rules() -> list[Rule]:
+    """Every decomposed spelling, guarded and masked ones first."""
+    return [
+        _decomposed_attention(form, masked, guarded)
+        for guarded in (True, False)
+        for masked in (True, False)
+        for form in ("both", "multiply", "divide", "none")
+    ]
+
+
+ROPE = _decomposed_rope()
+RAW_ROPE = RawRope(None, {}, lambda *_: None)  # type: ignore[arg-type,return-value]
+RAW_ATTENTION = RawAttention(None, {}, lambda *_: None)  # type: ignore[arg-type,return-value]
+TUPLE_ITEM = TupleItem(None, {}, lambda *_: None)  # type: ignore[arg-type,return-value]

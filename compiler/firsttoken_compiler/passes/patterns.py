@@ -1,0 +1,347 @@
+"""The Relax patterns of language-model graphs, each with the canonical call that it becomes.
+
+Rules are tried in order for the operator at their root, larger patterns first. Spellings seen from exporters are in
+docs; a new one is a new rule here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from firsttoken_compiler.frontend.importer import Imported
+from firsttoken_compiler.passes import views
+from firsttoken_compiler.passes.views import View
+from firsttoken_compiler.tvm import dialect
+from firsttoken_compiler.tvm.api import Call, GenericConst, is_op, relax, shape_of, wildcard
+
+Captured = dict[str, Any]
+Env = dict[Any, View]
+
+
+@dataclass
+class Context:
+    """What rules may look at while they match, and what they leave behind while they emit."""
+
+    imported: Imported
+    values: dict[Any, Any]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Parameters of the new function by name."""
+    constants: dict[str, Any] = field(default_factory=dict)
+    constant_vars: dict[str, Any] = field(default_factory=dict)
+    _emitted: list[str] = field(default_factory=list)
+    _inverse: dict[Any, Any] | None = None
+
+    def variable(self, value: Any) -> Any:
+        """The variable that a value is bound to; the value itself when it is not bound."""
+        if self._inverse is None:
+            self._inverse = {bound: variable for variable, bound in self.values.items()}
+        return self._inverse.get(value, value)
+
+    def emit(self, builder: Any, name: str, args: list[Any], **attrs: object) -> Any:
+        """Emits a call, or reuses the variable of an identical one."""
+        variable = builder.emit(dialect.call(name, args, **attrs))
+        self._emitted.append(variable.name)
+        return variable
+
+    def take_emitted(self) -> list[str]:
+        """Names of the variables emitted since the last call."""
+        taken, self._emitted = self._emitted, []
+        return taken
+
+    def is_weight(self, value: Any) -> bool:
+        """Whether the value is an initialiser that stayed a parameter."""
+        return isinstance(value, relax.Var) and value.name in self.imported.weights
+
+    def known(self, value: Any) -> np.ndarray | None:
+        """The elements of a constant or of an initialiser whose data is here; None for anything computed."""
+        if isinstance(value, GenericConst):
+            return np.asarray(value.value.numpy())
+        if self.is_weight(value):
+            name = self.imported.weights[value.name]
+            if self.imported.student.has_data(name):
+                return np.asarray(self.imported.student.array(name))
+        return None
+
+    def scalar(self, value: Any) -> float | None:
+        """A constant with one element."""
+        array = self.known(value) if isinstance(value, GenericConst) else None
+        return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+    def constant(self, array: np.ndarray, hint: str) -> Any:
+        """A parameter that holds `array`; equal arrays share one."""
+        array = np.ascontiguousarray(array)
+        for name, held in self.constants.items():
+            if held.shape == array.shape and held.dtype == array.dtype and np.array_equal(held, array):
+                return self.constant_vars[name]
+        name = f"{hint}_{len(self.constants)}"
+        self.constants[name] = array
+        self.constant_vars[name] = relax.Var(name, relax.TensorType(list(array.shape), array.dtype.name))
+        return self.constant_vars[name]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A pattern found: captured expressions, what they read from outside, and the variables inside."""
+
+    captured: Captured
+    leaves: tuple[Any, ...]
+    covered: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A pattern, the names of its captures, an extra condition, and the emission."""
+
+    pattern: Any
+    captures: Captured
+    build: Callable[[Context, Any, Captured, Env], View]
+    condition: Callable[[Context, Captured], bool] = lambda _context, _captured: True
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """The match rooted at a binding, or None."""
+        found = self.pattern.extract_matched_expr(value, context.values)
+        if found is None:
+            return None
+        # TVM looks through variables while matching, so what it captures are bound values: name them again.
+        captured = {name: context.variable(found[part]) for name, part in self.captures.items() if part in found}
+        if not self.condition(context, captured):
+            return None
+        leaves = tuple(captured.values())
+        inner = [context.variable(expr) for expr in found.values() if isinstance(expr, Call)]
+        covered = tuple(v for v in inner if isinstance(v, relax.Var) and v not in leaves)
+        return Match(captured, leaves, (*covered, variable))
+
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """Emits the canonical call and returns the view of its result."""
+        return self.build(context, builder, match.captured, env)
+
+
+def _op(name: str, *args: Any) -> Any:
+    return is_op(f"relax.{name}")(*args)
+
+
+# --- embeddings and rows ------------------------------------------------------------------------------------------------
+
+
+def _build_gather(context: Context, builder: Any, c: Captured, env: Env) -> View:
+    table, ids = env[c["table"]], env[c["ids"]]
+    rows = builder.emit(relax.op.reshape(ids.base, (ids.features,))) if len(shape_of(ids.base)) != 1 else ids.base
+    base = context.emit(builder, "npu.gather", [table.base, rows], out="float32")
+    return views.matrix(base, "1mn", ids.features, table.features)
+
+
+_table, _ids = wildcard(), wildcard()
+GATHER = Rule(
+    _op("take", _table, _ids),
+    {"table": _table, "ids": _ids},
+    _build_gather,
+    lambda context, c: context.is_weight(c["table"]) and len(shape_of(c["table"])) == 2,
+)
+
+
+def _last_rows(call: Any) -> tuple[int, int] | None:
+    """(first, end) of a slice along the second axis of a 3-D tensor."""
+    axes, begins, ends = (getattr(call.args[i], "fields", None) or [] for i in (1, 2, 3))
+    numbers = [[int(getattr(v, "value", v)) for v in part] for part in (axes, begins, ends)]
+    if numbers[0] not in ([1], [-2]):
+        return None
+    tokens = shape_of(call.args[0])[1]
+    first, end, _ = slice(numbers[1][0], numbers[2][0]).indices(tokens)
+    return first, end
+
+
+def _build_row(context: Context, builder: Any, c: Captured, env: Env) -> View:
+    view = env[c["x"]]
+    bounds = _last_rows(c["call"])
+    assert bounds is not None
+    base = context.emit(builder, "npu.row", [view.base], index=bounds[0], out="float32")
+    return views.matrix(base, "1mn", 1, view.features)
+
+
+def _is_row(_context: Context, c: Captured) -> bool:
+    bounds = _last_rows(c["call"]) if len(shape_of(c["x"])) == 3 else None
+    return bounds is not None and bounds[1] - bounds[0] == 1
+
+
+class _LookThrough(Rule):
+    """A rule whose captures include values inside the pattern, wanted for their attributes only."""
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """The match without the inner values among its leaves."""
+        found = super().match(context, variable, value)
+        if found is None:
+            return None
+        leaves = tuple(v for name, v in found.captured.items() if name not in ("turned", "norm"))
+        return Match(found.captured, leaves, found.covered)
+
+
+class _CallRule(Rule):
+    """A rule whose emission looks at the matched call's own arguments."""
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """The match with the call itself among the captures."""
+        if not isinstance(value, Call):
+            return None
+        captured = {"call": value, "x": value.args[0]}
+        if not self.condition(context, captured):
+            return None
+        return Match(captured, (value.args[0],), (variable,))
+
+
+ROW = _CallRule(None, {}, _build_row, _is_row)
+
+# --- norms --------------------------------------------------------------------------------------------------------------
+
+
+def _build_norm(context: Context, builder: Any, c: Captured, env: Env) -> View:
+    view = env[c["x"]]
+    gamma = _vector(context, env, c["gamma"])
+    if "norm" in c:
+        eps = float(context.values[c["norm"]].attrs.epsilon)
+    else:
+        eps = context.scalar(c["eps"]) or 0.0
+    base = context.emit(builder, "npu.rms_norm", [view.base, gamma], eps=eps, out="float32")
+    return views.View(base, view.axes, view.tokens, view.features)
+
+
+def _vector(context: Context, env: Env, value: Any) -> Any:
+    """A bias or gamma as a parameter."""
+    return env[value].base if value in env else context.constant(np.asarray(context.known(value)), "vector")
+
+
+def _decomposed_norm() -> Rule:
+    x, gamma, eps, power, one = (wildcard() for _ in range(5))
+    root = _op("sqrt", _op("add", _op("mean", _op("power", x, power)), eps))
+    scaled = _op("multiply", x, _op("divide", one, root)) | _op("divide", x, root)
+    pattern = _op("multiply", gamma, scaled)
+    captures = {"x": x, "gamma": gamma, "eps": eps, "power": power}
+
+    def condition(context: Context, c: Captured) -> bool:
+        return context.scalar(c["power"]) == 2.0 and context.scalar(c["eps"]) is not None and len(shape_of(c["gamma"])) == 1
+
+    return Rule(pattern, captures, _build_norm, condition)
+
+
+def _fused_norm() -> Rule:
+    x, gamma = wildcard(), wildcard()
+    pattern = _op("nn.rms_norm", x, gamma)
+    return _LookThrough(pattern, {"x": x, "gamma": gamma, "norm": pattern}, _build_norm)
+
+
+# --- products -----------------------------------------------------------------------------------------------------------
+
+
+def _build_linear(context: Context, builder: Any, c: Captured, env: Env) -> View:
+    view, weight = env[c["x"]], env[c["w"]].base
+    transposed = "turned" in c
+    k, n = shape_of(weight)[::-1] if transposed else shape_of(weight)
+    args = [view.base, weight]
+    if "bias" in c:
+        args.append(_vector(context, env, c["bias"]))
+    if "residual" in c:
+        args.append(env[c["residual"]].base)
+    base = context.emit(
+        builder, "npu.linear", args, n=int(n), k=int(k), transposed=int(transposed),
+        bias=int("bias" in c), residual=int("residual" in c), out="float32",
+    )  # fmt: skip
+    return views.View(base, view.axes, view.tokens, int(n))
+
+
+def _linear_rules() -> list[Rule]:
+    """matmul, matmul + bias, and either of them + residual; the weight plain or behind a transpose."""
+    rules = []
+    for with_residual in (True, False):
+        for with_bias in (True, False):
+            for with_turn in (True, False):
+                x, w, bias, residual = (wildcard() for _ in range(4))
+                captures = {"x": x, "w": w}
+                turned = _op("permute_dims", w)
+                pattern = _op("matmul", x, turned if with_turn else w)
+                if with_turn:
+                    captures["turned"] = turned
+                if with_bias:
+                    pattern = _op("add", pattern, bias)
+                    captures["bias"] = bias
+                if with_residual:
+                    pattern = _op("add", pattern, residual)
+                    captures["residual"] = residual
+                rules.append(_LookThrough(pattern, captures, _build_linear, _is_linear))
+    return rules
+
+
+def _is_linear(context: Context, c: Captured) -> bool:
+    if not context.is_weight(c["w"]) or len(shape_of(c["w"])) != 2:
+        return False
+    n = shape_of(c["w"])[0 if "turned" in c else 1]
+    if "bias" in c and (shape_of(c["bias"]) != (n,) or not (context.is_weight(c["bias"]) or context.known(c["bias"]) is not None)):
+        return False
+    if "residual" in c:
+        rows = shape_of(c["x"])[:-1]
+        return shape_of(c["residual"]) == (*rows, n) and isinstance(c["residual"], relax.Var)
+    return True
+
+
+# --- elementwise --------------------------------------------------------------------------------------------------------
+
+
+def _build_swiglu(context: Context, builder: Any, c: Captured, env: Env) -> View:
+    gate, up = env[c["gate"]], env[c["up"]]
+    base = context.emit(builder, "npu.swiglu", [gate.base, up.base], out="float32")
+    return views.View(base, gate.axes, gate.tokens, gate.features)
+
+
+def _swiglu() -> Rule:
+    gate, up = wildcard(), wildcard()
+    silu = _op("multiply", gate, _op("sigmoid", gate)) | _op("nn.silu", gate)
+    return Rule(_op("multiply", silu, up), {"gate": gate, "up": up}, _build_swiglu)
+
+
+def _build_add(context: Context, builder: Any, c: Captured, env: Env) -> View:
+    a, b = env[c["a"]], env[c["b"]]
+    base = context.emit(builder, "npu.add", [a.base, b.base], out="float32")
+    return views.View(base, a.axes, a.tokens, a.features)
+
+
+def _add() -> Rule:
+    a, b = wildcard(), wildcard()
+
+    def condition(_context: Context, c: Captured) -> bool:
+        computed = all(isinstance(c[name], relax.Var) for name in "ab")
+        return computed and shape_of(c["a"]) == shape_of(c["b"])
+
+    return Rule(_op("add", a, b), {"a": a, "b": b}, _build_add, condition)
+
+
+# --- views --------------------------------------------------------------------------------------------------------------
+
+
+def _reshaped(_context: Context, _builder: Any, c: Captured, env: Env) -> View:
+    view, call = env[c["x"]], c["call"]
+    name = call.op.name
+    found: View | None
+    if name == "relax.permute_dims":
+        found = views.permute(view, [int(axis) for axis in call.attrs.axes])
+    elif name == "relax.expand_dims":
+        found = views.expand(view, [int(axis) for axis in call.attrs.axis])
+    elif name == "relax.squeeze":
+        found = views.reshape(view, shape_of(call))
+    elif name == "relax.broadcast_to":
+        found = views.broadcast(view, shape_of(call))
+    else:
+        found = views.reshape(view, shape_of(call))
+    if found is None:
+        raise UnsupportedView(name, shape_of(call))
+    return found
+
+
+class UnsupportedView(Exception):
+    """A reshape that is not one of a language model's; the pass turns it into a StudentError with the node."""
+
+
+def _is_view(_context: Context, c: Captured) -> bool:
+    return isinstance(c["x"], relax.Var)
+
+
+VIEW = _CallRule(None, {}, _reshaped, _is_view)

@@ -1,0 +1,114 @@
+"""Layouts of a matrix `[tokens, features]` as ONNX graphs spell them: reshapes and transposes become bookkeeping."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor of the ONNX graph seen as a matrix `base` of shape `[tokens, heads * width]`.
+
+    `axes` names the ONNX tensor's dimensions: `1` unit, `m` tokens, `n` features, `h` heads, `g` repeats of a head, `d` head width.
+    `repeat` > 1: each head stands for that many consecutive heads (grouped-query attention's expanded keys).
+    """
+
+    base: Any
+    axes: str
+    tokens: int
+    features: int
+    heads: int = 1
+    repeat: int = 1
+
+    @property
+    def width(self) -> int:
+        """Features per head."""
+        return self.features // self.heads
+
+    def extent(self, axis: str) -> int:
+        """Extent of a named axis; heads count their repeats unless these have an axis of their own."""
+        heads = self.heads if "g" in self.axes else self.heads * self.repeat
+        return {"1": 1, "m": self.tokens, "n": self.features, "h": heads, "g": self.repeat, "d": self.width}[axis]
+
+
+def matrix(base: Any, axes: str, tokens: int, features: int) -> View:
+    """A plain matrix, axes such as `1mn` or `mn`."""
+    return View(base, axes, tokens, features)
+
+
+def permute(view: View, order: list[int]) -> View:
+    """Transposes the axes."""
+    return replace(view, axes="".join(view.axes[i] for i in order))
+
+
+def expand(view: View, axes: list[int]) -> View:
+    """Inserts unit axes."""
+    names = list(view.axes)
+    for axis in sorted(axis % (len(view.axes) + len(axes)) for axis in axes):
+        names.insert(axis, "1")
+    return replace(view, axes="".join(names))
+
+
+def squeeze(view: View, rank: int) -> View:
+    """Drops leading unit axes down to `rank`."""
+    axes = view.axes
+    while len(axes) > rank and axes[0] == "1":
+        axes = axes[1:]
+    return replace(view, axes=axes)
+
+
+def broadcast(view: View, shape: tuple[int, ...]) -> View | None:
+    """A unit axis right behind the heads that grows becomes the repeat axis; None for any other broadcast."""
+    axes = ["1"] * (len(shape) - len(view.axes)) + list(view.axes)
+    repeat = view.repeat
+    for index, (axis, extent) in enumerate(zip(axes, shape, strict=True)):
+        if axis == "1" and extent != 1:
+            if index == 0 or axes[index - 1] != "h" or repeat != 1:
+                return None
+            axes[index], repeat = "g", extent
+    return replace(view, axes="".join(axes), repeat=repeat)
+
+
+def reshape(view: View, shape: tuple[int, ...]) -> View | None:
+    """Splits features into heads, merges heads into features or repeats, and moves unit axes; None for anything else."""
+    core = view.axes.replace("1", "")
+    wanted = tuple(extent for extent in shape if extent != 1)
+    for candidate in _respellings(view, core):
+        extents = tuple(candidate.extent(axis) for axis in candidate.axes)
+        if tuple(extent for extent in extents if extent != 1) == wanted:
+            return replace(candidate, axes=_with_units(candidate.axes, extents, shape))
+        split = _split_heads(candidate, shape)
+        if split is not None:
+            return split
+    return None
+
+
+def _respellings(view: View, core: str) -> list[View]:
+    """The view with its heads merged into features, or its repeats into heads, where the memory order allows it."""
+    found = [replace(view, axes=core)]
+    if "hd" in core and view.repeat == 1:
+        found.append(replace(view, axes=core.replace("hd", "n"), heads=1))
+    if "hg" in core:
+        found.append(replace(view, axes=core.replace("hg", "h")))
+    return found
+
+
+def _split_heads(view: View, shape: tuple[int, ...]) -> View | None:
+    """`[.., m, n]` to `[.., m, heads, width]`."""
+    if view.axes != "mn" or len(shape) < 3 or shape[-2] * shape[-1] != view.features or shape[-3] != view.tokens:
+        return None
+    if any(extent != 1 for extent in shape[:-3]):
+        return None
+    return replace(view, axes="1" * (len(shape) - 3) + "mhd", heads=shape[-2])
+
+
+def _with_units(axes: str, extents: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """Places unit axes so that the names line up with `shape`."""
+    names, at = "", 0
+    spare = len(shape) - len(axes)
+    for extent in shape:
+        fits = at < len(axes) and extents[at] == extent
+        if fits and not (extent == 1 and spare > 0 and len(axes) - at < len(shape) - len(names)):
+            names, at = names + axes[at], at + 1
+        else:
+            names, spare = names + "1", spare - 1
+    return names

@@ -1,0 +1,1 @@
+"""Tiling of products, attention and row-wise operators, and the cost that chooses it."""

@@ -1,0 +1,127 @@
+"""What a target's values may be: ranges, words, and combinations that no machine can have.
+
+The ranges refuse slips of unit (a clock in MHz, a scratchpad in KiB), not unusual machines.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+LIMITS: Final[dict[str, tuple[float, float]]] = {
+    "npu.clock_hz": (1e6, 1e10),
+    "npu.cores": (1, 64),
+    "matrix.rows": (1, 4096),
+    "matrix.columns": (1, 4096),
+    "matrix.tile_m": (0, 4096),
+    "matrix.macs_per_cycle": (1, 1 << 24),
+    "matrix.fill_cycles": (0, 100_000),
+    "matrix.issue_cycles": (0, 100_000),
+    "vector.lanes": (1, 65536),
+    "vector.contexts": (1, 256),
+    "vector.startup_cycles": (0, 100_000),
+    "vector.cycles": (1e-3, 1e4),
+    "scratchpad.bytes": (1024, 1 << 34),
+    "scratchpad.banks": (1, 4096),
+    "scratchpad.bank_bytes": (1, 4096),
+    "scratchpad.alignment_bytes": (1, 4096),
+    "scratchpad.accumulator_bytes": (64, 1 << 32),
+    "dma.setup_cycles": (0, 1_000_000),
+    "dma.outstanding": (1, 65536),
+    "dma.bus_bytes_per_cycle": (1, 65536),
+    "dma.bus_latency_cycles": (0, 1_000_000),
+    "dram.channels": (1, 256),
+    "dram.channel_bits": (8, 2048),
+    "dram.data_rate_mtps": (50, 100_000),
+    "dram.burst_length": (1, 256),
+    "dram.bank_groups": (1, 64),
+    "dram.banks_per_group": (1, 64),
+    "dram.page_bytes": (64, 65536),
+    "dram.interleave_bytes": (8, 1 << 20),
+    "dram.queue_depth": (1, 1024),
+    "dram.tcl_ns": (0.1, 1000),
+    "dram.tcwl_ns": (0.1, 1000),
+    "dram.trcd_ns": (0.1, 1000),
+    "dram.trp_ns": (0.1, 1000),
+    "dram.tras_ns": (0.1, 1000),
+    "dram.twr_ns": (0.1, 1000),
+    "dram.trtp_ns": (0.1, 1000),
+    "dram.tccd_s_ns": (0.01, 1000),
+    "dram.tccd_l_ns": (0.01, 1000),
+    "dram.twtr_ns": (0.1, 1000),
+    "dram.trtw_ns": (0.1, 1000),
+    "dram.trrd_ns": (0.1, 1000),
+    "dram.tfaw_ns": (0.1, 1000),
+    "dram.trefi_ns": (10, 1_000_000),
+    "dram.trfc_ns": (1, 100_000),
+    "dram.controller_ns": (0, 10_000),
+    "host.dispatch_us": (0, 10_000_000),
+    "host.fallback_us": (0, 10_000_000),
+    "host.flops": (1e6, 1e16),
+    "host.bytes_per_s": (1e6, 1e14),
+    "energy.mac_pj": (1e-4, 1000),
+    "energy.vector_op_pj": (1e-4, 10_000),
+    "energy.spad_read_pj_per_byte": (1e-4, 1000),
+    "energy.spad_write_pj_per_byte": (1e-4, 1000),
+    "energy.acc_pj_per_byte": (1e-4, 1000),
+    "energy.dram_pj_per_bit": (1e-3, 1000),
+    "energy.dram_activate_pj": (0, 1_000_000),
+    "energy.bus_pj_per_byte": (0, 1000),
+    "energy.static_w": (0, 1000),
+}
+"""Smallest and largest value by path; entries of a table share the limit of the table."""
+
+CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "matrix.kind": ("systolic", "tile"),
+    "matrix.dataflow": ("ws", "os", "tile"),
+    "dram.map": ("bank-interleaved", "row-linear"),
+    "dram.refresh": ("all-bank", "per-bank"),
+}
+
+POWERS_OF_TWO: Final = (
+    "scratchpad.alignment_bytes", "scratchpad.banks", "scratchpad.bank_bytes", "dram.channel_bits", "dram.burst_length",
+    "dram.bank_groups", "dram.banks_per_group", "dram.page_bytes", "dram.interleave_bytes",
+)  # fmt: skip
+"""Values that cut an address into bit fields. The number of channels need not be one."""
+
+
+def contradictions(plain: dict[str, Any]) -> Iterator[str]:
+    """What is wrong between values that are each in range; `plain` holds values by section and field."""
+    yield from _matrix(plain["matrix"], plain["energy"]["mac_pj"])
+    yield from _memory(plain["scratchpad"], plain["dram"])
+
+
+def _matrix(unit: dict[str, Any], energy: dict[str, float]) -> Iterator[str]:
+    tile = unit["kind"] == "tile"
+    if tile and unit["dataflow"] != "tile":
+        yield f"matrix.dataflow is {unit['dataflow']!r}, must be 'tile' for a unit of kind tile"
+    if not tile and unit["dataflow"] == "tile":
+        yield "matrix.dataflow is 'tile', must be ws or os for a unit of kind systolic"
+    if tile != (unit["tile_m"] > 0):
+        yield f"matrix.tile_m is {unit['tile_m']}, must be {'at least 1' if tile else '0'} for kind {unit['kind']}"
+    if not unit["macs_per_cycle"]:
+        yield "matrix.macs_per_cycle is empty, must name at least one pair such as int8xint8"
+    most = unit["rows"] * unit["columns"] * (unit["tile_m"] if tile else 1)
+    for pair, rate in unit["macs_per_cycle"].items():
+        if rate > most:
+            yield f"matrix.macs_per_cycle.{pair} is {rate}, must be at most {most}, what one issue of the unit holds"
+        if pair not in energy:
+            yield f"missing key energy.mac_pj.{pair}: matrix.macs_per_cycle has this pair"
+
+
+def _memory(scratchpad: dict[str, Any], dram: dict[str, Any]) -> Iterator[str]:
+    if scratchpad["bytes"] % scratchpad["alignment_bytes"]:
+        yield (
+            f"scratchpad.bytes is {scratchpad['bytes']}, must be a multiple of scratchpad.alignment_bytes "
+            f"{scratchpad['alignment_bytes']}"
+        )
+    burst = dram["channel_bits"] * dram["burst_length"] // 8
+    if dram["interleave_bytes"] < burst:
+        yield f"dram.interleave_bytes is {dram['interleave_bytes']}, must be at least one burst of {burst} bytes"
+    if dram["page_bytes"] < dram["interleave_bytes"]:
+        yield f"dram.page_bytes is {dram['page_bytes']}, must be at least dram.interleave_bytes {dram['interleave_bytes']}"
+    if dram["trfc_ns"] >= dram["trefi_ns"]:
+        yield f"dram.trfc_ns is {dram['trfc_ns']:g}, must be below dram.trefi_ns {dram['trefi_ns']:g}"
+    if dram["tccd_l_ns"] < dram["tccd_s_ns"]:
+        yield f"dram.tccd_l_ns is {dram['tccd_l_ns']:g}, must be at least dram.tccd_s_ns {dram['tccd_s_ns']:g}"
+    transfer = dram["burst_length"] * 1e3 / dram["data_rate_mtps"]
+    if dram["tccd_s_ns"] < transfer * 0.99:
+        yield f"dram.tccd_s_ns is {dram['tccd_s_ns']:g}, must be at least the {transfer:.3f} ns that a burst takes"

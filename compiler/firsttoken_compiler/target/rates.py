@@ -1,0 +1,99 @@
+"""How long the units take for one instruction, as integers: shared by the schedule's cost and by the timing machine.
+
+Systolic formulas are SCALE-Sim's (its report prints the index of the last cycle, one less than these counts):
+weight-stationary, per tile of the array: 2R + C + M - 2 (R to load the weights, then M rows skewed over R + C);
+output-stationary, per tile: R + C + K - 2.
+"""
+
+from dataclasses import dataclass
+
+from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.isa.types import Dtype
+from firsttoken_compiler.isa.vector_kernel import COST_CLASSES, VectorKernel
+from firsttoken_compiler.target.target import Target
+
+_PAIR_NAMES = {Dtype.F32: "fp32", Dtype.F16: "fp16", Dtype.I16: "int16", Dtype.I8: "int8", Dtype.I4: "int4"}
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Smallest integer >= a / b."""
+    return -(-a // b)
+
+
+def pair_name(activation: Dtype, weight: Dtype) -> str:
+    """Key of the rate and energy tables, e.g. `int8xint4`."""
+    return f"{_PAIR_NAMES[activation]}x{_PAIR_NAMES[weight]}"
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulCost:
+    """One matrix instruction as equal passes: `head_cycles + passes * pass_cycles + tail_cycles`."""
+
+    passes: int
+    pass_cycles: int
+    head_cycles: int
+    tail_cycles: int
+
+    @property
+    def cycles(self) -> int:
+        """Total, without issue cost and without waiting for the scratchpad."""
+        return self.head_cycles + self.passes * self.pass_cycles + self.tail_cycles
+
+
+def matmul_cost(target: Target, m: int, n: int, k: int, pair: str) -> MatmulCost:
+    """Cycles of `[m, k] x [k, n]` on the matrix unit.
+
+    Raises OptionError when the unit has no rate for the pair.
+
+    With weight double-buffering only the first load (R) and the last drain (R + C - 2) show; between them each
+    pass takes the longer of its M rows and the R rows of the next weights.
+    """
+    unit = target.matrix
+    if pair not in unit.macs_per_cycle:
+        known = ", ".join(sorted(unit.macs_per_cycle))
+        raise OptionError(f"target {target.name} cannot multiply {pair}; it has {known}: choose --acts and --weights so")
+    if unit.kind == "tile":
+        block = unit.tile_m * unit.rows * unit.columns
+        per_issue = max(1, ceil_div(block, unit.macs_per_cycle[pair]))
+        rows = ceil_div(m, unit.tile_m)
+        return MatmulCost(ceil_div(n, unit.columns) * ceil_div(k, unit.rows), rows * per_issue, unit.fill_cycles, 0)
+    # An array that is narrower than its peak for a pair repeats every step.
+    repeat = max(1, ceil_div(unit.rows * unit.columns, unit.macs_per_cycle[pair]))
+    r, c = unit.rows, unit.columns
+    if unit.dataflow == "os":
+        return MatmulCost(ceil_div(m, r) * ceil_div(n, c), r + c + k * repeat - 2, 0, 0)
+    passes = ceil_div(k, r) * ceil_div(n, c)
+    if unit.double_buffered:
+        return MatmulCost(passes, max(m * repeat, r), r, r + c - 2)
+    return MatmulCost(passes, 2 * r + c + m * repeat - 2, 0, 0)
+
+
+def matmul_scratchpad_bytes(target: Target, m: int, n: int, k: int, a_bits: int, w_bits: int) -> tuple[int, int]:
+    """Bytes (read from scratchpad, moved to and from accumulators) by one matrix instruction.
+
+    Weight-stationary and tile units read each weight once and the activations again for every column block;
+    output-stationary units read both again for every block of the other.
+    """
+    unit = target.matrix
+    column_blocks = ceil_div(n, unit.columns)
+    if unit.kind == "systolic" and unit.dataflow == "os":
+        weights = ceil_div(m, unit.rows) * (k * n * w_bits // 8)
+        moved = m * n * 4
+    else:
+        weights = k * n * w_bits // 8
+        moved = 2 * m * n * 4 * ceil_div(k, unit.rows)
+    return weights + column_blocks * (m * k * a_bits // 8), moved
+
+
+def vector_cycles(target: Target, kernel: VectorKernel, dims: tuple[int, int, int]) -> int:
+    """Cycles of one vector instruction: lane-vectors per context times the kernel's operations.
+
+    The innermost axis fills the lanes; the outer two are divided over the contexts. An instruction whose inner axis is
+    short packs outer elements into the same lane-vector.
+    """
+    unit = target.vector
+    outer, inner = dims[0] * dims[1], dims[2]
+    packed = max(1, unit.lanes // inner)
+    vectors = ceil_div(inner, unit.lanes) * ceil_div(outer, packed)
+    weight = sum(count * unit.cycles[name] for name, count in zip(COST_CLASSES, kernel.cost, strict=True))
+    return unit.startup_cycles + max(1, round(ceil_div(vectors, unit.contexts) * weight))

@@ -1,0 +1,199 @@
+"""The target: frozen sections of integers and rates, resolved from a TOML file by `load`."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+GRADES = ("datasheet", "measured", "derived", "fitted", "assumed")
+"""How a value is known. `assumed`: not public, chosen within physical bounds until it is calibrated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Matrix unit. `systolic`: rows x columns array, k along the rows. `tile`: m x k x n per issue."""
+
+    kind: str
+    rows: int
+    """Systolic: array rows. Tile: k per issue."""
+    columns: int
+    """Systolic: array columns. Tile: n per issue."""
+    tile_m: int
+    """Tile: m per issue; 0 for systolic."""
+    dataflow: str
+    """`ws` or `os` for systolic; `tile` for tile."""
+    double_buffered: bool
+    """Systolic ws: the next weights load while the present ones are in use."""
+    macs_per_cycle: dict[str, int]
+    """Peak by (activation, weight) pair, e.g. `int8xint4`; a pair that is absent is not supported."""
+    fill_cycles: int
+    """Tile: pipeline depth paid once per instruction. Systolic: 0, fill and drain follow from the array."""
+    issue_cycles: int
+    """Decode and issue per instruction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """Vector unit: `lanes` fp32 lanes in each of `contexts` that share an instruction's rows."""
+
+    lanes: int
+    contexts: int
+    startup_cycles: int
+    cycles: dict[str, float]
+    """Cycles per lane-vector by operation class (`COST_CLASSES`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scratchpad:
+    """Scratchpad of one core, banks interleaved by `bank_bytes`."""
+
+    bytes: int
+    banks: int
+    bank_bytes: int
+    """Bytes per bank and cycle; also the interleave unit."""
+    alignment_bytes: int
+    accumulator_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dma:
+    """DMA engines of one core (one per direction) and the bus that all cores share."""
+
+    setup_cycles: int
+    """Descriptor fetch and decode before the first request of an instruction."""
+    outstanding: int
+    """Requests in flight per engine."""
+    bus_bytes_per_cycle: int
+    bus_latency_cycles: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dram:
+    """External memory; times in nanoseconds, one request is one burst."""
+
+    standard: str
+    channels: int
+    channel_bits: int
+    data_rate_mtps: int
+    burst_length: int
+    bank_groups: int
+    banks_per_group: int
+    page_bytes: int
+    interleave_bytes: int
+    """Consecutive bytes on a channel before the next one."""
+    map: str
+    """`bank-interleaved` (bank above the low column bits) or `row-linear` (bank above the whole row)."""
+    queue_depth: int
+    """Requests that a channel's controller looks ahead over."""
+    tcl_ns: float
+    tcwl_ns: float
+    trcd_ns: float
+    trp_ns: float
+    tras_ns: float
+    twr_ns: float
+    trtp_ns: float
+    tccd_s_ns: float
+    tccd_l_ns: float
+    twtr_ns: float
+    trtw_ns: float
+    trrd_ns: float
+    tfaw_ns: float
+    trefi_ns: float
+    trfc_ns: float
+    refresh: str
+    """`all-bank` or `per-bank`."""
+    controller_ns: float
+    """Fixed delay of controller, PHY and return path, added to every read."""
+
+    @property
+    def burst_bytes(self) -> int:
+        """Bytes of one burst on one channel."""
+        return self.channel_bits * self.burst_length // 8
+
+    @property
+    def peak_bytes_per_s(self) -> float:
+        """All channels together."""
+        return self.channels * self.channel_bits / 8 * self.data_rate_mtps * 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The CPU beside the NPU: what a graph launch and a fallback cost."""
+
+    dispatch_us: float
+    """From the request to the first instruction, once per graph."""
+    fallback_us: float
+    """Per operator that falls back."""
+    flops: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """Energy per action and static power; see each value's source for its process node."""
+
+    mac_pj: dict[str, float]
+    """Per multiply-accumulate by pair."""
+    vector_op_pj: float
+    """Per fp32 lane operation."""
+    spad_read_pj_per_byte: float
+    spad_write_pj_per_byte: float
+    acc_pj_per_byte: float
+    dram_pj_per_bit: float
+    dram_activate_pj: float
+    bus_pj_per_byte: float
+    static_w: float
+    """Leakage, clock tree and DRAM background while the NPU is on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where one value comes from."""
+
+    grade: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """An NPU. `Target.load(name_or_path)` reads a preset or a TOML file."""
+
+    name: str
+    description: str
+    clock_hz: float
+    cores: int
+    matrix: Matrix
+    vector: Vector
+    scratchpad: Scratchpad
+    dma: Dma
+    dram: Dram
+    host: Host
+    energy: Energy
+    not_modelled: tuple[str, ...] = ()
+    provenance: dict[str, Provenance] = field(default_factory=dict)
+    """Dotted path of every value in the file to its grade and source."""
+
+    @staticmethod
+    def load(name: "str | Path") -> "Target":
+        """A preset by name or a `.toml` file; raises TargetError with the nearest name or the offending key."""
+        from firsttoken_compiler.target.load import load_target
+
+        return load_target(name)
+
+    @property
+    def period_fs(self) -> int:
+        """Clock period in femtoseconds, the simulator's unit of time."""
+        return round(1e15 / self.clock_hz)
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of every value that can change a result (sources and descriptions do not)."""
+        document = asdict(self)
+        for key in ("description", "provenance", "not_modelled"):
+            document.pop(key)
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+    def fs(self, nanoseconds: float) -> int:
+        """Nanoseconds to femtoseconds."""
+        return round(nanoseconds * 1e6)

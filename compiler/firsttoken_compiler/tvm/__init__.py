@@ -1,0 +1,1 @@
+"""The only room that imports TVM's unstable names; `api` re-exports what the compiler uses."""

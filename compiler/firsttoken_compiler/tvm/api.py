@@ -1,0 +1,44 @@
+"""TVM 0.27 behind one door: every name of it that the compiler uses, and the check of its two pins.
+
+Each minor release of TVM has moved or dropped part of this surface, so a change of version is a change of this file.
+"""
+
+import importlib.metadata
+from typing import Final
+
+import tvm
+from tvm import relax, s_tir, te, tirx
+from tvm.ir import Call, GenericConst, GlobalVar, IRModule, Op
+from tvm.relax import transform
+from tvm.relax.dpl import is_op, wildcard
+from tvm.relax.frontend.onnx import onnx_frontend
+from tvm.s_tir import Schedule, TensorIntrin
+from tvm.script import tirx as T  # noqa: N812 (TVMScript's own name)
+
+PINS: Final = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
+
+for _package, _version in PINS.items():
+    _found = importlib.metadata.version(_package)
+    if _found != _version:
+        # ffi 0.1.15 ends in a segmentation fault inside Schedule.tensorize; better a sentence than a crash.
+        raise ImportError(f"firsttoken needs {_package}=={_version}, found {_found}: pip install {_package}=={_version}")
+
+__all__ = [
+    "Call", "GenericConst", "GlobalVar", "IRModule", "Op", "Schedule", "T", "TensorIntrin",
+    "is_op", "onnx_frontend", "relax", "s_tir", "te", "tirx", "transform", "tvm", "wildcard",
+]  # fmt: skip
+
+
+def attributes(**values: object) -> object:
+    """Attribute dictionary of a Relax call."""
+    return tvm.ir.make_node("ir.DictAttrs", **values)
+
+
+def shape_of(expr: object) -> tuple[int, ...]:
+    """Static shape of a typed Relax expression."""
+    return tuple(int(extent) for extent in expr.ty.shape)  # type: ignore[attr-defined]
+
+
+def dtype_of(expr: object) -> str:
+    """Element type of a typed Relax expression."""
+    return str(expr.ty.dtype.dtype)  # type: ignore[attr-defined]

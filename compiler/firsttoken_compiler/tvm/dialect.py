@@ -1,0 +1,133 @@
+"""The `npu.*` dialect: Relax operators registered from Python.
+
+`npu.raw_*` stand for ONNX operators that Relax lacks, in ONNX's layouts; passes/canonicalise.py turns them and the
+decomposed spellings into the canonical operators, which work on matrices `[tokens, features]`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm_ffi
+
+from firsttoken_compiler.tvm.api import Call, Op, attributes, dtype_of, relax, shape_of, tvm
+
+Infer = Callable[[Any, Any], Any]
+
+
+def tensor(shape: Any, dtype: str) -> Any:
+    """A Relax tensor type."""
+    return relax.TensorType(list(shape), dtype)
+
+
+def register(name: str, inputs: int, infer: Infer) -> None:
+    """Registers a pure operator once per process; `inputs` is -1 for a variable number."""
+    if name in _REGISTERED:
+        return
+    if name not in set(Op.list_op_names()):
+        tvm_ffi.get_global_func("ir.RegisterOp")(name, "npu dialect")
+    if inputs >= 0:
+        Op.get(name).set_num_inputs(inputs)
+    tvm.ir.register_op_attr(name, "FInferType", infer)
+    tvm.ir.register_op_attr(name, "FPurity", True)
+    _REGISTERED.add(name)
+
+
+_REGISTERED: set[str] = set()
+
+
+def call(name: str, args: list[Any], **attrs: object) -> Any:
+    """A call of a registered operator."""
+    return Call(Op.get(name), args, attributes(**attrs))
+
+
+def _same(c: Any, _context: Any) -> Any:
+    return c.args[0].ty
+
+
+def _raw_attention(c: Any, _context: Any) -> Any:
+    query, value = c.args[0].ty, c.args[2].ty
+    dtype = dtype_of(c.args[0])
+    if len(query.shape) == 3:
+        kv_heads, rows = int(c.attrs["kv_heads"]), int(c.args[1].ty.shape[1])
+        width = int(value.shape[2]) // kv_heads
+        out = [query.shape[0], query.shape[1], int(c.attrs["heads"]) * width]
+    else:
+        kv_heads, rows, width = int(value.shape[1]), int(value.shape[2]), int(value.shape[3])
+        out = [query.shape[0], query.shape[1], query.shape[2], width]
+    rows += int(c.args[int(c.attrs["past_at"])].ty.shape[2]) if int(c.attrs["past_at"]) else 0
+    present = tensor([query.shape[0], kv_heads, rows, width], dtype)
+    return relax.TupleType([tensor(out, dtype), present, present])
+
+
+def raw_rope(x: Any, cos: Any, sin: Any, positions: Any | None, heads: int) -> Any:
+    """ONNX RotaryEmbedding: x 3-D with `heads` or 4-D (heads 0); caches `[positions, d/2]` or `[1, tokens, d/2]`."""
+    return call("npu.raw_rope", [x, cos, sin] + ([positions] if positions is not None else []), heads=heads)
+
+
+def raw_attention(
+    query: Any, key: Any, value: Any, mask: Any | None, past_key: Any | None, past_value: Any | None,
+    *, heads: int, kv_heads: int, scale: float, causal: int,
+) -> Any:  # fmt: skip
+    """ONNX Attention; returns (output, present key, present value)."""
+    args = [query, key, value]
+    mask_at = past_at = 0
+    if mask is not None:
+        mask_at = len(args)
+        args.append(mask)
+    if past_key is not None:
+        past_at = len(args)
+        args += [past_key, past_value]
+    return call(
+        "npu.raw_attention", args, heads=heads, kv_heads=kv_heads, scale=scale, causal=causal, mask_at=mask_at, past_at=past_at
+    )
+
+
+register("npu.raw_rope", -1, _same)
+register("npu.raw_attention", -1, _raw_attention)
+
+
+def _gather(c: Any, _context: Any) -> Any:
+    table, ids = c.args[0].ty, c.args[1].ty
+    return tensor([ids.shape[0], table.shape[1]], str(c.attrs["out"]))
+
+
+def _out_like_first(c: Any, _context: Any) -> Any:
+    return tensor(shape_of(c.args[0]), str(c.attrs["out"]))
+
+
+def _quantised(c: Any, _context: Any) -> Any:
+    rows, width = shape_of(c.args[0])
+    out = str(c.attrs["out"])
+    if out in ("int8", "int16"):
+        return relax.TupleType([tensor([rows, width], out), tensor([rows, 1], "float32")])
+    return tensor([rows, width], out)
+
+
+def _linear(c: Any, _context: Any) -> Any:
+    return tensor([shape_of(c.args[0])[0], int(c.attrs["n"])], str(c.attrs["out"]))
+
+
+def _kv_append(c: Any, _context: Any) -> Any:
+    rows, width = shape_of(c.args[0])
+    heads, past = int(c.attrs["kv_heads"]), int(c.attrs["past"])
+    return tensor([heads, past + rows, width // heads], str(c.attrs["out"]))
+
+
+def _row(c: Any, _context: Any) -> Any:
+    return tensor([1, shape_of(c.args[0])[1]], str(c.attrs["out"]))
+
+
+CANONICAL: dict[str, Infer] = {
+    "npu.gather": _gather,  # (table [v, h], ids [m]) -> [m, h]
+    "npu.rms_norm": _quantised,  # (x [m, h], gamma [h]); eps -> [m, h], with int8/int16 out: ([m, h], scale [m, 1])
+    "npu.linear": _linear,  # (a [m, k], weight[, a_scale, w_scale][, bias][, residual]) -> [m, n]
+    "npu.rope": _out_like_first,  # (x [m, heads*d], cos [m, d/2], sin [m, d/2]); heads
+    "npu.kv_append": _kv_append,  # (x [m, kv*d][, past [kv, c, d]]); kv_heads, past -> [kv, c + m, d], in place
+    "npu.attention": _out_like_first,  # (q [m, heads*d], k [kv, t, d], v [kv, t, d][, mask [m, t]]) -> [m, heads*d]
+    "npu.swiglu": _quantised,  # (gate [m, i], up [m, i]) -> [m, i], with int8/int16 out: ([m, i], scale [m, 1])
+    "npu.quantise": _quantised,  # (x [m, h]) -> ([m, h], scale [m, 1])
+    "npu.add": _out_like_first,  # (a, b) of one shape
+    "npu.row": _row,  # (x [m, h]); index -> [1, h]
+}
+for _name, _infer in CANONICAL.items():
+    register(_name, -1, _infer)

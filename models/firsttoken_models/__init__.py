@@ -1,0 +1,1 @@
+"""Students: dimensions, ONNX graphs, real weights, tokenizers and generation."""

@@ -1,0 +1,227 @@
+"""ONNX graphs of students: opset 23, standard operators, static shapes, float32, weights as external data.
+
+One graph processes `tokens` new tokens after `past` cached ones. With `past == 0` attention is causal, no mask;
+with `past > 0` the caller passes an additive mask and the cached keys and values, whose rows need not all be in use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from firsttoken_models.weights import EMBEDDING, FINAL_NORM, LM_HEAD, WEIGHTS_FILE, Slot, layout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from firsttoken.student import StudentConfig, WeightStore
+
+OPSET: Final = 23
+IR_VERSION: Final = 10
+COS_CACHE: Final = "model.rotary_emb.cos_cache"
+SIN_CACHE: Final = "model.rotary_emb.sin_cache"
+
+
+def rotary_caches(config: StudentConfig, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the cosine and sine tables [positions, head_dim / 2] of the rotary embedding, rounded from float64."""
+    import numpy as np
+
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    angles = np.outer(np.arange(positions, dtype=np.float64), config.rope_theta**-exponents)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def build_graph(
+    config: StudentConfig, *, tokens: int, past: int, weights: WeightStore | None = None
+) -> onnx.ModelProto:
+    """Return the static graph of `tokens` new tokens after a cache of `past` rows.
+
+    Inputs: input_ids and position_ids [1, M] int64; for past > 0 also attention_mask [1, 1, M, C + M] float32, which
+    is added to the scores, and past_key_values.{i}.key and .value [1, kv_heads, C, head_dim] float32.
+    Outputs: logits [1, 1, vocab] of the last token; present.{i}.key and .value [1, kv_heads, C + M, head_dim], the new
+    rows last. Positions run from 0 to C + M - 1.
+
+    Args:
+        config: the student.
+        tokens: M, new tokens, at least 1.
+        past: C, rows of the cache, 0 for none.
+        weights: where the weights lie. Without it they are laid out in a file "weights.bin" that need not exist.
+
+    Raises:
+        ValueError: a length is out of range, or the weights belong to a student of other dimensions.
+    """
+    if tokens < 1 or past < 0 or tokens + past > config.max_positions:
+        raise ValueError(
+            f"student {config.name!r}: tokens={tokens} after past={past} is out of range, needs tokens >= 1, past >= 0 "
+            f"and tokens + past <= {config.max_positions}; shorten the prompt or the cache"
+        )
+    return _Builder(config, tokens, past, weights).model()
+
+
+class _Builder:
+    """Collects nodes and initializers of one graph; values are named after the node that makes them."""
+
+    def __init__(self, config: StudentConfig, tokens: int, past: int, weights: WeightStore | None) -> None:
+        self.config, self.tokens, self.past, self.store = config, tokens, past, weights
+        self.location = weights.path.name if weights else WEIGHTS_FILE
+        self.slots = layout(config)
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+
+    def model(self) -> onnx.ModelProto:
+        """Return the finished model."""
+        from onnx import helper
+
+        self._constants()
+        hidden = self._op("/model/embed_tokens/Gather", [self._weight(EMBEDDING), "input_ids"], axis=0)
+        for index in range(self.config.layers):
+            hidden = self._layer(index, hidden)
+        self._head(hidden)
+        inputs, outputs = self._interface()
+        graph = helper.make_graph(self.nodes, self.config.name, inputs, outputs, self.initializers)
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="firsttoken",
+        )
+        helper.set_model_props(
+            model,
+            {
+                "firsttoken.student": self.config.canonical_json(),
+                "firsttoken.tokens": str(self.tokens),
+                "firsttoken.past": str(self.past),
+            },
+        )
+        return model
+
+    def _layer(self, index: int, hidden: str) -> str:
+        node, tensor = f"/model/layers.{index}", f"model.layers.{index}"
+        normed = self._norm(f"{node}/input_layernorm", f"{tensor}.input_layernorm.weight", hidden)
+        attended = self._attention(index, normed)
+        hidden = self._op(f"{node}/Add", [hidden, attended])
+        normed = self._norm(f"{node}/post_attention_layernorm", f"{tensor}.post_attention_layernorm.weight", hidden)
+        gate = self._linear(f"{node}/mlp/gate_proj", f"{tensor}.mlp.gate_proj", normed)
+        up = self._linear(f"{node}/mlp/up_proj", f"{tensor}.mlp.up_proj", normed)
+        sigmoid = self._op(f"{node}/mlp/act_fn/Sigmoid", [gate])
+        silu = self._op(f"{node}/mlp/act_fn/Mul", [gate, sigmoid])
+        product = self._op(f"{node}/mlp/Mul", [silu, up])
+        down = self._linear(f"{node}/mlp/down_proj", f"{tensor}.mlp.down_proj", product)
+        return self._op(f"{node}/Add_1", [hidden, down])
+
+    def _attention(self, index: int, normed: str) -> str:
+        node, tensor = f"/model/layers.{index}/self_attn", f"model.layers.{index}.self_attn"
+        layer, bias = self.config.layer(index), self.config.qkv_bias
+        query, key, value = (
+            self._linear(f"{node}/{name}_proj", f"{tensor}.{name}_proj", normed, bias=bias) for name in "qkv"
+        )
+        query = self._rotate(f"{node}/q_rotary", query, layer.heads)
+        key = self._rotate(f"{node}/k_rotary", key, layer.kv_heads)
+        inputs, causal = [query, key, value], {"is_causal": 1}
+        if self.past:
+            past = [f"past_key_values.{index}.{part}" for part in ("key", "value")]
+            inputs, causal = [*inputs, "attention_mask", *past], {}
+        attended = self._op(
+            f"{node}/Attention",
+            inputs,
+            outputs=[f"{node}/Attention_output_0", f"present.{index}.key", f"present.{index}.value"],
+            q_num_heads=layer.heads,
+            kv_num_heads=layer.kv_heads,
+            **causal,
+        )
+        return self._linear(f"{node}/o_proj", f"{tensor}.o_proj", attended)
+
+    def _head(self, hidden: str) -> None:
+        if self.tokens > 1:
+            bounds = ["model.slice.starts", "model.slice.ends", "model.slice.axes"]
+            hidden = self._op("/model/Slice", [hidden, *bounds])
+        normed = self._norm("/model/norm", FINAL_NORM, hidden)
+        if self.config.tie_embeddings:
+            table = self._op("/lm_head/Transpose", [EMBEDDING], perm=[1, 0])
+        else:
+            table = self._weight(LM_HEAD)
+        self._op("/lm_head/MatMul", [normed, table], outputs=["logits"])
+
+    def _norm(self, node: str, tensor: str, value: str) -> str:
+        return self._op(f"{node}/RMSNormalization", [value, self._weight(tensor)], axis=-1, epsilon=self.config.rms_eps)
+
+    def _linear(self, node: str, tensor: str, value: str, *, bias: bool = False) -> str:
+        product = self._op(f"{node}/MatMul", [value, self._weight(f"{tensor}.weight")])
+        return self._op(f"{node}/Add", [product, self._weight(f"{tensor}.bias")]) if bias else product
+
+    def _rotate(self, node: str, value: str, heads: int) -> str:
+        inputs = [value, COS_CACHE, SIN_CACHE, "position_ids"]
+        return self._op(f"{node}/RotaryEmbedding", inputs, num_heads=heads, interleaved=0)
+
+    def _op(self, name: str, inputs: Sequence[str], outputs: Sequence[str] | None = None, **attributes: Any) -> str:
+        """Append a node whose operator is the last part of its name (without a counter); return its first output."""
+        from onnx import helper
+
+        outputs = outputs or [f"{name}_output_0"]
+        operator = name.rpartition("/")[2].partition("_")[0]
+        self.nodes.append(helper.make_node(operator, inputs, outputs, name=name, **attributes))
+        return outputs[0]
+
+    def _weight(self, name: str) -> str:
+        """Append an external float32 initializer and return its name."""
+        import onnx
+
+        slot = self.slots[name]
+        offset, length = self._stored(name, slot)
+        tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=slot.shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", self.location), ("offset", str(offset)), ("length", str(length))):
+            tensor.external_data.add(key=key, value=value)
+        self.initializers.append(tensor)
+        return name
+
+    def _stored(self, name: str, slot: Slot) -> tuple[int, int]:
+        if self.store is None:
+            return slot.offset, slot.length
+        try:
+            offset, length = self.store.location(name)
+        except KeyError:
+            raise ValueError(
+                f"student {self.config.name!r}: weights {self.store.path} have no tensor {name}; "
+                "use the weights written for these dimensions"
+            ) from None
+        if length != slot.length:
+            raise ValueError(
+                f"student {self.config.name!r}: tensor {name} is {length} bytes in {self.store.path}, its shape "
+                f"{list(slot.shape)} needs {slot.length}; use the weights written for these dimensions"
+            )
+        return offset, length
+
+    def _constants(self) -> None:
+        """Append the small embedded initializers: rotary tables and the bounds of the last-token slice."""
+        import numpy as np
+        from onnx import numpy_helper
+
+        cos, sin = rotary_caches(self.config, self.tokens + self.past)
+        arrays: dict[str, NDArray[Any]] = {COS_CACHE: cos, SIN_CACHE: sin}
+        if self.tokens > 1:
+            bounds = {"starts": self.tokens - 1, "ends": self.tokens, "axes": 1}
+            arrays |= {f"model.slice.{name}": np.array([bound], dtype=np.int64) for name, bound in bounds.items()}
+        self.initializers.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+
+    def _interface(self) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+        from onnx import TensorProto, helper
+
+        def info(name: str, shape: list[int], element: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+            return helper.make_tensor_value_info(name, element, shape)
+
+        rows = self.past + self.tokens
+        inputs = [info(name, [1, self.tokens], TensorProto.INT64) for name in ("input_ids", "position_ids")]
+        outputs = [info("logits", [1, 1, self.config.vocab])]
+        if self.past:
+            inputs.append(info("attention_mask", [1, 1, self.tokens, rows]))
+        for index in range(self.config.layers):
+            heads, dim = self.config.layer(index).kv_heads, self.config.head_dim
+            for part in ("key", "value"):
+                if self.past:
+                    inputs.append(info(f"past_key_values.{index}.{part}", [1, heads, self.past, dim]))
+                outputs.append(info(f"present.{index}.{part}", [1, heads, rows, dim]))
+        return inputs, outputs

