@@ -1,5 +1,6 @@
 """The static verifier: accepts synchronised programs, and rejects every single mutation with the reason."""
 
+import contextlib
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -178,6 +179,20 @@ def test_malformed_fields_are_rejected_before_anything_reads_memory(column: int,
     code = good.code.copy()
     code[1, column] = value
     with pytest.raises(ProgramError, match=message):
+        verify(good.with_code(code), TARGET)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(0, 4),
+    st.integers(0, word.WIDTH - 1),
+    st.one_of(st.integers(-3, 300), st.integers(-(2**63), 2**63 - 1), st.integers(0, 62).map(lambda bit: 1 << bit)),
+)
+def test_any_single_field_may_hold_anything(row: int, column: int, value: int) -> None:
+    good = tile()
+    code = good.code.copy()
+    code[row, column] = value
+    with contextlib.suppress(ProgramError):
         verify(good.with_code(code), TARGET)
 
 

@@ -43,12 +43,17 @@ _ENGINE = {
 }
 _ANY = tuple(Dtype)
 _WIDE = tuple(dtype for dtype in Dtype if dtype is not Dtype.I4)
-_INTEGER = (Dtype.I32, Dtype.I16, Dtype.I8, Dtype.I4, Dtype.I64)
+_FACTORS = (Dtype.F32, Dtype.F16, Dtype.I16, Dtype.I8)
+_INTEGER = (Dtype.I16, Dtype.I8, Dtype.I4)
 _OPERANDS: dict[int, tuple[tuple[tuple[Space, ...], tuple[Dtype, ...]], ...]] = {
     _LOAD: (((Space.SPAD,), _ANY), ((Space.DRAM,), _ANY)),
     _STORE: (((Space.DRAM,), _ANY), ((Space.SPAD,), _ANY)),
     _GATHER: (((Space.SPAD,), _ANY), ((Space.DRAM, Space.SPAD), (Dtype.I64,)), ((Space.DRAM,), _ANY)),
-    _MATMUL: (((Space.ACC, Space.SPAD), (Dtype.F32, Dtype.I32)), ((Space.SPAD,), _WIDE), ((Space.SPAD,), _ANY)),
+    _MATMUL: (
+        ((Space.ACC, Space.SPAD), (Dtype.F32, Dtype.I32)),
+        ((Space.SPAD,), _FACTORS),
+        ((Space.SPAD,), (*_FACTORS, Dtype.I4)),
+    ),
     _VECTOR: (((Space.SPAD, Space.ACC), _WIDE),) * word.MAX_OPERANDS,
 }
 """Spaces and element types that each operand of each opcode may have."""

@@ -116,8 +116,9 @@ def _memory(scratchpad: dict[str, Any], dram: dict[str, Any]) -> Iterator[str]:
     burst = dram["channel_bits"] * dram["burst_length"] // 8
     if dram["interleave_bytes"] < burst:
         yield f"dram.interleave_bytes is {dram['interleave_bytes']}, must be at least one burst of {burst} bytes"
-    if dram["page_bytes"] < dram["interleave_bytes"]:
-        yield f"dram.page_bytes is {dram['page_bytes']}, must be at least dram.interleave_bytes {dram['interleave_bytes']}"
+    page, interleave = dram["page_bytes"], dram["interleave_bytes"]
+    if page < interleave:
+        yield f"dram.page_bytes is {page}, must be at least dram.interleave_bytes {interleave}"
     if dram["trfc_ns"] >= dram["trefi_ns"]:
         yield f"dram.trfc_ns is {dram['trfc_ns']:g}, must be below dram.trefi_ns {dram['trefi_ns']:g}"
     if dram["tccd_l_ns"] < dram["tccd_s_ns"]:

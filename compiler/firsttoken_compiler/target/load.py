@@ -1,7 +1,7 @@
 """Reads a target file: TOML in, a validated `Target` out, and every mistake named by its dotted path.
 
-Every value in a file is a table `{ value = ..., grade = "...", source = "..." }`; only `npu.name`, `npu.description` and
-`npu.not_modelled` are plain. The schema is built from the dataclasses of `target.py`, so a field is declared once.
+Every value in a file is a table `{ value = ..., grade = "...", source = "..." }`; only `npu.name`, `npu.description`
+and `npu.not_modelled` are plain. The schema is built from the dataclasses of `target.py`, so a field is declared once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
+from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from firsttoken_compiler.errors import TargetError
@@ -132,7 +133,7 @@ def _schema() -> type[BaseModel]:
         for field, kind in get_type_hints(cls).items():
             path = f"{name}.{field}"
             if kind in (dict[str, int], dict[str, float]):
-                members[field] = (dict[str, entry(path, kind.__args__[1])], ...)
+                members[field] = (GenericAlias(dict, (str, entry(path, kind.__args__[1]))), ...)
             else:
                 members[field] = (entry(path, kind), ...)
         if name == "npu":
@@ -142,7 +143,7 @@ def _schema() -> type[BaseModel]:
         return create_model(f"section:{name}", __config__=config, **members)
 
     sections = {name: (section(name, cls), ...) for name, cls in _SECTIONS.items()}
-    return create_model("target", __config__=config, **sections)  # type: ignore[call-overload,no-any-return]
+    return create_model("target", __config__=config, **sections)  # type: ignore[call-overload]
 
 
 def _validate(document: dict[str, Any], origin: str) -> dict[str, Any]:
@@ -273,7 +274,7 @@ def _build(plain: dict[str, Any], document: dict[str, Any], origin: str) -> Targ
 
 
 def _typed(value: Any, kind: Any) -> Any:
-    """Integers written where a float is meant become floats, so that equal targets hash alike; tables sort their keys."""
+    """Integers where a float is meant become floats, so that equal targets hash alike; tables sort their keys."""
     if kind is float:
         return float(value)
     if kind == dict[str, float]:

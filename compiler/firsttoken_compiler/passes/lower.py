@@ -1,0 +1,174 @@
+"""Typed npu calls → one PrimFunc per distinct spec, fused and planned by TVM → a list of kernel launches.
+
+LegalizeOps gives each call its PrimFunc, FuseOps/FuseTIR merge what is elementwise, StaticPlanBlockMemory shares storage
+between values that are never live together.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.passes.quantise import Quantised
+from firsttoken_compiler.schedule.definitions import definition
+from firsttoken_compiler.schedule.spec import DTYPES, Arg, KernelSpec
+from firsttoken_compiler.tvm import dialect
+from firsttoken_compiler.tvm.api import Call, GlobalVar, relax, shape_of, transform, tvm
+
+OPAQUE = 8
+"""TVM's pattern kind of functions that FuseOps leaves alone."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One planned piece of memory shared by several values."""
+
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Value:
+    """Where an operand lives: a parameter by name, a planned storage, or a graph output."""
+
+    kind: str
+    """`param`, `storage` or `output`."""
+    name: str
+    arg: Arg
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel with its operands and results."""
+
+    spec: KernelSpec
+    args: tuple[Value, ...]
+    outs: tuple[Value, ...]
+    label: str
+    """Canonical variable that the launch computes."""
+
+
+@dataclass(frozen=True)
+class Launches:
+    """The lowered graph. `outputs` are the values that the graph returns, in order."""
+
+    launches: tuple[Launch, ...]
+    storages: tuple[Storage, ...]
+    outputs: tuple[Value, ...]
+    params: dict[str, Arg]
+    module: Any
+
+
+def _spec(call: Any) -> KernelSpec:
+    fields = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
+    params = tuple((key, value if isinstance(value, (int, float)) else str(value)) for key, value in sorted(call.attrs.items()))
+    args = tuple(_arg(a.ty) for a in call.args)
+    return KernelSpec(call.op.name.removeprefix("npu."), params, args, tuple(_arg(field) for field in fields))
+
+
+def _arg(ty: Any) -> Arg:
+    return Arg(tuple(int(extent) for extent in ty.shape), DTYPES[str(ty.dtype.dtype)])
+
+
+_PRIM_FUNCS: dict[KernelSpec, Any] = {}
+
+
+def _legalise(builder: Any, call: Any) -> Any:
+    """FLegalize of every npu operator: a call of the spec's PrimFunc."""
+    spec = _spec(call)
+    if spec not in _PRIM_FUNCS:
+        function = definition(spec).with_attr("npu.spec", spec.to_json())
+        _PRIM_FUNCS[spec] = function.with_attr("op_pattern", OPAQUE)
+    name = builder.add_func(_PRIM_FUNCS[spec], spec.kind)
+    fields = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
+    return relax.call_tir(name, list(call.args), list(fields) if len(fields) > 1 else fields[0])
+
+
+for _name in dialect.CANONICAL:
+    tvm.ir.register_op_attr(_name, "FLegalize", _legalise)
+
+
+@dataclass(frozen=True)
+class Lower:
+    """See the module's docstring."""
+
+    def run(self, quantised: Quantised) -> Launches:
+        """Runs TVM's passes and reads the launch list off the result."""
+        stages = [
+            transform.LegalizeOps(), transform.AnnotateTIROpPattern(), transform.FuseOps(), transform.FuseTIR(),
+            transform.RewriteDataflowReshape(), transform.ToNonDataflow(), transform.RemovePurityChecking(),
+            transform.CallTIRRewrite(), transform.StaticPlanBlockMemory(),
+        ]  # fmt: skip
+        module = tvm.transform.Sequential(stages)(quantised.module)
+        return _Reader(module, quantised).read()
+
+
+class _Reader:
+    """Walks the planned main function: allocations, launches, views, results."""
+
+    def __init__(self, module: Any, quantised: Quantised) -> None:
+        self.module, self.names = module, quantised.names
+        self.values: dict[Any, Any] = {}
+        self.storages: dict[Any, Storage] = {}
+        self.raw: list[tuple[KernelSpec, list[Any]]] = []
+        self.labels: dict[int, str] = {}
+        self.made_by: dict[Value, int] = {}
+
+    def read(self) -> Launches:
+        function = self.module["main"]
+        params = {p.name: _arg(p.ty) for p in function.params}
+        for parameter in function.params:
+            self.values[parameter] = Value("param", parameter.name, params[parameter.name])
+        for block in function.body.blocks:
+            for binding in block.bindings:
+                self._binding(binding.var, binding.value)
+        body = self.values[function.body.body]
+        outputs = tuple(body if isinstance(body, tuple) else (body,))
+        launches = tuple(
+            Launch(spec, tuple(v[: len(spec.args)]), tuple(v[len(spec.args) :]), self.labels.get(i, ""))
+            for i, (spec, v) in enumerate(self.raw)
+        )
+        return Launches(launches, tuple(self.storages.values()), outputs, params, self.module)
+
+    def _binding(self, variable: Any, value: Any) -> None:
+        if isinstance(value, Call) and isinstance(value.op, GlobalVar):
+            self._launch(value)
+        elif isinstance(value, Call):
+            self._intrinsic(variable, value)
+        elif isinstance(value, relax.Tuple):
+            self.values[variable] = tuple(self.values[field] for field in value.fields)
+            self._label(variable)
+        elif isinstance(value, relax.TupleGetItem):
+            self.values[variable] = self.values[value.tuple_value][value.index]
+        elif value in self.values:
+            self.values[variable] = self.values[value]
+            self._label(variable)
+
+    def _launch(self, call: Any) -> None:
+        function = self.module[call.op]
+        text = function.attrs.get("npu.spec") if function.attrs else None
+        if text is None:
+            raise StudentError(f"internal: kernel {call.op.name_hint} has no npu operator; it cannot be scheduled")
+        operands = [self.values[argument] for argument in call.args]
+        for operand in operands:
+            self.made_by[operand] = len(self.raw)
+        self.raw.append((KernelSpec.from_json(str(text)), operands))
+
+    def _label(self, variable: Any) -> None:
+        """A variable bound to what the last launch wrote names that launch."""
+        if self.raw and variable.name in self.names:
+            self.labels.setdefault(len(self.raw) - 1, self.names[variable.name])
+
+    def _intrinsic(self, variable: Any, call: Any) -> None:
+        name = call.op.name
+        if name == "relax.memory.alloc_storage":
+            nbytes = int(call.args[0].values[0])
+            self.storages[variable] = Storage(f"storage{len(self.storages)}", nbytes)
+        elif name == "relax.memory.alloc_tensor":
+            self.values[variable] = Value("storage", self.storages[call.args[0]].name, _arg(call.ty))
+        elif name == "relax.builtin.alloc_tensor":
+            self.values[variable] = Value("output", variable.name, _arg(call.ty))
+        elif name in ("relax.reshape", "relax.memory.view"):
+            source = self.values[call.args[0]]
+            self.values[variable] = Value(source.kind, source.name, Arg(shape_of(call), source.arg.dtype))
+        elif name not in ("relax.memory.kill_storage", "relax.memory.kill_tensor"):
+            raise StudentError(f"internal: unexpected {name} after planning")

@@ -1,0 +1,166 @@
+"""Gives every operator its types: weights int4/int8/fp16, activations int8/int16 per token or fp16, the rest fp16.
+
+After it: products name their weight's packing; integer products read `npu.quantise` of their input, one each.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.isa.program import Packing
+from firsttoken_compiler.options import Precision
+from firsttoken_compiler.passes.canonicalise import Canonical
+from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
+from firsttoken_compiler.target.target import Target
+from firsttoken_compiler.tvm import dialect
+from firsttoken_compiler.tvm.api import relax, shape_of
+
+INTEGER = ("int8", "int16")
+_LAYER = re.compile(r"layers?[._](\d+)")
+
+
+@dataclass
+class Quantised:
+    """The typed module, the recipe of every weight parameter, and names back to the canonical module."""
+
+    module: Any
+    packings: dict[str, Packing]
+    names: dict[str, str]
+    plain: dict[str, str] = field(default_factory=dict)
+    """Parameters that are only converted (norm gammas, biases, tables): parameter → its type."""
+
+
+@dataclass(frozen=True)
+class Quantise:
+    """See the module's docstring. Raises OptionError when the target cannot multiply the pair."""
+
+    precision: Precision
+    target: Target
+
+    def run(self, canonical: Canonical, weights: dict[str, str]) -> Quantised:
+        """`weights`: parameter name → initialiser name."""
+        state = _State(self.precision, self.target, weights, canonical)
+        return state.run()
+
+
+class _State:
+    """One run: collects the new parameters while the body is rebuilt."""
+
+    def __init__(self, precision: Precision, target: Target, weights: dict[str, str], canonical: Canonical) -> None:
+        self.precision, self.target, self.weights, self.canonical = precision, target, weights, canonical
+        self.packings: dict[str, Packing] = {}
+        self.plain: dict[str, str] = {}
+        self.parameters: dict[str, Any] = {}
+
+    def run(self) -> Quantised:
+        function = self.canonical.module["main"]
+        bindings = [b for block in function.body.blocks for b in block.bindings]
+        self.results = {value for value in bindings[-1].value.fields}
+        env: dict[Any, Any] = {}
+        for parameter in function.params:
+            if parameter.name not in self.weights and parameter.name not in self.canonical.constants:
+                env[parameter] = self._parameter(parameter.name, parameter, self._input_type(parameter, bindings))
+        self._declare_weights(bindings, env)
+        parameters = list(self.parameters.values())
+        module, names = rebuild(self.canonical.module, parameters, env, self._visit)
+        return Quantised(module, self.packings, names, self.plain)
+
+    def _parameter(self, name: str, like: Any, dtype: str, shape: Any | None = None) -> Any:
+        if name not in self.parameters:
+            self.parameters[name] = relax.Var(name, relax.TensorType(list(shape or shape_of(like)), dtype))
+        return self.parameters[name]
+
+    def _input_type(self, parameter: Any, bindings: list[Any]) -> str:
+        """Key and value caches are fp16; other float inputs (masks) stay fp32; token ids int64."""
+        for binding in bindings:
+            call = binding.value
+            if getattr(call, "op", None) is not None and call.op.name == "npu.kv_append" and parameter in list(call.args)[1:]:
+                return "float16"
+        return str(parameter.ty.dtype.dtype)
+
+    def _declare_weights(self, bindings: list[Any], env: dict[Any, Any]) -> None:
+        """One parameter per use of a weight: packed for products, converted for everything else."""
+        for binding in bindings[:-1]:
+            call = binding.value
+            name = call.op.name if hasattr(call, "op") else ""
+            for index, argument in enumerate(call.args if hasattr(call, "args") else ()):
+                if not isinstance(argument, relax.Var) or argument in env:
+                    continue
+                if argument.name in self.weights or argument.name in self.canonical.constants:
+                    if name == "npu.linear" and index == 1:
+                        self._declare_packed(call, argument)
+                    else:
+                        self._declare_plain(name, index, argument)
+
+    def _declare_plain(self, operator: str, index: int, argument: Any) -> None:
+        dtype = "float16"
+        if argument.name in self.canonical.constants or _is_rotary(operator, argument):
+            dtype = "float32"  # rotary angles of long prompts need more than 11 bits
+        self._parameter(argument.name, argument, dtype)
+        self.plain[argument.name] = dtype
+
+    def _declare_packed(self, call: Any, argument: Any) -> None:
+        source = self.weights[argument.name]
+        bits = self.precision.weight_bits(layer_of(source))
+        k, n = int(call.attrs["k"]), int(call.attrs["n"])
+        group = 0 if bits == 16 else k if self.precision.group == "channel" else min(k, int(self.precision.group))
+        name = f"{argument.name}.packed"
+        packing = Packing(source, "panels", k, n, self.target.matrix.columns, bits, group, bool(int(call.attrs["transposed"])))
+        known = self.packings.setdefault(name, packing)
+        if known != packing:
+            raise OptionError(f"weight {source} is used both as stored and transposed: use one orientation")
+        self._parameter(name, argument, {4: "int4", 8: "int8", 16: "float16"}[bits], (k, n))
+        if group:
+            groups = -(-k // group)
+            scales = f"{argument.name}.scales"
+            self.packings[scales] = Packing(source, "scales", k, n, packing.panel, bits, group, packing.transposed)
+            self._parameter(scales, argument, "float16", (groups, n))
+
+    def _visit(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
+        args = [self.parameters.get(a.name, a) if isinstance(a, relax.Var) else a for a in args]
+        name = call.op.name
+        if not name.startswith("npu."):
+            return state.emit(relax.op.reshape(args[0], shape_of(call))) if name == "relax.reshape" else state.emit(call)
+        attrs = {key: _plain_value(value) for key, value in call.attrs.items()}
+        if name == "npu.linear":
+            return self._linear(state, variable, call, args, attrs)
+        attrs["out"] = "float32" if name == "npu.gather" and _is_rotary_table(args[0]) else "float16"
+        return state.emit(dialect.call(name, args, **attrs))
+
+    def _linear(self, state: Rebuild, variable: Any, call: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
+        weight = call.args[1].name
+        packing = self.packings[f"{weight}.packed"]
+        acts = self.precision.acts if packing.bits != 16 else "fp16"
+        operands = [args[0], self.parameters[f"{weight}.packed"]]
+        if acts in INTEGER:
+            quantised = state.emit(dialect.call("npu.quantise", [args[0]], out=acts))
+            operands[0] = state.emit(relax.TupleGetItem(quantised, 0))
+            operands.append(state.emit(relax.TupleGetItem(quantised, 1)))
+        if packing.group:
+            operands.append(self.parameters[f"{weight}.scales"])
+        attrs.update(acts=acts, bits=packing.bits, group=packing.group, out="float32" if variable in self.results else "float16")
+        del attrs["transposed"]
+        return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))
+
+
+def _is_rotary(operator: str, argument: Any) -> bool:
+    return operator == "npu.rope" or (operator == "npu.gather" and _is_rotary_table(argument))
+
+
+def _is_rotary_table(table: Any) -> bool:
+    """Rotary tables are narrow and hold angles; embeddings feed the residual stream. Told apart by their use."""
+    return "rot" in table.name.lower() or "cos" in table.name.lower() or "sin_" in table.name.lower()
+
+
+def _plain_value(value: Any) -> Any:
+    """Attribute values as Python numbers and strings."""
+    if isinstance(value, (int, float)):
+        return value
+    return str(value)
+
+
+def layer_of(name: str) -> int | None:
+    """Layer number in a tensor's or node's name; None outside the layers."""
+    found = _LAYER.search(name)
+    return int(found.group(1)) if found else None

@@ -1,0 +1,50 @@
+"""Rebuilding a straight-line Relax function call by call: the loop that the precision passes share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from firsttoken_compiler.tvm.api import Call, relax
+
+Visit = Callable[["Rebuild", Any, Any, list[Any]], Any]
+"""(rebuild, old variable, old call, new arguments) → new expression bound in its place."""
+
+
+@dataclass
+class Rebuild:
+    """A function under construction; `env` maps old variables to new expressions."""
+
+    builder: Any
+    env: dict[Any, Any]
+    names: dict[str, str] = field(default_factory=dict)
+    """New variable name → name of the old variable that it stands for."""
+    current: str = ""
+
+    def emit(self, call: Any) -> Any:
+        """Emits a call on behalf of the old variable being visited."""
+        variable = self.builder.emit(call)
+        self.names[variable.name] = self.current
+        return variable
+
+
+def rebuild(module: Any, parameters: list[Any], env: dict[Any, Any], visit: Visit) -> tuple[Any, dict[str, str]]:
+    """A module whose `main` has `parameters` and the visited bindings of the old one, and its names.
+
+    `env` starts with what the old parameters became.
+    """
+    function = module["main"]
+    state = Rebuild(relax.BlockBuilder(), env)
+    bindings = [binding for block in function.body.blocks for binding in block.bindings]
+    outputs = bindings[-1].value.fields
+    with state.builder.function("main", params=parameters):
+        with state.builder.dataflow():
+            for binding in bindings[:-1]:
+                state.current = binding.var.name
+                value = binding.value
+                if isinstance(value, Call):
+                    state.env[binding.var] = visit(state, binding.var, value, [env.get(a, a) for a in value.args])
+                else:
+                    state.env[binding.var] = env.get(value, value)
+            result = state.builder.emit_output(relax.Tuple([env[value] for value in outputs]))
+        state.builder.emit_func_output(result)
+    return state.builder.get(), state.names

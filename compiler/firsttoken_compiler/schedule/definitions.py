@@ -1,0 +1,206 @@
+"""The npu operators as TE: what TVM fuses and plans, and what the row-wise kernels are lowered from.
+
+Arithmetic is fp32; results narrow where they are stored. Integer activations are symmetric per token:
+scale = max(|row|) / qmax, value = round-half-even(x / scale).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from firsttoken_compiler.isa.types import Dtype
+from firsttoken_compiler.schedule.spec import NAMES, KernelSpec
+from firsttoken_compiler.tvm.api import te, tirx
+
+QMAX = {"int8": 127.0, "int16": 32767.0, "int4": 7.0}
+MIN_SCALE = 1e-12
+"""Smallest activation scale, so that a row of zeros divides by something."""
+
+
+def definition(spec: KernelSpec) -> Any:
+    """The PrimFunc of a spec: operands, then results."""
+    inputs = [te.placeholder(arg.shape, NAMES[arg.dtype], name=f"p{i}") for i, arg in enumerate(spec.args)]
+    outputs = _DEFINITIONS[spec.kind](spec, inputs)
+    return te.create_prim_func([*inputs, *outputs])
+
+
+def _f32(value: Any) -> Any:
+    return value.astype("float32")
+
+
+def _store(spec: KernelSpec, value: Any, index: int = 0) -> Any:
+    """Narrows to the type of a result."""
+    dtype = NAMES[spec.outs[index].dtype]
+    return value if dtype == "float32" else value.astype(dtype)
+
+
+def _quantise_rows(spec: KernelSpec, x: Any, rows: int, width: int) -> list[Any]:
+    """(values, scale) of the fp32 matrix x."""
+    qmax = QMAX[NAMES[spec.outs[0].dtype]]
+    r = te.reduce_axis((0, width), "r")
+    peak = te.compute((rows,), lambda i: te.max(te.abs(x[i, r]), axis=r), name="peak")
+    scale = te.compute((rows, 1), lambda i, _: te.max(peak[i], MIN_SCALE) * (1.0 / qmax), name="scale")
+    values = te.compute((rows, width), lambda i, j: te.round(x[i, j] / scale[i, 0]).astype(NAMES[spec.outs[0].dtype]), name="q")
+    return [values, scale]
+
+
+def _rms_norm(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    x, gamma = p
+    rows, width = spec.args[0].shape
+    k = te.reduce_axis((0, width), "k")
+    square = te.compute((rows,), lambda i: te.sum(_f32(x[i, k]) * _f32(x[i, k]), axis=k), name="square")
+    factor = te.compute((rows,), lambda i: te.rsqrt(square[i] * (1.0 / width) + spec["eps"]), name="factor")
+    if len(spec.outs) == 1:
+        return [te.compute((rows, width), lambda i, j: _store(spec, _f32(x[i, j]) * factor[i] * _f32(gamma[j])), name="out")]
+    normed = te.compute((rows, width), lambda i, j: _f32(x[i, j]) * factor[i] * _f32(gamma[j]), name="normed")
+    return _quantise_rows(spec, normed, rows, width)
+
+
+def _swiglu(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    gate, up = p
+    rows, width = spec.args[0].shape
+
+    def element(i: Any, j: Any) -> Any:
+        return _f32(gate[i, j]) * te.sigmoid(_f32(gate[i, j])) * _f32(up[i, j])
+
+    if len(spec.outs) == 1:
+        return [te.compute((rows, width), lambda i, j: _store(spec, element(i, j)), name="out")]
+    return _quantise_rows(spec, te.compute((rows, width), element, name="product"), rows, width)
+
+
+def _quantise(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    rows, width = spec.args[0].shape
+    x = p[0]
+    if spec.args[0].dtype is not Dtype.F32:
+        x = te.compute((rows, width), lambda i, j: _f32(p[0][i, j]), name="wide")
+    return _quantise_rows(spec, x, rows, width)
+
+
+def _add(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    return [te.compute(spec.outs[0].shape, lambda *i: _store(spec, _f32(p[0][i]) + _f32(p[1][i])), name="out")]
+
+
+def _row(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    return [te.compute(spec.outs[0].shape, lambda i, j: _store(spec, _f32(p[0][i + spec["index"], j])), name="out")]
+
+
+def _rope(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """Half-rotate: out[.., s, c] = x[.., s, c] cos[c] + (2s - 1) x[.., 1-s, c] sin[c] for halves s of each head."""
+    x, cos, sin = p
+    heads = spec["heads"]
+    rows, width = spec.args[0].shape
+    half = width // heads // 2
+
+    def at(i: Any, h: Any, s: Any, c: Any) -> Any:
+        return _f32(x[i, h * (2 * half) + s * half + c])
+
+    def element(i: Any, h: Any, s: Any, c: Any) -> Any:
+        sign = (2 * s - 1).astype("float32")
+        return _store(spec, at(i, h, s, c) * cos[i, c] + at(i, h, 1 - s, c) * sin[i, c] * sign)
+
+    return [te.compute((rows, heads, 2, half), element, name="out")]
+
+
+def _gather(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    return [te.compute(spec.outs[0].shape, lambda i, j: _store(spec, p[0][p[1][i], j]), name="out")]
+
+
+def _kv_append(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    past, width = spec["past"], spec.outs[0].shape[2]
+
+    def element(h: Any, t: Any, c: Any) -> Any:
+        new = p[0][te.max(t - past, 0), h * width + c]
+        return te.if_then_else(t < past, p[1][h, te.min(t, past - 1), c], new) if past else new
+
+    return [te.compute(spec.outs[0].shape, element, name="out")]
+
+
+def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """Accumulate per group of k, then scale per token and per column, add bias and residual, narrow."""
+    operands = linear_operands(spec, p)
+    m, k = spec.args[0].shape
+    n = spec["n"]
+    group = spec["group"] or k
+    groups = -(-k // group)
+    wide = "int32" if spec.args[0].dtype is not Dtype.F16 else "float32"
+    a, w = p[0], p[1]
+    r = te.reduce_axis((0, k), "r")
+    if groups == 1:
+        acc = te.compute((m, n), lambda i, j: te.sum(a[i, r].astype(wide) * w[r, j].astype(wide), axis=r), name="C")
+        total = te.compute((m, n), lambda i, j: epilogue(spec, operands, _f32(acc[i, j]), i, j, single=True), name="O")
+        return [total]
+    scaled = te.compute(
+        (m, n),
+        lambda i, j: te.sum(
+            _f32(a[i, r].astype(wide) * w[r, j].astype(wide)) * _f32(operands["w_scale"][r // group, j]), axis=r
+        ),
+        name="P",
+    )
+    return [te.compute((m, n), lambda i, j: epilogue(spec, operands, scaled[i, j], i, j, single=False), name="O")]
+
+
+def linear_operands(spec: KernelSpec, p: list[Any]) -> dict[str, Any]:
+    """Optional operands of a product by name: a_scale, w_scale, bias, residual (the order of the call)."""
+    names = []
+    if spec["acts"] in ("int8", "int16"):
+        names.append("a_scale")
+    if spec["group"]:
+        names.append("w_scale")
+    names += [name for name in ("bias", "residual") if spec[name]]
+    return dict(zip(names, p[2:], strict=True))
+
+
+def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: Any, *, single: bool) -> Any:
+    """Scales, bias, residual and narrowing of one element; `single`: the weight's scale is per channel."""
+    if "a_scale" in operands:
+        value = value * operands["a_scale"][i, 0]
+    if "w_scale" in operands and single:
+        value = value * _f32(operands["w_scale"][0, j])
+    if "bias" in operands:
+        value = value + _f32(operands["bias"][j])
+    if "residual" in operands:
+        value = value + _f32(operands["residual"][i, j])
+    return _store(spec, value)
+
+
+def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """Grouped-query attention with an exact softmax over the whole row of scores."""
+    q, keys, values = p[:3]
+    heads, kv_heads = spec["heads"], spec["kv_heads"]
+    rows, features = spec.args[0].shape
+    total, width = spec.args[1].shape[1:]
+    shared = heads // kv_heads
+    c = te.reduce_axis((0, width), "c")
+    shape = (heads, rows, total)
+    scores = te.compute(
+        shape, lambda h, i, t: te.sum(_f32(q[i, h * width + c]) * _f32(keys[h // shared, t, c]), axis=c), name="S"
+    )
+    masked = te.compute(shape, lambda h, i, t: mask(spec, p, scores[h, i, t] * spec["scale"], i, t), name="M")
+    r1, r2, r3 = (te.reduce_axis((0, total), f"t{n}") for n in range(3))
+    peak = te.compute((heads, rows), lambda h, i: te.max(masked[h, i, r1], axis=r1), name="peak")
+    weights = te.compute(shape, lambda h, i, t: te.exp(masked[h, i, t] - peak[h, i]).astype("float16"), name="E")
+    norm = te.compute((heads, rows), lambda h, i: te.sum(_f32(weights[h, i, r2]), axis=r2), name="norm")
+    mixed = te.compute(
+        (heads, rows, width),
+        lambda h, i, d: te.sum(_f32(weights[h, i, r3]) * _f32(values[h // shared, r3, d]), axis=r3), name="V",
+    )  # fmt: skip
+    return [
+        te.compute(
+            (rows, features),
+            lambda i, f: _store(spec, mixed[f // width, i, f % width] / norm[f // width, i]), name="out",
+        )
+    ]  # fmt: skip
+
+
+def mask(spec: KernelSpec, p: list[Any], value: Any, i: Any, t: Any) -> Any:
+    """Adds the mask operand, or removes keys behind the query; -1e30 stands for minus infinity."""
+    if spec["mask"]:
+        return value + p[3][i, t]
+    if spec["causal"]:
+        return te.if_then_else(t <= i + spec["past"], value, tirx.const(-1e30, "float32"))
+    return value
+
+
+_DEFINITIONS: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
+    "rms_norm": _rms_norm, "swiglu": _swiglu, "quantise": _quantise, "add": _add, "row": _row, "rope": _rope,
+    "gather": _gather, "kv_append": _kv_append, "linear": _linear, "attention": _attention,
+}  # fmt: skip

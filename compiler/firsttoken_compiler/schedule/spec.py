@@ -1,0 +1,61 @@
+"""What a kernel computes, as a hashable value: equal specs are scheduled once and relocated."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from firsttoken_compiler.isa.types import Dtype
+
+DTYPES = {
+    "float32": Dtype.F32, "float16": Dtype.F16, "int32": Dtype.I32, "int16": Dtype.I16,
+    "int8": Dtype.I8, "int4": Dtype.I4, "int64": Dtype.I64,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """Shape and element type of an operand or result."""
+
+    shape: tuple[int, ...]
+    dtype: Dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes when packed row-major."""
+        elements = 1
+        for extent in self.shape:
+            elements *= extent
+        return self.dtype.nbytes(elements)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSpec:
+    """Operator (without `npu.`), its attributes, its operands and its results."""
+
+    kind: str
+    params: tuple[tuple[str, int | float | str], ...]
+    args: tuple[Arg, ...]
+    outs: tuple[Arg, ...]
+
+    def __getitem__(self, name: str) -> Any:
+        """An attribute by name; raises KeyError."""
+        return dict(self.params)[name]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the result (tokens)."""
+        return self.outs[0].shape[0]
+
+    def to_json(self) -> str:
+        """Text form, kept on the PrimFunc as attribute `npu.spec`."""
+        return json.dumps(
+            [self.kind, self.params, [(a.shape, int(a.dtype)) for a in self.args], [(a.shape, int(a.dtype)) for a in self.outs]]
+        )
+
+    @staticmethod
+    def from_json(text: str) -> "KernelSpec":
+        """Inverse of `to_json`."""
+        kind, params, args, outs = json.loads(text)
+        args_, outs_ = (tuple(Arg(tuple(shape), Dtype(dtype)) for shape, dtype in part) for part in (args, outs))
+        return KernelSpec(kind, tuple((name, value) for name, value in params), args_, outs_)

@@ -1,0 +1,249 @@
+"""Packed weights: error bounds of quantisation, and the layout as the matrix unit reads it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firsttoken_compiler.codegen import weights
+from firsttoken_compiler.codegen.weights import (
+    dequantise,
+    materialise,
+    pack_panels,
+    packed_bytes,
+    panel_offset,
+    quantise,
+    scale_groups,
+)
+from firsttoken_compiler.errors import ProgramError
+from firsttoken_compiler.isa.dma import spad
+from firsttoken_compiler.isa.matmul import Matmul
+from firsttoken_compiler.isa.program import Packing, Program, Tensor
+from firsttoken_compiler.isa.types import Dtype, Engine, Operand, Space, queue_index, unpack_int4
+from firsttoken_compiler.isa.vector_kernel import VectorKernel
+
+WEIGHT_TYPE = {4: Dtype.I4, 8: Dtype.I8, 16: Dtype.F16}
+
+
+class Bytes:
+    """One scratchpad and accumulator."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.spaces = {Space.SPAD: data, Space.ACC: np.zeros(1 << 16, np.uint8)}
+
+    def bytes(self, space: Space, core: int) -> np.ndarray:
+        return self.spaces[space]
+
+    def kernel(self, index: int) -> VectorKernel:
+        raise ValueError(index)
+
+
+def materialised(tensors: list[Tensor], arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The memory image; every byte of it is written at most once."""
+    size = max(tensor.address + tensor.nbytes for tensor in tensors)
+    image, times = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+
+    def write(address: int, data: np.ndarray) -> None:
+        assert data.dtype == np.uint8
+        assert data.ndim == 1
+        image[address : address + data.size] = data
+        times[address : address + data.size] += 1
+
+    materialise(Program(np.zeros((0, 0), np.int64), (), tuple(tensors), ()), arrays.__getitem__, write)
+    assert times.max(initial=0) <= 1
+    assert times.sum() == sum(t.nbytes for t in tensors)
+    return image
+
+
+def matrix_tensors(k: int, n: int, panel: int, bits: int, group: int, transposed: bool) -> list[Tensor]:
+    out: list[Tensor] = []
+    for form in ("panels", "scales") if bits != 16 else ("panels",):
+        packing = Packing("w", form, k, n, panel, bits, group, transposed)
+        address = -(-out[-1].nbytes // 64) * 64 if out else 0
+        dtype = WEIGHT_TYPE[bits] if form == "panels" else Dtype.F16
+        out.append(Tensor(form, "weight", Space.DRAM, address, packed_bytes(packing), dtype, (k, n), packing))
+    return out
+
+
+shapes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.sampled_from([4, 8, 16]))
+
+
+def random_matrix(seed: int, k: int, n: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((k, n)) * 10.0 ** rng.integers(-3, 3, n)).astype(np.float32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes, st.integers(1, 40), st.booleans(), st.integers(0, 2**31), st.sampled_from([1, 64, 1 << 20]))
+def test_matmul_reads_the_panels_back_exactly(
+    shape: tuple[int, int, int, int], group: int, transposed: bool, seed: int, block: int
+) -> None:
+    k, n, panel, bits = shape
+    matrix = random_matrix(seed, k, n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "BLOCK_ELEMENTS", block)
+        tensors = matrix_tensors(k, n, panel, bits, group, transposed)
+        image = materialised(tensors, {"w": matrix.T if transposed else matrix})
+    expected = quantise(matrix, bits, group)[0] if bits != 16 else matrix.astype(np.float16)
+    m = 3
+    a = np.random.default_rng(seed + 1).integers(-128, 128, (m, k)).astype(np.int8 if bits != 16 else np.float16)
+    at = -(-image.size // 64) * 64
+    memory = Bytes(np.concatenate([image, np.zeros(at - image.size, np.uint8), a.reshape(-1).view(np.uint8)]))
+    packing = tensors[0].packing
+    assert packing is not None
+    accumulator = Dtype.I32 if bits != 16 else Dtype.F32
+    full = n // panel
+    for first, count, width in ((0, full * panel, panel), (full, n % panel, n % panel)):
+        if count == 0:
+            continue
+        row = (width * bits + 7) // 8
+        w = Operand(Space.SPAD, WEIGHT_TYPE[bits], panel_offset(packing, first), k * row, row, width)
+        left = spad(Dtype.I8 if bits != 16 else Dtype.F16, at, k * a.itemsize)
+        acc = Operand(Space.ACC, accumulator, 0, count * 4)
+        Matmul(queue=queue_index(0, Engine.MATRIX), dims=(m, count, k), operands=(acc, left, w)).execute(memory)
+        found = memory.spaces[Space.ACC][: m * count * 4].view(accumulator.numpy).reshape(m, count)
+        part = expected[:, first * panel : first * panel + count]
+        if bits == 16:
+            np.testing.assert_allclose(found, a.astype(np.float32) @ part.astype(np.float32), rtol=1e-4, atol=1e-2)
+        else:
+            assert np.array_equal(found, a.astype(np.int32) @ part.astype(np.int32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes, st.integers(1, 50), st.integers(0, 2**31))
+def test_scales_lie_in_the_panels_of_their_columns(shape: tuple[int, int, int, int], group: int, seed: int) -> None:
+    k, n, panel, bits = shape
+    bits = 8 if bits == 16 else bits
+    matrix = random_matrix(seed, k, n)
+    tensor = matrix_tensors(k, n, panel, bits, group, False)[1]
+    image = materialised(matrix_tensors(k, n, panel, bits, group, False), {"w": matrix})[tensor.address :]
+    packing = tensor.packing
+    assert packing is not None
+    scales = quantise(matrix, bits, group)[1]
+    for p in range(-(-n // panel)):
+        width = min(panel, n - p * panel)
+        at, size = panel_offset(packing, p), scale_groups(packing) * width * 2
+        block = image[at : at + size].view(np.float16).reshape(-1, width)
+        assert np.array_equal(block, scales[:, p * panel : p * panel + width])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 20),
+    st.sampled_from([4, 8]),
+    st.integers(1, 80),
+    st.integers(-9, 6),
+    st.integers(0, 2**31),
+)
+def test_quantisation_error_is_at_most_half_a_step(
+    k: int, n: int, bits: int, group: int, power: int, seed: int
+) -> None:
+    matrix = np.random.default_rng(seed).standard_normal((k, n)).astype(np.float32) * np.float32(10.0**power)
+    if not np.abs(matrix).max() / weights.QMAX[bits] < 65504:
+        return
+    q, scales = quantise(matrix, bits, group)
+    assert q.shape == (k, n)
+    assert scales.shape == (-(-k // group), n)
+    assert np.abs(q).max(initial=0) <= weights.QMAX[bits]
+    step = np.repeat(scales.astype(np.float64), group, axis=0)[:k]
+    error = np.abs(matrix.astype(np.float64) - dequantise(q, scales, group))
+    # Rounding the scale down to fp16 can leave the largest value beyond qmax steps; it is clipped to them.
+    clipped = np.maximum(np.abs(matrix) - weights.QMAX[bits] * step, 0)
+    assert (error <= np.maximum(step * (0.5 + 1e-4), clipped * (1 + 1e-4))).all()
+    if np.abs(matrix).min() > 1e-2:  # normal fp16 scales are off by 2^-11 at most
+        assert (clipped <= np.abs(matrix) * 2.0**-10).all()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 30), st.integers(1, 12))
+def test_unpacking_panels_of_int4_gives_the_values_back(seed: int, k: int, n: int, panel: int) -> None:
+    values = np.random.default_rng(seed).integers(-7, 8, (k, n)).astype(np.int8)
+    packed = pack_panels(values, panel, 4)
+    at = 0
+    for first in range(0, n, panel):
+        width = min(panel, n - first)
+        size = k * -(-width // 2)
+        rows = unpack_int4(packed[at : at + size].reshape(k, -1))
+        assert np.array_equal(rows[:, :width], values[:, first : first + width])
+        assert not rows[:, width:].any()
+        at += size
+    assert at == packed.size
+
+
+def test_rounds_half_to_even_with_the_stored_scale_and_keeps_zero_columns() -> None:
+    matrix = np.array([[7, 0], [2.5, 0], [-3.5, 0], [-7, 0]], np.float32)
+    q, scales = quantise(matrix, 4, 4)
+    assert q[:, 0].tolist() == [7, 2, -4, -7]
+    assert scales.tolist() == [[1, 1]]
+    assert not q[:, 1].any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "array"),
+    [
+        (Dtype.F32, np.arange(35, dtype=np.float64).reshape(5, 7) / 3),
+        (Dtype.F16, np.arange(35, dtype=np.float32).reshape(5, 7) / 3),
+        (Dtype.I64, np.arange(35, dtype=np.int32).reshape(5, 7)),
+        (Dtype.F16, np.float32(2.5)),
+    ],
+)
+@pytest.mark.parametrize("block", [1, 10, 1 << 20])
+def test_plain_is_a_row_major_conversion(dtype: Dtype, array: np.ndarray, block: int) -> None:
+    array = np.asarray(array)
+    packing = Packing("w", "plain", 1, array.size, 1, dtype.bits, 0, False)
+    tensor = Tensor("w", "weight", Space.DRAM, 0, array.size * dtype.bits // 8, dtype, array.shape, packing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "BLOCK_ELEMENTS", block)
+        image = materialised([tensor], {"w": array})
+    assert np.array_equal(image.view(dtype.numpy), array.astype(dtype.numpy).reshape(-1))
+
+
+def test_fetches_each_source_once() -> None:
+    asked: list[str] = []
+
+    def fetch(name: str) -> np.ndarray:
+        asked.append(name)
+        return np.ones((8, 8), np.float32)
+
+    tensors = tuple(matrix_tensors(8, 8, 4, 4, 8, False))
+    materialise(Program(np.zeros((0, 0), np.int64), (), tensors, ()), fetch, lambda address, data: None)
+    assert asked == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("array", "bits", "message"),
+    [
+        (np.ones((4, 5), np.float32), 4, r"'w' has shape \(4, 5\), its packing expects \(5, 4\)"),
+        (np.full((5, 4), np.nan, np.float32), 8, "not finite"),
+        (np.full((5, 4), 1e30, np.float32), 8, "int8 with fp16 scales reaches"),
+        (np.full((5, 4), 1e6, np.float32), 16, "keep it in fp32"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(array: np.ndarray, bits: int, message: str) -> None:
+    with pytest.raises(ProgramError, match=message):
+        materialised(matrix_tensors(5, 4, 4, bits, 5, False), {"w": array})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"form": "rows"}, "unknown packing form 'rows'; known: panels, scales, plain"),
+        ({"bits": 5}, "4, 8 or 16 bits"),
+        ({"group": 0}, "groups of 0 rows"),
+        ({"n": 99}, "the tensor has 10"),
+        ({"bits": 16, "form": "scales"}, "have no scales"),
+        ({"form": "plain"}, "does not fit as plain i4"),
+    ],
+)
+def test_impossible_recipes_are_refused(change: dict[str, object], message: str) -> None:
+    fields = {"source": "w", "form": "panels", "k": 5, "n": 4, "panel": 4, "bits": 4, "group": 5, "transposed": False}
+    packing = Packing(**{**fields, **change})  # type: ignore[arg-type]
+    tensor = Tensor("w", "weight", Space.DRAM, 0, 10, Dtype.I4, (5, 4), packing)
+    with pytest.raises(ProgramError, match=message):
+        materialised([tensor], {"w": np.ones((5, 4), np.float32)})
+
+
+@pytest.mark.parametrize(("bits", "group"), [(5, 4), (8, 0)])
+def test_quantise_refuses_other_widths_and_groups(bits: int, group: int) -> None:
+    with pytest.raises(ProgramError, match="bits are 4 or 8, groups at least 1"):
+        quantise(np.ones((2, 2), np.float32), bits, group)
