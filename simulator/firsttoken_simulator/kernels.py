@@ -1,0 +1,276 @@
+"""The hot loop: runs a program's table to the end, event by event, on integer arrays only.
+
+Actors are the queues. The one with the earliest event acts next, the lowest index first when equal; completions of DMA
+instructions come before anything else at the same time. An actor goes on acting while no other is due. The
+plain twin of `advance` for tests is `advance.py_func`.
+
+Three settings make it fast, each by a factor of two to three: the units' innermost functions are `inline="always"`,
+reference counting is off (the caller keeps the arrays alive), and there is no division per burst. Only the entry points
+`start`, `advance` and `drain` are cached, under the stamp of this file: after a change in units/ touch this file.
+"""
+
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+from firsttoken_simulator.units import bus, dma, scratchpad
+from firsttoken_simulator.units.dram import FAR, flush, request
+from firsttoken_simulator.units.layout import (
+    BLOCKED,
+    COMPUTE,
+    DONE,
+    FINISH,
+    ISSUE,
+    M_NEXT_COMPLETION,
+    NONE,
+    O_END,
+    O_HEAD,
+    O_ISSUE_END,
+    O_STALL_DRAM,
+    O_STALL_SPAD,
+    O_START,
+    Q_AT,
+    Q_BURST,
+    Q_COMPLETED,
+    Q_COUNT,
+    Q_END,
+    Q_LAST,
+    Q_LATEST,
+    Q_PENDING,
+    Q_PHASE,
+    Q_SEMAPHORE,
+    Q_SLOT,
+    Q_TIME,
+    SLICES,
+    START,
+    T_BANKS,
+    T_FIELDS,
+    T_HEAD,
+    T_KIND,
+    T_PORTS,
+    T_SIGNAL,
+    T_SLICE,
+    T_SLICES,
+    T_TAIL,
+    T_WAITS,
+    WRITE,
+    X_BUS,
+    X_ENGINES,
+    X_LATENCY,
+    X_OUTSTANDING,
+    X_PERIOD,
+    X_PORTS,
+    X_SETUP,
+)
+
+FINISHED: Final = 1
+STUCK: Final = 2
+"""Results of `advance`; 0 means that the budget of events ran out."""
+
+
+@njit(_nrt=False, error_model="numpy")
+def try_start(table: np.ndarray, order: np.ndarray, queues: np.ndarray, x: np.ndarray, q: int, t: int) -> None:
+    """Lets the instruction at the head of queue `q` start on the next clock edge from `t` if its waits hold."""
+    i = order[queues[q, Q_AT]]
+    for w in range(T_WAITS, T_FIELDS, 2):
+        other = table[i, w]
+        if other < 0:
+            break
+        if queues[other, Q_SEMAPHORE] < table[i, w + 1]:
+            queues[q, Q_PHASE] = BLOCKED
+            queues[q, Q_TIME] = FAR
+            return
+    queues[q, Q_PHASE] = START
+    queues[q, Q_TIME] = -(-t // x[X_PERIOD]) * x[X_PERIOD]
+
+
+@njit(_nrt=False, error_model="numpy")
+def fetch(
+    table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, q: int, t: int,
+) -> None:  # fmt: skip
+    """Brings the next instruction of queue `q` to its head at `t`."""
+    if queues[q, Q_AT] >= queues[q, Q_END]:
+        queues[q, Q_PHASE] = DONE
+        queues[q, Q_TIME] = FAR
+        return
+    result[order[queues[q, Q_AT]], O_HEAD] = t
+    try_start(table, order, queues, x, q, t)
+
+
+@njit(_nrt=False, error_model="numpy")
+def _leave(
+    table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine:
+    np.ndarray, q: int, t: int, end: int,
+) -> None:  # fmt: skip
+    """The instruction of queue `q` leaves the issue stage at `t`; it completes at `end`, after its predecessor."""
+    i = order[queues[q, Q_AT]]
+    end = max(end, queues[q, Q_COMPLETED])
+    queues[q, Q_COMPLETED] = end
+    result[i, O_ISSUE_END] = t
+    result[i, O_END] = end
+    queues[q, Q_AT] += 1
+    machine[M_NEXT_COMPLETION] = min(machine[M_NEXT_COMPLETION], end)
+    fetch(table, order, queues, result, x, q, t)
+
+
+@njit(_nrt=False, error_model="numpy")
+def _complete(
+    table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine:
+    np.ndarray,
+) -> None:  # fmt: skip
+    """Completes the instruction that is next to complete, counts its signal and wakes the queues that wait."""
+    best, at, after = -1, FAR, FAR
+    for q in range(queues.shape[0]):
+        pending = queues[q, Q_PENDING]
+        if pending < queues[q, Q_AT]:
+            end = result[order[pending], O_END]
+            if end < at:
+                after, at, best = at, end, q
+            elif end < after:
+                after = end
+    i = order[queues[best, Q_PENDING]]
+    queues[best, Q_PENDING] += 1
+    if queues[best, Q_PENDING] < queues[best, Q_AT]:
+        after = min(after, result[order[queues[best, Q_PENDING]], O_END])
+    machine[M_NEXT_COMPLETION] = after
+    if table[i, T_SIGNAL]:
+        queues[best, Q_SEMAPHORE] += 1
+        for other in range(queues.shape[0]):
+            if queues[other, Q_PHASE] == BLOCKED:
+                try_start(table, order, queues, x, other, at)
+
+
+@njit(cache=True, _nrt=False, error_model="numpy")
+def start(table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray) -> None:
+    """Brings the first instruction of every queue to its head at time 0."""
+    for q in range(queues.shape[0]):
+        fetch(table, order, queues, result, x, q, 0)
+
+
+@njit(cache=True, _nrt=False, error_model="numpy")
+def drain(
+    p: np.ndarray, bank: np.ndarray, channel: np.ndarray, columns: np.ndarray, group: np.ndarray, buffer: np.ndarray,
+    stats: np.ndarray, activates: np.ndarray, t: int,
+) -> None:  # fmt: skip
+    """Writes out at `t` what the controllers still buffer, so that every burst is counted."""
+    for c in range(channel.shape[0]):
+        flush(p, bank, channel, columns, group, buffer, stats, activates, c, t)
+
+
+@njit(cache=True, _nrt=False, error_model="numpy")
+def advance(
+    table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine:
+    np.ndarray, ports: np.ndarray, flight: np.ndarray, p: np.ndarray, bank: np.ndarray, channel: np.ndarray,
+    columns: np.ndarray, group: np.ndarray, buffer: np.ndarray, stats: np.ndarray, activates: np.ndarray, budget:
+    int,
+) -> int:  # fmt: skip
+    """Runs until all queues are done, none can go on, or `budget` events have passed; see the results above."""
+    while budget > 0:
+        q, t, limit = -1, FAR, FAR
+        for other in range(queues.shape[0]):
+            when = queues[other, Q_TIME]
+            if when < t:
+                limit, t, q = t, when, other
+            elif when < limit:
+                limit = when
+        budget -= 1
+        if machine[M_NEXT_COMPLETION] <= t:
+            if machine[M_NEXT_COMPLETION] == FAR:
+                for other in range(queues.shape[0]):
+                    if queues[other, Q_PHASE] != DONE:
+                        return STUCK
+                return FINISHED
+            _complete(table, order, queues, result, x, machine)
+            continue
+        limit = min(limit, machine[M_NEXT_COMPLETION])
+        i = order[queues[q, Q_AT]]
+        core = q // x[X_ENGINES]
+        phase = queues[q, Q_PHASE]
+
+        if phase == START:
+            result[i, O_START] = t
+            kind = table[i, T_KIND]
+            if kind == COMPUTE:
+                queues[q, Q_COUNT] = table[i, T_SLICES]
+                queues[q, Q_PHASE] = SLICES
+                queues[q, Q_TIME] = t + table[i, T_HEAD]
+            elif kind == NONE:
+                queues[q, Q_PHASE] = FINISH
+            else:
+                dma.begin(table, queues, q, i)
+                if dma.advance_run(table, queues, q, i, p) == 0:
+                    queues[q, Q_BURST], queues[q, Q_LAST] = 1, 0
+                queues[q, Q_PHASE] = ISSUE
+                queues[q, Q_TIME] = t + x[X_SETUP]
+
+        elif phase == SLICES:
+            left, stall = queues[q, Q_COUNT], 0
+            while True:
+                served = scratchpad.book(ports, core, t, table[i, T_PORTS]) + table[i, T_PORTS]
+                wanted = t + table[i, T_SLICE]
+                t = max(wanted, served, t + table[i, T_BANKS])
+                stall += t - wanted
+                left -= 1
+                budget -= 1
+                if left == 0 or t >= limit:
+                    break
+            result[i, O_STALL_SPAD] += stall
+            queues[q, Q_COUNT] = left
+            if left == 0:
+                queues[q, Q_PHASE] = FINISH
+                t += table[i, T_TAIL]
+            queues[q, Q_TIME] = t
+
+        elif phase == FINISH:
+            _leave(table, order, queues, result, x, machine, q, t, t)
+
+        else:
+            write = table[i, T_KIND] == WRITE
+            burst, last = queues[q, Q_BURST], queues[q, Q_LAST]
+            latest, slot = queues[q, Q_LATEST], queues[q, Q_SLOT]
+            stall_spad, stall_dram = 0, 0
+            sent = t
+            while True:
+                if burst > last:
+                    break
+                sent = bus.book(machine, t, x[X_BUS])
+                served = scratchpad.book(ports, core, t, x[X_PORTS])
+                if served > sent:
+                    stall_spad += served - sent
+                    sent = served
+                accept, done = request(
+                    p, bank, channel, columns, group, buffer, stats, activates, burst, write, i, sent
+                )
+                done += x[X_LATENCY]
+                flight[q, slot] = done
+                slot += 1
+                if slot == x[X_OUTSTANDING]:
+                    slot = 0
+                latest = max(latest, done)
+                budget -= 1
+                free = sent + x[X_BUS]
+                t = max(free, accept)
+                burst += 1
+                if burst > last:
+                    step = dma.advance_run(table, queues, q, i, p)
+                    if step == 0:
+                        sent = t
+                        break
+                    burst, last = queues[q, Q_BURST], queues[q, Q_LAST]
+                    if step == 2:
+                        t = max(t, latest)
+                t = max(t, flight[q, slot])
+                stall_dram += t - free
+                if t >= limit:
+                    break
+            result[i, O_STALL_SPAD] += stall_spad
+            result[i, O_STALL_DRAM] += stall_dram
+            queues[q, Q_BURST] = burst
+            queues[q, Q_LAST] = last
+            queues[q, Q_LATEST] = latest
+            queues[q, Q_SLOT] = slot
+            queues[q, Q_TIME] = t
+            if burst > last:
+                _leave(table, order, queues, result, x, machine, q, sent, max(latest, sent))
+    return 0

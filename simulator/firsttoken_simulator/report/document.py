@@ -1,0 +1,212 @@
+"""The run document: what `run.json` holds, every report is drawn from, and `firsttoken diff` compares."""
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION: Final = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OpRow(_Part):
+    """One operator. `cycles` is the time in which it alone decides the run; all rows sum to `ttft_cycles`.
+
+    `start_cycle` and `end_cycle` span its first and last instruction and overlap with other operators.
+    `compute_cycles`, `dma_cycles` and the stalls are sums over its instructions and may overlap too.
+    """
+
+    op: str
+    kind: str
+    onnx_node: str
+    module: str
+    engine: str
+    w_bits: int
+    a_bits: int
+    m: int
+    n: int
+    k: int
+    tile: str
+    start_cycle: int
+    end_cycle: int
+    cycles: int
+    cycles_pct: float
+    compute_cycles: int
+    dma_cycles: int
+    stall_dma: int
+    stall_sram_bank: int
+    stall_sync: int
+    slack_cycles: int
+    bound: str
+    macs: int
+    macs_pct: float
+    mac_util_pct: float
+    mapping_eff_pct: float
+    roofline_cycles: int
+    dram_read_bytes: int
+    dram_write_bytes: int
+    sram_read_bytes: int
+    sram_write_bytes: int
+    energy_nj: float
+    energy_mac_nj: float
+    energy_vector_nj: float
+    energy_sram_nj: float
+    energy_dram_nj: float
+    energy_bus_nj: float
+    energy_static_nj: float
+    instr_first: int
+    instr_last: int
+
+
+class LayerRow(_Part):
+    """Operators of one layer (or one operator outside the layers): critical time by cause, energy, traffic."""
+
+    name: str
+    ms: float
+    ms_by_bound: dict[str, float]
+    energy_mj: float
+    dram_bytes: int
+    macs: int
+
+
+class PathLink(_Part):
+    """Consecutive instructions of one operator on the critical path."""
+
+    op: str
+    bound: str
+    from_ms: float
+    to_ms: float
+    instructions: int
+
+
+class Path(_Part):
+    """The chain of instructions that decides the time, joined by operator."""
+
+    instructions: int
+    links: int
+    chain: list[PathLink]
+    """At most `MAX_LINKS` links from the start."""
+
+
+class Rung(_Part):
+    """One step from the ideal to the actual time."""
+
+    name: str
+    ms: float
+    note: str
+
+
+class TargetValue(_Part):
+    """One value of the target with where it comes from."""
+
+    path: str
+    value: float | int | str | bool
+    grade: str
+    source: str
+
+
+class DecodeSection(_Part):
+    """One token after the prompt: the same quantities as for the prompt."""
+
+    past: int
+    tpot_ms: float
+    tpot_cycles: int
+    host_ms: float
+    npu_ms: float
+    tokens_per_s: float
+    energy_mj: float
+    energy_by_component_mj: dict[str, float]
+    average_power_w: float
+    dram_read_bytes: int
+    dram_write_bytes: int
+    dram_bytes_by_kind: dict[str, int]
+    macs: int
+    mac_util_pct: float
+    time_by_bound_ms: dict[str, float]
+    ops: list[OpRow]
+
+
+class RunDocument(_Part):
+    """One run. Times include the host's dispatch; `ttft_ms = host_ms + npu_ms`.
+
+    Totals equal sums: `ops[].cycles` (with `host_cycles`) to `ttft_cycles`, `energy_by_component_mj` to `energy_mj`,
+    `ops[].energy_nj` with `dispatch_energy_nj` to `energy_mj`, `dram_bytes_by_kind` to bytes read and written,
+    `time_by_bound_ms` to `ttft_ms`.
+    """
+
+    schema_version: Literal[1] = 1
+    tool_version: str
+    student: str
+    target: str
+    target_hash: str
+    target_description: str
+    clock_hz: float
+    peak_macs_per_s: dict[str, float]
+    dram_peak_bytes_per_s: float
+    phase: str
+    prompt_tokens: int
+    past: int
+    weights: str
+    activations: str
+    group: str
+    norm_cache: str
+    seed: int
+    ttft_ms: float
+    ttft_cycles: int
+    host_ms: float
+    host_cycles: int
+    npu_ms: float
+    tpot_ms: float | None
+    tokens_per_s: float | None
+    energy_mj: float
+    dispatch_energy_nj: float
+    energy_by_component_mj: dict[str, float]
+    average_power_w: float
+    dram_read_bytes: int
+    dram_write_bytes: int
+    dram_bytes_by_kind: dict[str, int]
+    dram_counters: dict[str, int]
+    sram_peak_bytes: int
+    accumulator_peak_bytes: int
+    weight_bytes: int
+    macs: int
+    mac_util_pct: float
+    time_by_bound_ms: dict[str, float]
+    instructions: int
+    host_fallbacks: list[str]
+    norm_cache_decisions: list[str]
+    advice: list[str]
+    not_modelled: list[str]
+    ladder: list[Rung]
+    critical_path: Path
+    layers: list[LayerRow]
+    decode: DecodeSection | None
+    target_values: list[TargetValue]
+    ops: list[OpRow]
+
+    def to_json(self) -> str:
+        """The text of `run.json`; the same run gives the same bytes."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes) -> "RunDocument":
+        """Inverse of `to_json`; raises ReportError naming the field that is wrong."""
+        from pydantic import ValidationError
+
+        from firsttoken_simulator.report.errors import ReportError
+
+        try:
+            return RunDocument.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise ReportError(
+                f"not a run document of schema version {SCHEMA_VERSION}: {where}: {first['msg']} "
+                f"({error.error_count()} problems); write one with 'firsttoken run -o'"
+            ) from error
+
+    def summary(self) -> dict[str, Any]:
+        """Every field but the long tables."""
+        return self.model_dump(exclude={"ops", "layers", "target_values", "critical_path"})

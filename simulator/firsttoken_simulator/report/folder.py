@@ -1,0 +1,53 @@
+"""Writes the files of a run; each appears whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from firsttoken_compiler.isa.program import Program
+from firsttoken_simulator.report.document import RunDocument
+from firsttoken_simulator.report.errors import ReportError
+from firsttoken_simulator.timeline import Timeline
+
+
+def write_file(path: Path, data: str | bytes) -> None:
+    """Writes a file beside its final name and moves it there; raises ReportError when the place cannot be written."""
+    content = data.encode("utf-8") if isinstance(data, str) else data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise ReportError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_run(folder: Path, document: RunDocument, program: Program, timeline: Timeline) -> list[Path]:
+    """Writes run.json, ops.csv, program.txt, trace.pftrace and report.html; returns their paths."""
+    from firsttoken_simulator.report.html import page
+    from firsttoken_simulator.report.listing import listing
+    from firsttoken_simulator.report.ops_csv import ops_csv
+    from firsttoken_simulator.report.trace import trace
+
+    files: dict[str, str | bytes] = {
+        "ops.csv": ops_csv(document.ops),
+        "program.txt": listing(program, timeline),
+        "trace.pftrace": trace(program, timeline),
+        "report.html": page(document),
+        "run.json": document.to_json(),  # last: where it is, the others are
+    }
+    for name, data in files.items():
+        write_file(folder / name, data)
+    return [folder / name for name in files]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

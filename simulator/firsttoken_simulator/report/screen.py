@@ -1,0 +1,96 @@
+"""The first screen: one run, or two side by side, as rich tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from firsttoken_simulator.report.document import RunDocument
+from firsttoken_simulator.report.listing import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def amount(count: float) -> str:
+    """Bytes in decimal units, e.g. `1.23 GB`."""
+    for scale, unit in _UNITS:
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def _bound(run: RunDocument) -> str:
+    parts = sorted(run.time_by_bound_ms.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {ms:.2f} ({100 * ms / run.ttft_ms:.0f} %)" for name, ms in parts if ms > 0) or "-"
+
+
+def _tpot(run: RunDocument) -> str:
+    return "-" if run.tpot_ms is None else f"{run.tpot_ms:.2f} ms ({run.tokens_per_s:.1f} tokens/s)"
+
+
+def _kinds(run: RunDocument) -> str:
+    return ", ".join(f"{name} {amount(count)}" for name, count in run.dram_bytes_by_kind.items())
+
+
+ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
+    ("student", lambda r: plain(r.student)),
+    ("target", lambda r: f"{r.target} ({r.target_hash})"),
+    ("prompt", lambda r: f"{r.prompt_tokens} tokens" + (f" after {r.past}" if r.past else "")),
+    ("weights / activations", lambda r: f"{r.weights} (group {r.group}) / {r.activations}"),
+    ("norm cache", lambda r: r.norm_cache),
+    ("time to first token", lambda r: f"{r.ttft_ms:.2f} ms ({r.ttft_cycles:,} cycles)"),
+    ("  NPU + host", lambda r: f"{r.npu_ms:.2f} ms + {r.host_ms:.2f} ms"),
+    ("time per output token", _tpot),
+    ("energy per prompt", lambda r: f"{r.energy_mj:.2f} mJ"),
+    ("energy per token", lambda r: "-" if r.decode is None else f"{r.decode.energy_mj:.2f} mJ"),
+    ("average power", lambda r: f"{r.average_power_w:.2f} W"),
+    ("DRAM read / written", lambda r: f"{amount(r.dram_read_bytes)} / {amount(r.dram_write_bytes)}"),
+    ("  by kind", _kinds),
+    ("scratchpad peak", lambda r: amount(r.sram_peak_bytes)),
+    ("weights in DRAM", lambda r: amount(r.weight_bytes)),
+    ("multiply-accumulates", lambda r: f"{r.macs:,}"),
+    ("matrix unit utilisation", lambda r: f"{r.mac_util_pct:.1f} %"),
+    ("time by bound, ms", _bound),
+    ("host fallbacks", lambda r: ", ".join(plain(name) for name in r.host_fallbacks) or "none"),
+)
+
+
+def first_screen(runs: list[RunDocument]) -> Table:
+    """One column per run; with two or more the last one is followed by the ratio of first to last."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    for _ in runs:
+        table.add_column(overflow="fold")
+    for name, show in ROWS:
+        table.add_row(name, *(Text(show(run)) for run in runs))
+    if len(runs) > 1 and runs[-1].ttft_ms > 0 and runs[-1].energy_mj > 0:
+        first, last = runs[0], runs[-1]
+        ratio = f"{first.ttft_ms / last.ttft_ms:.2f}x time, {first.energy_mj / last.energy_mj:.2f}x energy"
+        table.add_row("first / last", *([""] * (len(runs) - 1)), Text(ratio))
+    return table
+
+
+def show(console: Console, runs: list[RunDocument]) -> None:
+    """Prints the screen, advice, decisions on norm caching, and what is not modelled."""
+    from rich.text import Text
+
+    console.print(first_screen(runs))
+    for run in runs:
+        title = f"{run.weights}/{run.activations}" if len(runs) > 1 else "run"
+        console.print(Text(f"Costliest operators ({title})", style="bold"))
+        for line in run.advice:
+            console.print(Text(f"  {plain(line)}"))
+        for line in run.norm_cache_decisions[:3]:
+            console.print(Text(f"  norm cache: {plain(line)}"))
+        if len(run.norm_cache_decisions) > 3:
+            console.print(Text(f"  norm cache: {len(run.norm_cache_decisions) - 3} more in run.json"))
+    console.print(Text("Not modelled", style="bold"))
+    for line in dict.fromkeys(line for run in runs for line in run.not_modelled):
+        console.print(Text(f"  {plain(line)}"))

@@ -1,0 +1,160 @@
+"""A program and a target as plain integers: one row per instruction, in the hot loop's units (femtoseconds, bytes).
+
+Everything is computed for whole columns or once per distinct instruction shape, never per instruction.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from firsttoken_compiler.errors import ProgramError
+from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.dma import Gather, Load, Store
+from firsttoken_compiler.isa.matmul import Matmul
+from firsttoken_compiler.isa.program import Program
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Space, queue_name
+from firsttoken_compiler.isa.vector import Vector
+from firsttoken_compiler.target.target import Target
+from firsttoken_simulator.units import compute, dma, matrix, scratchpad, vector
+from firsttoken_simulator.units.dram import burst_fs
+from firsttoken_simulator.units.layout import (
+    COMPUTE,
+    GATHER,
+    READ,
+    T_ADDRESS,
+    T_FIELDS,
+    T_HEAD,
+    T_KIND,
+    T_RUN,
+    T_SIGNAL,
+    T_TABLE,
+    T_TABLE_COUNT,
+    T_TAIL,
+    T_WAITS,
+    WRITE,
+)
+
+
+@dataclass(frozen=True)
+class Account:
+    """What every instruction does, known before it runs; int64 arrays named as in `Timeline`."""
+
+    macs: np.ndarray
+    vector_ops: np.ndarray
+    dram_read_bytes: np.ndarray
+    dram_write_bytes: np.ndarray
+    spad_read_bytes: np.ndarray
+    spad_write_bytes: np.ndarray
+    acc_bytes: np.ndarray
+    busy_fs: np.ndarray
+
+    @staticmethod
+    def empty(count: int) -> "Account":
+        """All zero."""
+        return Account(*(np.zeros(count, np.int64) for _ in fields(Account)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The program for the hot loop."""
+
+    rows: np.ndarray
+    """int64 `[instructions, T_FIELDS]`."""
+    order: np.ndarray
+    """Instruction indices grouped by queue, in program order."""
+    first: np.ndarray
+    """`[queues + 1]`: queue q owns `order[first[q]:first[q + 1]]`."""
+    bursts: int
+    """DRAM requests of the whole program."""
+    account: Account
+
+
+def build(program: Program, target: Target) -> Table:
+    """Translates the program; raises ProgramError when it needs a core the target lacks or computes from DRAM."""
+    code = program.code
+    queues = target.cores * ENGINES_PER_CORE
+    outside = np.flatnonzero((code[:, word.QUEUE] < 0) | (code[:, word.QUEUE] >= queues))
+    if len(outside):
+        name = queue_name(int(code[outside[0], word.QUEUE]))
+        raise ProgramError(
+            f"instruction {outside[0]} is for {name}, target {target.name} has {target.cores} cores: "
+            "compile for this target"
+        )
+    rows = np.zeros((len(code), T_FIELDS), np.int64)
+    account = Account.empty(len(code))
+    rows[:, T_SIGNAL] = code[:, word.SIGNAL]
+    rows[:, T_WAITS:] = code[:, word.WAITS : word.WAITS + 2 * word.MAX_WAITS]
+    rows[:, T_WAITS::2] -= 1
+    opcode = code[:, word.OPCODE]
+    bursts = 0
+    for kind, cls in ((READ, Load), (WRITE, Store), (GATHER, Gather), (COMPUTE, Matmul), (COMPUTE, Vector)):
+        index = np.flatnonzero(opcode == cls.OPCODE)
+        if not len(index):
+            continue
+        rows[index, T_KIND] = kind
+        if kind == COMPUTE:
+            _compute(rows, account, index, program, target, cls is Matmul)
+        elif kind == GATHER:
+            bursts += _gather(rows, account, index, code[index], target)
+        else:
+            bursts += _copy(rows, account, index, code[index], target, kind)
+    order = np.argsort(code[:, word.QUEUE], kind="stable")
+    first = np.searchsorted(code[order, word.QUEUE], np.arange(queues + 1))
+    return Table(rows, order.astype(np.int64), first.astype(np.int64), bursts, account)
+
+
+def _compute(
+    rows: np.ndarray, account: Account, index: np.ndarray, program: Program, target: Target, matmul: bool
+) -> None:
+    code = program.code[index]
+    kinds = code[:, word.operand_column(0) :: word.OPERAND_WIDTH]
+    direct = np.flatnonzero((kinds // 16 == int(Space.DRAM)).any(axis=1))
+    if len(direct):
+        raise ProgramError(
+            f"instruction {index[direct[0]]} computes on an operand in DRAM; units reach the scratchpad only: "
+            "load it first"
+        )
+    cost = matrix.resolve(code, target) if matmul else vector.resolve(code, target, program.kernels)
+    rows[index, T_HEAD : T_TAIL + 1] = np.stack(compute.cut(cost, target.period_fs, scratchpad.width(target)), axis=1)
+    (account.macs if matmul else account.vector_ops)[index] = cost.operations
+    account.spad_read_bytes[index] = cost.spad_read_bytes
+    account.spad_write_bytes[index] = cost.spad_write_bytes
+    account.acc_bytes[index] = cost.acc_bytes
+    account.busy_fs[index] = (cost.head_cycles + cost.body_cycles + cost.tail_cycles) * target.period_fs
+
+
+def _copy(rows: np.ndarray, account: Account, index: np.ndarray, code: np.ndarray, target: Target, kind: int) -> int:
+    walked = dma.walk(code, 1 if kind == READ else 0)
+    rows[index, T_ADDRESS : T_RUN + 1] = np.stack(walked, axis=1)
+    moved = code[:, word.DIMS : word.DIMS + 3].prod(axis=1)
+    (account.dram_read_bytes if kind == READ else account.dram_write_bytes)[index] = moved
+    (account.spad_write_bytes if kind == READ else account.spad_read_bytes)[index] = moved
+    bursts = dma.bursts(walked, target.dram.burst_bytes)
+    account.busy_fs[index] = bursts * burst_fs(target)
+    return int(bursts.sum())
+
+
+def _gather(rows: np.ndarray, account: Account, index: np.ndarray, code: np.ndarray, target: Target) -> int:
+    indices, table = word.operand_column(1), word.operand_column(2)
+    count, run = code[:, word.DIMS], code[:, word.DIMS + 2]
+    direct = dma.in_dram(code[:, indices])
+    one = np.ones_like(count)
+    dense = code[:, indices + 2] == 8
+    walked = (
+        code[:, indices + 1], one, 0 * one, np.where(dense, 1, count), code[:, indices + 2],
+        np.where(dense, 8 * count, 8) * direct,
+    )  # fmt: skip
+    rows[index, T_ADDRESS : T_RUN + 1] = np.stack(walked, axis=1)
+    source = (code[:, table + 1], code[:, table + 2], code[:, table + 3], run, count)
+    rows[index, T_TABLE : T_TABLE_COUNT + 1] = np.stack(source, axis=1)
+    account.dram_read_bytes[index] = count * run + 8 * count * direct
+    account.spad_read_bytes[index] = 8 * count * ~direct
+    account.spad_write_bytes[index] = count * run
+    bursts = dma.bursts(walked, target.dram.burst_bytes)
+    burst = target.dram.burst_bytes
+    for i in range(len(code)):  # a handful per program: the embedding
+        numbers = code[i, indices + 1] // 8 + np.arange(count[i])
+        starts = code[i, table + 1] + code[i, table + 2] * dma.spread.py_func(numbers, code[i, table + 3])
+        bursts[i] += ((starts + run[i] - 1) // burst - starts // burst + 1).sum()
+    account.busy_fs[index] = bursts * burst_fs(target)
+    return int(bursts.sum())
