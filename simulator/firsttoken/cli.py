@@ -1,0 +1,375 @@
+"""The command line: one verb per job, every one with `--json`. Anything heavy is imported inside the command.
+
+Exit codes: 0 done, 1 a `--fail-if` condition holds, 2 the input is at fault (one message on stderr, no traceback).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+
+from firsttoken.progress import Bar
+from firsttoken_compiler.errors import FirsttokenError, OptionError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from firsttoken_compiler.target.target import Target
+    from firsttoken_simulator.report.document import RunDocument
+
+PIPE_WIDTH: Final = 140
+DEFAULT_TARGET: Final = "snapdragon-x-elite"
+
+app = typer.Typer(
+    help="First-token latency and energy of a language model on an NPU: compile, simulate, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+targets_app = typer.Typer(help="The NPUs that come with the package.", invoke_without_command=True)
+students_app = typer.Typer(help="The students that installed plug-ins provide.", invoke_without_command=True)
+app.add_typer(targets_app, name="targets")
+app.add_typer(students_app, name="students")
+
+Student = Annotated[str, typer.Argument(help="An ONNX file or the name of a built-in student.", show_default=False)]
+TargetName = Annotated[str, typer.Option("--target", help="A preset (see 'firsttoken targets') or a .toml file.")]
+Prompt = Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")]
+Weights = Annotated[Literal["int4", "int8", "fp16"], typer.Option("--weights", help="Type of the weights.")]
+Acts = Annotated[
+    Literal["int8", "int16", "fp16"] | None,
+    typer.Option("--acts", help="Type of the activations; default: int8 for integer weights, else fp16."),
+]
+Group = Annotated[Literal["32", "64", "128", "channel"], typer.Option("--group", help="Weights that share a scale.")]
+NormCache = Annotated[
+    Literal["int8", "int16", "fp16", "off"] | None,
+    typer.Option("--norm-cache", help="How normalised rows are kept; default: what suits the activations."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of every random choice.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def main() -> None:
+    """Entry point of the command `firsttoken`."""
+    from firsttoken.student import ProviderError, UnknownStudent
+
+    try:
+        app()
+    except (FirsttokenError, UnknownStudent, ProviderError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def run(
+    student: Student,
+    prompt: Prompt = 64,
+    target: TargetName = DEFAULT_TARGET,
+    decode: Annotated[int, typer.Option("--decode", min=0, help="Also measure one token after this many more.")] = 0,
+    weights: Weights = "int4",
+    acts: Acts = None,
+    group: Group = "128",
+    norm_cache: NormCache = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the reports.")] = None,
+    cache: Annotated[bool, typer.Option(help="Use results kept from earlier runs.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Compile and simulate a student; print the first screen and write the reports."""
+    from firsttoken import api
+
+    options = _options(weights, acts, group, norm_cache, seed)
+    with Bar() as bar:
+        document = api.run(
+            student, target, prompt=prompt, decode=decode, options=options, out=out, cache=cache, progress=bar.update
+        )
+    if as_json:
+        print(document.to_json(), end="")
+        return
+    _screen([document])
+    if out is not None:
+        print(f"wrote {out}")
+
+
+@app.command("compile")
+def compile_command(
+    student: Student,
+    prompt: Prompt = 64,
+    target: TargetName = DEFAULT_TARGET,
+    past: Annotated[int, typer.Option("--past", min=0, help="Rows already in the cache.")] = 0,
+    weights: Weights = "int4",
+    acts: Acts = None,
+    group: Group = "128",
+    norm_cache: NormCache = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The program file.")] = Path("student.npu"),
+    stop_after: Annotated[str | None, typer.Option(help="Stop after this pass; no program file is written.")] = None,
+    dump_after: Annotated[str | None, typer.Option(help="Write the module after this pass, or after 'all'.")] = None,
+    dump_dir: Annotated[Path, typer.Option(help="Folder for what --dump-after writes.")] = Path("dump"),
+    as_json: AsJson = False,
+) -> None:
+    """Compile a student to a program file."""
+    from firsttoken import api
+    from firsttoken_simulator.report.folder import write_file
+
+    with Bar() as bar:
+        program = api.compile(
+            student,
+            target,
+            prompt=prompt,
+            past=past,
+            options=_options(weights, acts, group, norm_cache, seed),
+            stop_after=stop_after,
+            dump_after=dump_after,
+            dump_dir=None if dump_after is None else dump_dir,
+            progress=bar.update,
+        )
+    written = None
+    if stop_after is None:
+        write_file(out, program.encode())
+        written = str(out)
+    facts = {
+        "program": written,
+        "stopped_after": stop_after,
+        "dump": None if dump_after is None else str(dump_dir),
+        "instructions": len(program),
+        "operators": len(program.ops),
+        "macs": sum(op.macs for op in program.ops),
+        "dram_bytes": program.dram_bytes,
+        "spad_bytes": program.spad_bytes,
+        "acc_bytes": program.acc_bytes,
+        "meta": program.meta,
+    }
+    _print_facts(facts, as_json)
+
+
+@app.command()
+def simulate(
+    program_file: Annotated[Path, typer.Argument(metavar="PROGRAM", help="A file that 'firsttoken compile' wrote.")],
+    target: Annotated[str | None, typer.Option(help="Another target; default: the one it was compiled for.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Write a Perfetto trace.")] = None,
+    ops: Annotated[Path | None, typer.Option(help="Write a CSV with a line per operator.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a program file; print the first screen."""
+    from firsttoken_compiler.isa.program import Program
+    from firsttoken_simulator.energy import energy
+    from firsttoken_simulator.report.build import build_run
+    from firsttoken_simulator.report.folder import write_file
+    from firsttoken_simulator.report.html import page
+    from firsttoken_simulator.report.ops_csv import ops_csv
+    from firsttoken_simulator.report.trace import trace as perfetto_trace
+
+    program = Program.load(program_file)
+    machine = _target_of(program.meta, target)
+    from firsttoken import api
+
+    with Bar() as bar:
+        timeline = api.simulate(program, machine, progress=bar.of("simulate"))
+    document = build_run(program, timeline, machine, energy(program, timeline, machine))
+    if trace is not None:
+        write_file(trace, perfetto_trace(program, timeline))
+    if ops is not None:
+        write_file(ops, ops_csv(document.ops))
+    if html is not None:
+        write_file(html, page(document))
+    if as_json:
+        print(document.to_json(), end="")
+    else:
+        _screen([document])
+
+
+@app.command()
+def generate(
+    student: Student,
+    prompt_text: Annotated[str, typer.Option("--prompt-text", help="What the user says.", show_default=False)],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=100_000)] = 32,
+    target: TargetName = "systolic-128",
+    weights: Weights = "fp16",
+    acts: Acts = None,
+    group: Group = "128",
+    norm_cache: NormCache = None,
+    seed: Seed = 0,
+    compare: Annotated[
+        Literal["onnxruntime"] | None, typer.Option("--compare", help="Print its answer too, and how far they agree.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a student with real weights answer on the functional machine."""
+    from firsttoken import api
+
+    with Bar() as bar:
+        result = api.generate(
+            student,
+            prompt_text,
+            max_new_tokens=max_new_tokens,
+            options=_options(weights, acts, group, norm_cache, seed),
+            target=target,
+            compare=compare,
+            progress=bar.update,
+        )
+    if as_json:
+        document = result.to_json()
+        print(document if isinstance(document, str) else json.dumps(document, indent=1))
+        return
+    print(result.text)
+    if result.reference_text is not None:
+        print(f"\n--- {compare} ---\n{result.reference_text}")
+        print(f"\nagreement: {result.agreement}")
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="A run.json, or the folder it is in.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="The run to compare with it.", show_default=False)],
+    fail_if: Annotated[list[str] | None, typer.Option("--fail-if", help="E.g. 'ttft_ms>+1%'; may be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs; exit with 1 when a condition holds."""
+    from firsttoken_simulator.report import diff as comparison
+
+    conditions = [comparison.Condition.parse(text) for text in fail_if or []]
+    before, after = comparison.load_run(old), comparison.load_run(new)
+    rows = comparison.compare(before, after)
+    failed = [condition.text for condition in conditions if condition.fails(rows)]
+    ops = comparison.op_changes(before, after)
+    inputs = comparison.differing_inputs(before, after)
+    if as_json:
+        _print_json(
+            {
+                "inputs": inputs,
+                "metrics": {
+                    row.metric: {"old": row.old, "new": row.new, "change": row.change} for row in rows.values()
+                },
+                "op_cycles": [{"op": row.metric, "old": row.old, "new": row.new} for row in ops],
+                "failed": failed,
+            }
+        )
+    else:
+        changed = [row for row in rows.values() if row.change]
+        cells = [[r.metric, f"{r.old:.6g}", f"{r.new:.6g}", f"{r.change:+.6g}", f"{r.percent:+.2f} %"] for r in changed]
+        cells += [[f"cycles of {r.metric}", f"{r.old:.0f}", f"{r.new:.0f}", f"{r.change:+.0f}", ""] for r in ops]
+        for line in inputs:
+            print(line)
+        _table(["metric", "old", "new", "change", ""], cells) if cells else print("no difference")
+    for text in failed:
+        print(f"failed: {text}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+@targets_app.callback()
+def targets(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the targets that come with the package."""
+    if context.invoked_subcommand is not None:
+        return
+    from firsttoken_compiler.target.load import load_target, preset_names
+
+    known = [load_target(name) for name in preset_names()]
+    if as_json:
+        _print_json([{"name": t.name, "description": t.description, "hash": t.content_hash} for t in known])
+    else:
+        _table(["name", "description"], [[target.name, target.description] for target in known])
+
+
+@targets_app.command("show")
+def targets_show(name: Annotated[str, typer.Argument(show_default=False)], as_json: AsJson = False) -> None:
+    """Print every value of a target with its unit, grade and source."""
+    from firsttoken.describe import target_document
+
+    document = target_document(name)
+    if as_json:
+        _print_json(document)
+        return
+    print(f"{document['name']}: {document['description']} (hash {document['hash']})")
+    columns = ["path", "value", "unit", "grade", "source"]
+    _table(columns, [[str(row[column]) for column in columns] for row in document["values"]])
+    print("not modelled:")
+    for line in document["not_modelled"]:
+        print(f"  {line}")
+
+
+@students_app.callback()
+def students(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the students that installed plug-ins provide."""
+    if context.invoked_subcommand is not None:
+        return
+    from firsttoken.describe import student_rows
+
+    rows = student_rows()
+    if as_json:
+        _print_json(rows)
+    else:
+        columns = ["name", "family", "layers", "hidden", "parameters"]
+        _table(columns, [[f"{row[c]:,}" if c == "parameters" else str(row[c]) for c in columns] for row in rows])
+
+
+@students_app.command("show")
+def students_show(name: Annotated[str, typer.Argument(show_default=False)], as_json: AsJson = False) -> None:
+    """Print the dimensions of a student."""
+    from firsttoken.describe import student_document
+
+    _print_facts(student_document(name), as_json)
+
+
+def _options(weights: str, acts: str | None, group: str, norm_cache: str | None, seed: int) -> Any:
+    """The options that were given; what was not stays at the default of the facade."""
+    from firsttoken.api import RunOptions
+
+    chosen = {} if norm_cache is None else {"norm_cache": norm_cache}
+    return RunOptions(weights=weights, acts=acts, group=group, seed=seed, **chosen)
+
+
+def _target_of(meta: dict[str, Any], name: str | None) -> Target:
+    """The target to simulate on: the named one, or the program's own if it is still the same."""
+    from firsttoken_compiler.target.load import load_target
+
+    if name is not None:
+        return load_target(name)
+    target = load_target(str(meta.get("target", "")))
+    if target.content_hash != meta.get("target_hash"):
+        raise OptionError(
+            f"the program was compiled for target {target.name} with hash {meta.get('target_hash')}, "
+            f"which now has hash {target.content_hash}: compile it again, or name a target with --target"
+        )
+    return target
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def _screen(documents: list[RunDocument]) -> None:
+    from firsttoken_simulator.report.screen import show
+
+    show(_console(), documents)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    _console().print(table)
+
+
+def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(facts)
+    else:
+        _table(["", ""], [[name, f"{v:,}" if type(v) is int else str(v)] for name, v in facts.items() if v is not None])
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=1, ensure_ascii=False))

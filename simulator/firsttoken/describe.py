@@ -1,0 +1,77 @@
+"""Targets and students as plain documents, for `targets show` and `students show`."""
+
+from dataclasses import asdict
+from typing import Any, Final
+
+from firsttoken.student import find_student, providers
+from firsttoken_compiler.target.load import load_target
+
+_UNITS: Final = (
+    ("macs_per_cycle", "MAC/cycle"), ("bytes_per_cycle", "B/cycle"), ("bytes_per_s", "B/s"), ("pj_per_byte", "pJ/B"),
+    ("pj_per_bit", "pJ/bit"), ("_pj", "pJ"), ("_ns", "ns"), ("_us", "us"), ("_hz", "Hz"), ("_mtps", "MT/s"),
+    ("_cycles", "cycles"), ("vector.cycles", "cycles"), ("bytes", "B"), ("_bits", "bit"), ("flops", "FLOP/s"),
+    ("static_w", "W"), ("outstanding", "requests"), ("queue_depth", "requests"),
+)  # fmt: skip
+
+
+def unit_of(path: str) -> str:
+    """The unit of a target's value, read from its name; empty for words and plain counts."""
+    parts = path.split(".")
+    name = ".".join(parts[:2])
+    return next((unit for suffix, unit in _UNITS if name.endswith(suffix)), "")
+
+
+def target_document(name: str) -> dict[str, Any]:
+    """Every value of a target with unit, grade and source; raises TargetError for an unknown or malformed one."""
+    target = load_target(name)
+    rows = []
+    for path, provenance in target.provenance.items():
+        section, *rest = path.split(".")
+        value: Any = target if section == "npu" else getattr(target, section)
+        for part in rest:
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
+        rows.append(
+            {
+                "path": path,
+                "value": value,
+                "unit": unit_of(path),
+                "grade": provenance.grade,
+                "source": provenance.source,
+            }
+        )
+    return {
+        "name": target.name,
+        "description": target.description,
+        "hash": target.content_hash,
+        "values": rows,
+        "not_modelled": list(target.not_modelled),
+    }
+
+
+def student_rows() -> list[dict[str, Any]]:
+    """Every student of every provider, in their order."""
+    configs = [provider.config(name) for provider in providers() for name in provider.names()]
+    return [
+        {
+            "name": config.name,
+            "family": config.family,
+            "layers": config.layers,
+            "hidden": config.hidden,
+            "parameters": config.parameters,
+            "source": config.source,
+        }
+        for config in configs
+    ]
+
+
+def student_document(name: str) -> dict[str, Any]:
+    """Dimensions of one student; raises UnknownStudent with the nearest names."""
+    provider, config = find_student(name)
+    document = asdict(config)
+    if not config.per_layer:
+        document.pop("per_layer")
+    document["parameters"] = config.parameters
+    document["kv_bytes_per_token_fp16"] = config.kv_bytes_per_token()
+    document["has_weights"] = provider.weights(config.name) is not None
+    document["has_tokenizer"] = provider.tokenizer(config.name) is not None
+    return document
