@@ -1,1 +1,1 @@
-"""Students: dimensions, ONNX graphs, real weights, tokenizers and generation."""
+"""Students: dimensions, ONNX graphs, real weights and tokenizers."""

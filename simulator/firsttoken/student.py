@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Final, Protocol
 
+from firsttoken_compiler.errors import FirsttokenError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -25,17 +27,21 @@ FAMILIES: Final = ("llama", "qwen2")
 WEIGHT_BITS: Final = (4, 8, 16)
 
 
-class UnknownStudent(ValueError):
+class UnknownStudent(FirsttokenError, ValueError):
     """No provider knows a student of that name; the message gives the nearest names."""
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
+        self._arguments = (name, tuple(known))
         nearest = difflib.get_close_matches(name.casefold(), [k.casefold() for k in known], n=3, cutoff=0.4)
         shown = [k for k in known if k.casefold() in nearest] or list(known)
         label = "nearest names" if nearest else "known students"
         super().__init__(f"unknown student {name!r}; {label}: {', '.join(shown) or 'none (no provider is installed)'}")
 
+    def __reduce__(self) -> tuple[type[UnknownStudent], tuple[str, tuple[str, ...]]]:
+        return UnknownStudent, self._arguments
 
-class ProviderError(RuntimeError):
+
+class ProviderError(FirsttokenError):
     """An installed student plug-in cannot be loaded; the message names the entry point and the remedy."""
 
 

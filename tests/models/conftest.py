@@ -1,44 +1,8 @@
-"""Students small enough to compute by hand, one per family, and one whose layers differ."""
+"""Fixtures of small students; see `students`."""
 
-from __future__ import annotations
+import sys
+from pathlib import Path
 
-import dataclasses
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import pytest
-
-from firsttoken.student import LayerConfig, StudentConfig
-
-LLAMA = StudentConfig(
-    name="tiny-llama", family="llama", hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, head_dim=16,
-    vocab=128, rope_theta=1e4, max_positions=64, rms_eps=1e-5, tie_embeddings=True, qkv_bias=False,
-    source="made up for tests",
-)  # fmt: skip
-QWEN2 = dataclasses.replace(
-    LLAMA, name="tiny-qwen2", family="qwen2", head_dim=24, tie_embeddings=False, qkv_bias=True, rms_eps=1e-6
-)
-UNEVEN = dataclasses.replace(
-    QWEN2,
-    name="tiny-uneven",
-    layers=3,
-    per_layer=(LayerConfig(4, 2, 96), LayerConfig(6, 1, 32, 4), LayerConfig(3, 3, 64)),
-)
-
-
-@pytest.fixture(params=[LLAMA, QWEN2, UNEVEN], ids=lambda config: config.name)
-def tiny(request: pytest.FixtureRequest) -> StudentConfig:
-    return request.param
-
-
-@pytest.fixture
-def llama() -> StudentConfig:
-    return LLAMA
-
-
-@pytest.fixture
-def qwen2() -> StudentConfig:
-    return QWEN2
-
-
-@pytest.fixture
-def uneven() -> StudentConfig:
-    return UNEVEN
+from students import llama, qwen2, tiny, uneven  # noqa: E402, F401

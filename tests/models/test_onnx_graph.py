@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from firsttoken.generation import MASKED, StaticCache, ort_session, token_feeds
 from firsttoken.student import StudentConfig
-from firsttoken_models.generation import MASKED, StaticCache, ort_session, token_feeds
 from firsttoken_models.onnx_graph import build_graph
 from firsttoken_models.students import DEEPSEEK_R1_DISTILL_QWEN_1_5B
 from firsttoken_models.weights import EMBEDDING, FINAL_NORM, LM_HEAD, FileWeights, write_random_weights, write_weights

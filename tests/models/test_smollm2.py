@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from importlib import metadata, util
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from firsttoken.generation import OrtSession, greedy
 from firsttoken_models import smollm2
-from firsttoken_models.generation import OrtSession, greedy
 from firsttoken_models.registry import PROVIDER
-from firsttoken_models.smollm2 import WeightsMissing, cache_folder, gguf_name, load_weights, unpermute
+from firsttoken_models.smollm2 import WeightsMissing, gguf_name, load_weights, unpermute
 from firsttoken_models.students import SMOLLM2_135M
 from firsttoken_models.weights import EMBEDDING, FINAL_NORM, tensor_shapes
 
@@ -79,14 +78,3 @@ def test_incomplete_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(smollm2, "DISTRIBUTION", "numpy")
     with pytest.raises(WeightsMissing, match=rf"numpy {metadata.version('numpy')} is installed without its GGUF file"):
         PROVIDER.tokenizer("smollm2-135m")
-
-
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FIRSTTOKEN_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("FIRSTTOKEN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    monkeypatch.setattr("sys.platform", "linux")
-    assert cache_folder() == Path("/somewhere/firsttoken")
-    monkeypatch.setattr("sys.platform", "darwin")
-    assert cache_folder() == Path.home() / "Library" / "Caches" / "firsttoken"

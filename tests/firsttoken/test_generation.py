@@ -1,4 +1,4 @@
-"""firsttoken_models.generation: greedy loop, cache bookkeeping, the onnxruntime session."""
+"""firsttoken.generation: greedy loop, cache bookkeeping, the onnxruntime session."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from firsttoken.student import StudentConfig
-from firsttoken_models.generation import MASKED, OrtSession, StaticCache, greedy
+from firsttoken.generation import MASKED, OrtSession, StaticCache, greedy
 from firsttoken_models.registry import PROVIDER
 from firsttoken_models.weights import write_random_weights
 

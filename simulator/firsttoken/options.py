@@ -1,0 +1,62 @@
+"""What a run is asked for besides student and target; what is left open follows from the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.options import Precision, resolve
+
+Progress = Callable[[str, float, float], None]
+"""Called with (stage, done, total) by everything that takes long."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Number formats and seed; the defaults are those of the command line.
+
+    Attributes:
+        weights: "int4", "int8" or "fp16".
+        acts: "int8", "int16" or "fp16"; None for what goes with the weights.
+        group: weights that share a scale: "32", "64", "128" or "channel".
+        norm_cache: "int8", "int16", "fp16" or "off"; None for what goes with the activations.
+        seed: of every random choice.
+        layer_bits: bits of the weights per layer (4, 8, 16; 0 for `weights`); it takes precedence over the student's own.
+    """
+
+    weights: str = "int4"
+    acts: str | None = None
+    group: str = "128"
+    norm_cache: str | None = None
+    seed: int = 0
+    layer_bits: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for a combination that does not exist."""
+        object.__setattr__(self, "layer_bits", tuple(self.layer_bits))
+        self.precision()
+
+    def precision(self, student_bits: tuple[int, ...] = ()) -> Precision:
+        """What the compiler is told; `student_bits` are a student's own bits per layer, 0 for no wish."""
+        if student_bits and len(self.layer_bits) > len(student_bits):
+            raise OptionError(
+                f"layer_bits has {len(self.layer_bits)} entries, the student has {len(student_bits)} layers; "
+                "give one per layer"
+            )
+        asked = self.layer_bits + (0,) * (len(student_bits) - len(self.layer_bits))
+        bits = tuple(a or b for a, b in zip(asked, student_bits, strict=True)) if student_bits else asked
+        chosen = resolve(self.weights, self.acts, self.group, self.norm_cache)
+        return replace(chosen, layer_bits=bits if any(bits) else ())
+
+    def meta(self) -> dict[str, Any]:
+        """What a program records of the options."""
+        chosen = self.precision()
+        return {
+            "weights": chosen.weights,
+            "activations": chosen.acts,
+            "group": chosen.group,
+            "norm_cache": chosen.norm_cache,
+            "seed": self.seed,
+        }
