@@ -21,9 +21,10 @@ _PAIRS = {"int8xint8": 16384, "int8xint4": 16384, "int16xint4": 8192, "int16xint
 # LPDDR5-6400, one x16 channel, 8 Gb, tCK 1.25 ns: JESD209-5B as Ramulator 2.1 states it.
 LPDDR5 = t.Dram(
     standard="LPDDR5", channels=1, channel_bits=16, data_rate_mtps=6400, burst_length=16, bank_groups=4,
-    banks_per_group=4, page_bytes=2048, interleave_bytes=256, map="bank-interleaved", queue_depth=32, tcl_ns=21.25, tcwl_ns=11.25,
-    trcd_ns=18.75, trp_ns=18.75, tras_ns=42.5, twr_ns=35.0, trtp_ns=10.0, tccd_s_ns=2.5, tccd_l_ns=5.0, twtr_ns=12.5,
-    trtw_ns=15.0, trrd_ns=5.0, tfaw_ns=20.0, trefi_ns=3906.0, trfc_ns=210.0, refresh="all-bank", controller_ns=10.0,
+    banks_per_group=4, page_bytes=2048, interleave_bytes=256, map="bank-interleaved", queue_depth=32,
+    tcl_ns=21.25, tcwl_ns=11.25, trcd_ns=18.75, trp_ns=18.75, tras_ns=42.5, twr_ns=35.0, trtp_ns=10.0, tccd_s_ns=2.5,
+    tccd_l_ns=5.0, twtr_ns=12.5, trtw_ns=15.0, trrd_ns=5.0, tfaw_ns=20.0, trefi_ns=3906.0, trfc_ns=210.0,
+    refresh="all-bank", controller_ns=10.0,
 )  # fmt: skip
 
 _BASE = t.Target(

@@ -36,7 +36,9 @@ class Precision:
             if value not in known:
                 raise OptionError(f"{name} {value!r} is not one of {', '.join(known)}")
         if self.weights == "fp16" and self.acts != "fp16":
-            raise OptionError(f"--weights fp16 needs --acts fp16, not {self.acts}: no unit multiplies {self.acts} by fp16")
+            raise OptionError(
+                f"--weights fp16 needs --acts fp16, not {self.acts}: no unit multiplies {self.acts} by fp16"
+            )
         if self.weights == "fp16" and self.norm_cache in ("int8", "int16"):
             raise OptionError(
                 f"--norm-cache {self.norm_cache} feeds integers to fp16 weights; choose fp16 or off with --weights fp16"

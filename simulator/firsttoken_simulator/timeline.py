@@ -10,8 +10,8 @@ class Timeline:
     """Per-instruction results, arrays of length `len(program)`; times in femtoseconds from the start of the graph.
 
     An instruction reaches the head of its queue at `head_fs` (its predecessor left the issue stage), starts when its
-    waits hold (`start_fs >= head_fs`), leaves the issue stage at `issue_end_fs` (compute: when it is done; DMA: when its last
-    request is sent) and is complete, with its signal given, at `end_fs`.
+    waits hold (`start_fs >= head_fs`), leaves the issue stage at `issue_end_fs` (compute: when it is done; DMA: when
+    its last request is sent) and is complete, with its signal given, at `end_fs`.
     """
 
     head_fs: np.ndarray

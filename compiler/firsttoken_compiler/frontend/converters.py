@@ -17,7 +17,9 @@ def rotary_embedding(_builder: Any, inputs: Any, attrs: dict[str, Any], _params:
     """ai.onnx RotaryEmbedding (opset 23): half-rotate, whole head, 3-D or 4-D input."""
     name = attrs["tvm_custom"]["name"]
     if attrs.get("interleaved", 0) or attrs.get("rotary_embedding_dim", 0):
-        raise StudentError(f"node {name}: RotaryEmbedding interleaved or partial is not supported: export half-rotate RoPE")
+        raise StudentError(
+            f"node {name}: RotaryEmbedding interleaved or partial is not supported: export half-rotate RoPE"
+        )
     positions = inputs[3] if len(inputs) > 3 else None
     return dialect.raw_rope(inputs[0], inputs[1], inputs[2], positions, int(attrs.get("num_heads", 0)))
 

@@ -36,7 +36,7 @@ class Imported:
     """ONNX names of the graph inputs, in parameter order."""
 
 
-class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
+class _Importer(onnx_frontend.ONNXGraphImporter):
     """TVM's importer with lazy weights and a record of which node made which variable."""
 
     def __init__(self, student: OnnxStudent) -> None:
@@ -82,7 +82,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
 
 
 def onnx_dtype(onnx_type: int, name: str) -> Any:
-    """numpy dtype of an ONNX element type; raises StudentError for types that have none."""
+    """The numpy dtype of an ONNX element type; raises StudentError for types that have none."""
     from onnx import helper
 
     try:

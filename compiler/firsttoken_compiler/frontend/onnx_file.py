@@ -54,7 +54,8 @@ class OnnxStudent:
         if not versions or not MIN_OPSET <= versions[0] <= MAX_OPSET:
             found = versions[0] if versions else "none"
             raise StudentError(
-                f"{self.name}: ONNX opset {found}, supported are {MIN_OPSET} to {MAX_OPSET}: export again with one of them"
+                f"{self.name}: ONNX opset {found}, supported are {MIN_OPSET} to {MAX_OPSET}: "
+                "export again with one of them"
             )
         return int(versions[0])
 
@@ -69,7 +70,7 @@ class OnnxStudent:
         return entry.external is None or self._external_path(entry).is_file()
 
     def array(self, name: str) -> np.ndarray:
-        """The values of an initialiser; raises StudentError when they are absent, out of range or outside the folder."""
+        """The values of an initialiser; raises StudentError if they are absent, out of range or outside the folder."""
         from onnx import numpy_helper
 
         entry = self.initializers[name]
@@ -109,14 +110,20 @@ def open_student(path: Path) -> OnnxStudent:
     from google.protobuf.message import DecodeError
 
     if not path.is_file():
-        raise StudentError(f"no such student: {path} is neither an ONNX file nor a built-in name ('firsttoken students')")
+        raise StudentError(
+            f"no such student: {path} is neither an ONNX file nor a built-in name ('firsttoken students')"
+        )
     size = path.stat().st_size
     if not 0 < size <= MAX_PROTO_BYTES:
-        raise StudentError(f"{path}: {size} bytes; an ONNX file has 1 to {MAX_PROTO_BYTES}, larger weights go outside it")
+        raise StudentError(
+            f"{path}: {size} bytes; an ONNX file has 1 to {MAX_PROTO_BYTES}, larger weights go outside it"
+        )
     try:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, ValueError, OSError) as error:
-        raise StudentError(f"{path}: not a readable ONNX file ({error}): it may be truncated; export it again") from error
+        raise StudentError(
+            f"{path}: not a readable ONNX file ({error}): it may be truncated; export it again"
+        ) from error
     return from_model(model, path.parent, path.stem)
 
 
@@ -146,7 +153,9 @@ def _describe(tensor: Any, student: str) -> Initializer:
             raise StudentError(f"{student}: weight {tensor.name} has malformed external data ({error})") from error
     described = Initializer(tensor.name, shape, int(tensor.data_type), external)
     if any(extent < 0 for extent in shape) or described.elements * 4 > MAX_TENSOR_BYTES:
-        raise StudentError(f"{student}: weight {tensor.name} declares shape {list(shape)}, beyond {MAX_TENSOR_BYTES} bytes")
+        raise StudentError(
+            f"{student}: weight {tensor.name} declares shape {list(shape)}, beyond {MAX_TENSOR_BYTES} bytes"
+        )
     return described
 
 
@@ -157,8 +166,8 @@ def _check_wiring(student: OnnxStudent) -> None:
         for value in node.input:
             if value not in known:
                 raise StudentError(
-                    f"{student.name}: node {node.name or node.op_type!r} reads {value!r}, which no earlier node, input or "
-                    "initialiser makes: the file is damaged or not in topological order"
+                    f"{student.name}: node {node.name or node.op_type!r} reads {value!r}, which no earlier node, input "
+                    "or initialiser makes: the file is damaged or not in topological order"
                 )
         known.update(node.output)
     for output in student.graph.output:

@@ -161,7 +161,9 @@ def _parse_operand(text: str) -> Operand:
     return Operand(Space[space.upper()], Dtype[dtype.upper()], int(address, 16), int(s0), int(s1), int(s2))
 
 
-def strided(memory: np.ndarray, dtype: Dtype, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+def strided(
+    memory: np.ndarray, dtype: Dtype, address: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> np.ndarray:
     """A typed strided view of a byte array; raises ValueError when any element lies outside it."""
     low = address + sum(min(0, (n - 1) * s) for n, s in zip(shape, strides, strict=True))
     high = address + sum(max(0, (n - 1) * s) for n, s in zip(shape, strides, strict=True)) + dtype.numpy.itemsize
@@ -178,7 +180,7 @@ def columns(code: np.ndarray, operand: int) -> tuple[np.ndarray, ...]:
 
 
 def region(index: np.ndarray, write: bool, kind: np.ndarray, address: np.ndarray, *axes: Any) -> np.ndarray:
-    """Assembles footprint rows; `axes` are c0, s0, c1, s1, c2, s2, run (arrays or numbers). Absent operands drop out."""
+    """Assembles footprint rows; `axes`: c0, s0, c1, s1, c2, s2, run (arrays or numbers). Absent operands drop out."""
     table = np.zeros((len(index), len(REGION_COLUMNS)), np.int64)
     for column, values in enumerate((index, int(write), kind // 16, address, *axes)):
         table[:, column] = values

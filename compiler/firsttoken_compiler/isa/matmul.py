@@ -80,7 +80,7 @@ class Matmul(Instruction):
 
 
 def _multiply(a: np.ndarray, w: np.ndarray, accumulator: Dtype) -> np.ndarray:
-    """a @ w in the accumulator's type; integers exactly, then wrapped to int32."""
+    """Product of `a` and `w` in the accumulator's type; integers exactly, then wrapped to int32."""
     if accumulator is Dtype.F32:
         return a.astype(np.float32) @ w.astype(np.float32)
     # A float matmul is exact while every partial sum stays below the mantissa.

@@ -28,8 +28,8 @@ TENSOR_KINDS = ("input", "output", "weight", "constant", "kv", "activation")
 class Packing:
     """How a weight tensor is derived from the student's: the recipe, not the bytes.
 
-    The packed form is panels of `panel` columns, each panel `[k, panel]` row-major, int4 two to a byte along the columns,
-    the last panel narrower when `panel` does not divide n. Scales are fp16 `[groups, n]` in the same panels.
+    The packed form is panels of `panel` columns, each panel `[k, panel]` row-major, int4 two to a byte along the
+    columns, the last panel narrower when `panel` does not divide n. Scales are fp16 `[groups, n]` in the same panels.
     """
 
     source: str
@@ -127,7 +127,7 @@ class Program:
         return "\n".join(lines + [str(instruction) for instruction in self.instructions()]) + "\n"
 
     def encode(self) -> bytes:
-        """The binary file: a zip of `program.json`, `code.npy` and the constants; the same program gives the same bytes."""
+        """The binary file: a zip of `program.json`, `code.npy` and the constants; equal programs give equal bytes."""
         document = {
             "format": FORMAT, "version": FORMAT_VERSION, "meta": self.meta, "cores": self.cores,
             "dram_bytes": self.dram_bytes, "spad_bytes": self.spad_bytes, "acc_bytes": self.acc_bytes,

@@ -123,6 +123,6 @@ def unpack_int4(packed: np.ndarray) -> np.ndarray:
 
 
 def pack_int4(values: np.ndarray) -> np.ndarray:
-    """Signed values in [-8, 7] `[..., 2n]` to bytes `[..., n]`, low nibble first; the layout of `ml_dtypes.int4` pairs."""
+    """Signed values in [-8, 7] `[..., 2n]` to bytes `[..., n]`, low nibble first, as pairs of `ml_dtypes.int4`."""
     nibbles = values.astype(ml_dtypes.int4).astype(np.int8).view(np.uint8) & 0xF
     return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)

@@ -41,8 +41,9 @@ class Vector(Instruction):
             rows = np.where(whole, 1, n2)
             run = np.where(whole, n2 * element, element)
             parts.append(region(index, operand == 0, kind, address, n0, s0, n1, s1, rows, np.where(whole, 0, s2), run))
-        reads = parts[0][((n0 > 1) & (columns(code, 0)[2] == 0) | (n1 > 1) & (columns(code, 0)[3] == 0)
-                          | (n2 > 1) & (columns(code, 0)[4] == 0)) & ((code[:, word.FLAGS] & INITIALISE) == 0)].copy()  # fmt: skip
+        _, _, d0, d1, d2 = columns(code, 0)
+        reduces = (n0 > 1) & (d0 == 0) | (n1 > 1) & (d1 == 0) | (n2 > 1) & (d2 == 0)
+        reads = parts[0][reduces & ((code[:, word.FLAGS] & INITIALISE) == 0)].copy()
         reads[:, 1] = 0
         return np.concatenate([*parts, reads])
 

@@ -55,7 +55,8 @@ class _State:
         module = _without_dead(module)
         traced = {new: self.source.names.get(old, old) for new, old in names.items()}
         decisions = tuple(
-            NormDecision(self.source.names.get(norm.name, norm.name), self.mode, count) for norm, count in self.consumers.items()
+            NormDecision(self.source.names.get(norm.name, norm.name), self.mode, count)
+            for norm, count in self.consumers.items()
         )
         return Quantised(module, self.source.packings, traced, self.source.plain), decisions
 

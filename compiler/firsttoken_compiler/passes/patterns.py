@@ -122,7 +122,7 @@ def _op(name: str, *args: Any) -> Any:
     return is_op(f"relax.{name}")(*args)
 
 
-# --- embeddings and rows ------------------------------------------------------------------------------------------------
+# Embeddings and rows.
 
 
 def _build_gather(context: Context, builder: Any, c: Captured, env: Env) -> View:
@@ -192,17 +192,14 @@ class _CallRule(Rule):
 
 ROW = _CallRule(None, {}, _build_row, _is_row)
 
-# --- norms --------------------------------------------------------------------------------------------------------------
+# Norms.
 
 
 def _build_norm(context: Context, builder: Any, c: Captured, env: Env) -> View:
     view = env[c["x"]]
     gamma = _vector(context, env, c["gamma"])
-    if "norm" in c:
-        eps = float(context.values[c["norm"]].attrs.epsilon)
-    else:
-        eps = context.scalar(c["eps"]) or 0.0
-    base = context.emit(builder, "npu.rms_norm", [view.base, gamma], eps=eps, out="float32")
+    eps = context.values[c["norm"]].attrs.epsilon if "norm" in c else context.scalar(c["eps"]) or 0.0
+    base = context.emit(builder, "npu.rms_norm", [view.base, gamma], eps=float(eps), out="float32")
     return views.View(base, view.axes, view.tokens, view.features)
 
 
@@ -219,7 +216,8 @@ def _decomposed_norm() -> Rule:
     captures = {"x": x, "gamma": gamma, "eps": eps, "power": power}
 
     def condition(context: Context, c: Captured) -> bool:
-        return context.scalar(c["power"]) == 2.0 and context.scalar(c["eps"]) is not None and len(shape_of(c["gamma"])) == 1
+        squares = context.scalar(c["power"]) == 2.0
+        return squares and context.scalar(c["eps"]) is not None and len(shape_of(c["gamma"])) == 1
 
     return Rule(pattern, captures, _build_norm, condition)
 
@@ -230,7 +228,10 @@ def _fused_norm() -> Rule:
     return _LookThrough(pattern, {"x": x, "gamma": gamma, "norm": pattern}, _build_norm)
 
 
-# --- products -----------------------------------------------------------------------------------------------------------
+DECOMPOSED_NORM, FUSED_NORM = _decomposed_norm(), _fused_norm()
+
+
+# Products.
 
 
 def _build_linear(context: Context, builder: Any, c: Captured, env: Env) -> View:
@@ -249,11 +250,16 @@ def _build_linear(context: Context, builder: Any, c: Captured, env: Env) -> View
     return views.View(base, view.axes, view.tokens, int(n))
 
 
-def _linear_rules() -> list[Rule]:
-    """matmul, matmul + bias, and either of them + residual; the weight plain or behind a transpose."""
-    rules = []
+def _linear_rules(*, sums: bool) -> tuple[Rule, ...]:
+    """The products whose root is an addition (of a bias, a residual, or both), or the plain ones.
+
+    The weight is plain or behind a transpose.
+    """
+    rules: list[Rule] = []
     for with_residual in (True, False):
         for with_bias in (True, False):
+            if sums != (with_residual or with_bias):
+                continue
             for with_turn in (True, False):
                 x, w, bias, residual = (wildcard() for _ in range(4))
                 captures = {"x": x, "w": w}
@@ -268,22 +274,27 @@ def _linear_rules() -> list[Rule]:
                     pattern = _op("add", pattern, residual)
                     captures["residual"] = residual
                 rules.append(_LookThrough(pattern, captures, _build_linear, _is_linear))
-    return rules
+    return tuple(rules)
 
 
 def _is_linear(context: Context, c: Captured) -> bool:
     if not context.is_weight(c["w"]) or len(shape_of(c["w"])) != 2:
         return False
     n = shape_of(c["w"])[0 if "turned" in c else 1]
-    if "bias" in c and (shape_of(c["bias"]) != (n,) or not (context.is_weight(c["bias"]) or context.known(c["bias"]) is not None)):
-        return False
+    if "bias" in c:
+        constant = context.is_weight(c["bias"]) or context.known(c["bias"]) is not None
+        if shape_of(c["bias"]) != (n,) or not constant:
+            return False
     if "residual" in c:
         rows = shape_of(c["x"])[:-1]
         return shape_of(c["residual"]) == (*rows, n) and isinstance(c["residual"], relax.Var)
     return True
 
 
-# --- elementwise --------------------------------------------------------------------------------------------------------
+LINEAR_SUMS, LINEAR = _linear_rules(sums=True), _linear_rules(sums=False)
+
+
+# Elementwise.
 
 
 def _build_swiglu(context: Context, builder: Any, c: Captured, env: Env) -> View:
@@ -314,7 +325,10 @@ def _add() -> Rule:
     return Rule(_op("add", a, b), {"a": a, "b": b}, _build_add, condition)
 
 
-# --- views --------------------------------------------------------------------------------------------------------------
+SWIGLU, ADD = _swiglu(), _add()
+
+
+# Views.
 
 
 def _reshaped(_context: Context, _builder: Any, c: Captured, env: Env) -> View:

@@ -75,7 +75,11 @@ class _State:
         """Key and value caches are fp16; other float inputs (masks) stay fp32; token ids int64."""
         for binding in bindings:
             call = binding.value
-            if getattr(call, "op", None) is not None and call.op.name == "npu.kv_append" and parameter in list(call.args)[1:]:
+            if (
+                getattr(call, "op", None) is not None
+                and call.op.name == "npu.kv_append"
+                and parameter in list(call.args)[1:]
+            ):
                 return "float16"
         return str(parameter.ty.dtype.dtype)
 
@@ -106,7 +110,9 @@ class _State:
         k, n = int(call.attrs["k"]), int(call.attrs["n"])
         group = 0 if bits == 16 else k if self.precision.group == "channel" else min(k, int(self.precision.group))
         name = f"{argument.name}.packed"
-        packing = Packing(source, "panels", k, n, self.target.matrix.columns, bits, group, bool(int(call.attrs["transposed"])))
+        packing = Packing(
+            source, "panels", k, n, self.target.matrix.columns, bits, group, bool(int(call.attrs["transposed"]))
+        )
         known = self.packings.setdefault(name, packing)
         if known != packing:
             raise OptionError(f"weight {source} is used both as stored and transposed: use one orientation")
@@ -121,7 +127,9 @@ class _State:
         args = [self.parameters.get(a.name, a) if isinstance(a, relax.Var) else a for a in args]
         name = call.op.name
         if not name.startswith("npu."):
-            return state.emit(relax.op.reshape(args[0], shape_of(call))) if name == "relax.reshape" else state.emit(call)
+            return (
+                state.emit(relax.op.reshape(args[0], shape_of(call))) if name == "relax.reshape" else state.emit(call)
+            )
         attrs = {key: _plain_value(value) for key, value in call.attrs.items()}
         if name == "npu.linear":
             return self._linear(state, variable, call, args, attrs)
@@ -139,7 +147,9 @@ class _State:
             operands.append(state.emit(relax.TupleGetItem(quantised, 1)))
         if packing.group:
             operands.append(self.parameters[f"{weight}.scales"])
-        attrs.update(acts=acts, bits=packing.bits, group=packing.group, out="float32" if variable in self.results else "float16")
+        attrs.update(
+            acts=acts, bits=packing.bits, group=packing.group, out="float32" if variable in self.results else "float16"
+        )
         del attrs["transposed"]
         return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))
 

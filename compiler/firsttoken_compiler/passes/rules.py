@@ -4,15 +4,13 @@ from firsttoken_compiler.passes import attention_patterns as attention
 from firsttoken_compiler.passes import patterns
 from firsttoken_compiler.passes.patterns import Rule
 
-_LINEAR = patterns._linear_rules()
-
 RULES: dict[str, tuple[Rule, ...]] = {
     "relax.take": (patterns.GATHER,),
     "relax.strided_slice": (patterns.ROW,),
-    "relax.nn.rms_norm": (patterns._fused_norm(),),
-    "relax.multiply": (patterns._decomposed_norm(), patterns._swiglu()),
-    "relax.add": (attention.ROPE, *_LINEAR[:6], patterns._add()),
-    "relax.matmul": (*_LINEAR[6:], *attention.attention_rules()),
+    "relax.nn.rms_norm": (patterns.FUSED_NORM,),
+    "relax.multiply": (patterns.DECOMPOSED_NORM, patterns.SWIGLU),
+    "relax.add": (attention.ROPE, *patterns.LINEAR_SUMS, patterns.ADD),
+    "relax.matmul": (*patterns.LINEAR, *attention.attention_rules()),
     "npu.raw_rope": (attention.RAW_ROPE,),
     "npu.raw_attention": (attention.RAW_ATTENTION,),
     "TupleGetItem": (attention.TUPLE_ITEM,),

@@ -8,7 +8,8 @@ from typing import Any
 class View:
     """A tensor of the ONNX graph seen as a matrix `base` of shape `[tokens, heads * width]`.
 
-    `axes` names the ONNX tensor's dimensions: `1` unit, `m` tokens, `n` features, `h` heads, `g` repeats of a head, `d` head width.
+    `axes` names the ONNX tensor's dimensions: `1` unit, `m` tokens, `n` features, `h` heads, `g` repeats of a head, `d`
+    head width.
     `repeat` > 1: each head stands for that many consecutive heads (grouped-query attention's expanded keys).
     """
 
@@ -69,7 +70,7 @@ def broadcast(view: View, shape: tuple[int, ...]) -> View | None:
 
 
 def reshape(view: View, shape: tuple[int, ...]) -> View | None:
-    """Splits features into heads, merges heads into features or repeats, and moves unit axes; None for anything else."""
+    """Splits features into heads, merges heads into features or repeats, moves unit axes; None for anything else."""
     core = view.axes.replace("1", "")
     wanted = tuple(extent for extent in shape if extent != 1)
     for candidate in _respellings(view, core):

@@ -51,7 +51,9 @@ def matmul_cost(target: Target, m: int, n: int, k: int, pair: str) -> MatmulCost
     unit = target.matrix
     if pair not in unit.macs_per_cycle:
         known = ", ".join(sorted(unit.macs_per_cycle))
-        raise OptionError(f"target {target.name} cannot multiply {pair}; it has {known}: choose --acts and --weights so")
+        raise OptionError(
+            f"target {target.name} cannot multiply {pair}; it has {known}: choose --acts and --weights so"
+        )
     if unit.kind == "tile":
         block = unit.tile_m * unit.rows * unit.columns
         per_issue = max(1, ceil_div(block, unit.macs_per_cycle[pair]))

@@ -5,7 +5,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-
 GRADES = ("datasheet", "measured", "derived", "fitted", "assumed")
 """How a value is known. `assumed`: not public, chosen within physical bounds until it is calibrated."""
 

@@ -13,7 +13,7 @@ from tvm.relax import transform
 from tvm.relax.dpl import is_op, wildcard
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.s_tir import Schedule, TensorIntrin
-from tvm.script import tirx as T  # noqa: N812 (TVMScript's own name)
+from tvm.script import tirx as T
 
 PINS: Final = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 
@@ -21,7 +21,9 @@ for _package, _version in PINS.items():
     _found = importlib.metadata.version(_package)
     if _found != _version:
         # ffi 0.1.15 ends in a segmentation fault inside Schedule.tensorize; better a sentence than a crash.
-        raise ImportError(f"firsttoken needs {_package}=={_version}, found {_found}: pip install {_package}=={_version}")
+        raise ImportError(
+            f"firsttoken needs {_package}=={_version}, found {_found}: pip install {_package}=={_version}"
+        )
 
 __all__ = [
     "Call", "GenericConst", "GlobalVar", "IRModule", "Op", "Schedule", "T", "TensorIntrin",

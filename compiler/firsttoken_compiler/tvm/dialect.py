@@ -78,7 +78,14 @@ def raw_attention(
         past_at = len(args)
         args += [past_key, past_value]
     return call(
-        "npu.raw_attention", args, heads=heads, kv_heads=kv_heads, scale=scale, causal=causal, mask_at=mask_at, past_at=past_at
+        "npu.raw_attention",
+        args,
+        heads=heads,
+        kv_heads=kv_heads,
+        scale=scale,
+        causal=causal,
+        mask_at=mask_at,
+        past_at=past_at,
     )
 
 
