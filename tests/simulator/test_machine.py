@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firsttoken_compiler.errors import ProgramError
+from firsttoken_compiler.isa.dma import Store
 from firsttoken_compiler.isa.instruction import Instruction
 from firsttoken_compiler.isa.program import Program
 from firsttoken_compiler.isa.types import Engine, queue_index
@@ -19,15 +20,25 @@ from firsttoken_simulator.machine import simulate_program
 from firsttoken_simulator.timeline import Timeline
 from firsttoken_simulator.units.dma import bursts, spread, walk
 
+BURST_FS = 2_500_000
 DMA_IN, MATRIX, VECTOR = (queue_index(0, e) for e in (Engine.DMA_IN, Engine.MATRIX, Engine.VECTOR))
-NOISE = 1.02
-"""A faster part may meet refresh and turnaround at a worse moment: 2 %, plus one refresh with its refill (0.3 us).
+MIXING_LOSS = 0.5
+"""What a burst loses, as a part of its time on the data bus, when two streams share a channel: they close each other's
+rows, and reads and writes turn the bus around. Long streams lose 0.46, which a test below measures."""
+REFRESH_FS = 300_000_000
+"""One refresh (tRFC 210 ns) with the opening of the rows that it closed; a shift of a program may meet one more."""
 
-This holds for one core. Two cores that stream through the same banks replace each other's rows in order of arrival, so how many
-rows they lose depends on their phase: there the allowance is a half.
-"""
-NOISE_OF_TWO = 1.5
-SLACK_FS = 300_000_000
+
+def noise_fs(program: Program, line: Timeline) -> float:
+    """By how much a faster part may slow a program: a scheduling anomaly, not a cost of the part.
+
+    A faster part moves a stream in time, so that it may overlap another one which it missed before. At worst all
+    traffic that two queues can have under way at once meets, and pays the mixing loss. One stream alone loses nothing.
+    """
+    moved = line.dram_read_bytes + line.dram_write_bytes
+    streams = np.bincount(program.code[:, 1], weights=moved)
+    shared_bytes = min(streams.sum(), 2 * (streams.sum() - streams.max()))
+    return (MIXING_LOSS * shared_bytes / 32 * BURST_FS + REFRESH_FS) if shared_bytes else 0.0
 
 
 def pipeline(tiles: int, nbytes: int, m: int, core: int = 0) -> list[Instruction]:
@@ -139,7 +150,7 @@ def test_reads_and_writes_share_dram_with_turnaround() -> None:
 def test_unaligned_ends_cost_whole_bursts(address: int, nbytes: int, count: int) -> None:
     line = simulate_program(make_program(load(nbytes, address)), make_target())
     assert line.counters["dram_bursts"] == count
-    assert line.busy_fs[0] == count * 2_500_000
+    assert line.busy_fs[0] == count * BURST_FS
     assert line.dram_read_bytes[0] == nbytes
 
 
@@ -169,18 +180,19 @@ def test_account_is_the_programs() -> None:
     assert line.dram_write_bytes.sum() == 3 * 64 * 64
     moved = line.dram_read_bytes.sum() + line.dram_write_bytes.sum()
     assert line.counters["dram_bursts"] == moved // 32
-    assert line.busy_fs[0] == 4096 // 32 * 2_500_000
+    assert line.busy_fs[0] == 4096 // 32 * BURST_FS
     activates = line.counters["dram_row_misses"] + line.counters["dram_row_conflicts"]
     assert line.dram_activates.sum() == activates
 
 
 @st.composite
-def programs(draw: st.DrawFn, cores: int = 2) -> Program:
+def programs(draw: st.DrawFn, cores: int = 2, stores: bool = True) -> Program:
     """Pipelines of random tile sizes on every core."""
     out: list[Instruction] = []
     for core in range(cores):
-        out += pipeline(draw(st.integers(1, 4)), draw(st.sampled_from([96, 1024, 8192])), draw(st.integers(1, 200)), core)
-    return make_program(*out, cores=cores)
+        tiles, nbytes = draw(st.integers(1, 4)), draw(st.sampled_from([96, 1024, 8192]))
+        out += pipeline(tiles, nbytes, draw(st.integers(1, 200)), core)
+    return make_program(*(i for i in out if stores or not isinstance(i, Store)), cores=cores)
 
 
 FASTER: list[dict[str, Any]] = [
@@ -192,15 +204,34 @@ FASTER: list[dict[str, Any]] = [
 @given(programs(1), st.sampled_from(FASTER))
 @settings(max_examples=150, deadline=None)
 def test_faster_parts_are_never_slower(program: Program, faster: dict[str, Any]) -> None:
-    base = simulate_program(program, make_target()).total_fs
-    assert simulate_program(program, make_target(**faster)).total_fs <= base * NOISE + SLACK_FS
+    base = simulate_program(program, make_target())
+    assert simulate_program(program, make_target(**faster)).total_fs <= base.total_fs + noise_fs(program, base)
+
+
+@given(programs(1, stores=False), st.sampled_from(FASTER))
+@settings(max_examples=100, deadline=None)
+def test_faster_parts_never_slow_a_single_stream(program: Program, faster: dict[str, Any]) -> None:
+    base = simulate_program(program, make_target())
+    assert noise_fs(program, base) == 0
+    assert simulate_program(program, make_target(**faster)).total_fs <= base.total_fs
 
 
 @given(programs(2), st.sampled_from(FASTER))
 @settings(max_examples=60, deadline=None)
-def test_faster_parts_are_hardly_slower_with_two_cores(program: Program, faster: dict[str, Any]) -> None:
-    base = simulate_program(program, make_target(cores=2)).total_fs
-    assert simulate_program(program, make_target(cores=2, **faster)).total_fs <= base * NOISE_OF_TWO + SLACK_FS
+def test_faster_parts_are_never_slower_with_two_cores(program: Program, faster: dict[str, Any]) -> None:
+    base = simulate_program(program, make_target(cores=2))
+    fast = simulate_program(program, make_target(cores=2, **faster))
+    assert fast.total_fs <= base.total_fs + noise_fs(program, base)
+
+
+def test_two_streams_lose_what_the_noise_allows() -> None:
+    target, nbytes = make_target(dma_outstanding=128), 1 << 19
+    read, write = load(nbytes), store(nbytes, 1 << 24)
+    apart = sum(simulate_program(make_program(one), target).total_fs for one in (read, write))
+    together = simulate_program(make_program(read, write), target).total_fs
+    loss = (together - apart) / (2 * nbytes / 32 * BURST_FS)
+    print(f"expected at most {MIXING_LOSS}, measured {loss:.3f}")
+    assert 0.8 * MIXING_LOSS < loss < MIXING_LOSS
 
 
 @given(programs())
