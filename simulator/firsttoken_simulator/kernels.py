@@ -6,14 +6,16 @@ plain twin of `advance` for tests is `advance.py_func`.
 
 Three settings make it fast, each by a factor of two to three: the units' innermost functions are `inline="always"`,
 reference counting is off (the caller keeps the arrays alive), and there is no division per burst. Only the entry points
-`start`, `advance` and `drain` are cached, under the stamp of this file: after a change in units/ touch this file.
+`start`, `advance` and `drain` are cached on disk.
 """
 
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numba import njit
 
+from firsttoken_compiler.isa import word
 from firsttoken_simulator.units import bus, dma, scratchpad
 from firsttoken_simulator.units.dram import FAR, flush, request
 from firsttoken_simulator.units.layout import (
@@ -274,3 +276,21 @@ def advance(
             if burst > last:
                 _leave(table, order, queues, result, x, machine, q, sent, max(latest, sent))
     return 0
+
+
+def forget_stale(folder: Path) -> None:
+    """Removes compiled entry points in `folder` that are older than what they were compiled from.
+
+    Numba compares the stamp of this file only, but the units' functions are compiled into the entry points.
+    """
+    sources = [Path(word.__file__), *Path(bus.__file__).parent.glob("*.py")]
+    newest = max(source.stat().st_mtime_ns for source in sources)
+    for index in folder.glob(f"{Path(__file__).stem}.*.nbi"):
+        try:
+            if index.stat().st_mtime_ns < newest:
+                index.unlink()
+        except OSError:  # another process was faster, or the folder cannot be written
+            continue
+
+
+forget_stale(Path(advance.stats.cache_path))

@@ -1,6 +1,8 @@
 """The whole machine: order, contention, bounds, determinism, and the twin of the hot loop."""
 
+import os
 from dataclasses import astuple, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -276,5 +278,15 @@ def test_hot_loop_equals_its_plain_twin(monkeypatch: pytest.MonkeyPatch) -> None
     )
     for target in (make_target(cores=2), make_target(cores=2, dram_channels=3, dram_refresh="per-bank")):
         compiled, plain = simulate_program(program, target), _twin(program, target, monkeypatch)
-        assert equal(compiled, plain), "touch simulator/firsttoken_simulator/kernels.py: its compiled form is stale"
+        assert equal(compiled, plain)
         assert len(astuple(compiled)) == len(fields(Timeline))
+
+
+def test_compiled_forms_older_than_a_unit_are_forgotten(tmp_path: Path) -> None:
+    old, fresh, other = (tmp_path / name for name in ("kernels.start-1.nbi", "kernels.advance-2.nbi", "else.f-3.nbi"))
+    for path in (old, fresh, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, ns=(0, 0))
+    kernels.forget_stale(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [other, fresh]
