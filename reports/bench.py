@@ -62,8 +62,10 @@ def _child(part: str, name: str, arguments: argparse.Namespace, folder: str) -> 
     command = [sys.executable, __file__, "--part", part, "--format", name, "--student", arguments.student]
     command += ["--target", arguments.target, "--prompt", str(arguments.prompt)]
     done = subprocess.run(
-        command, env={**os.environ, "FIRSTTOKEN_CACHE": folder}, stdout=subprocess.PIPE, check=True, text=True
+        command, env={**os.environ, "FIRSTTOKEN_CACHE": folder}, stdout=subprocess.PIPE, check=False, text=True
     )
+    if done.returncode:
+        sys.exit(f"error: {name} {part} ended with {done.returncode}; what it said stands above")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -143,6 +143,7 @@ def _schema() -> type[BaseModel]:
         return create_model(f"section:{name}", __config__=config, **members)
 
     sections = {name: (section(name, cls), ...) for name, cls in _SECTIONS.items()}
+    # pydantic's overloads do not know a model whose fields come as a dictionary
     return create_model("target", __config__=config, **sections)  # type: ignore[call-overload]
 
 

@@ -4,7 +4,7 @@ Each minor release of TVM has moved or dropped part of this surface, so a change
 """
 
 import importlib.metadata
-from typing import Final
+from typing import Any, Final
 
 import tvm
 from tvm import relax, s_tir, te, tirx
@@ -36,11 +36,11 @@ def attributes(**values: object) -> object:
     return tvm.ir.make_node("ir.DictAttrs", **values)
 
 
-def shape_of(expr: object) -> tuple[int, ...]:
+def shape_of(expr: Any) -> tuple[int, ...]:
     """Static shape of a typed Relax expression."""
-    return tuple(int(extent) for extent in expr.ty.shape)  # type: ignore[attr-defined]
+    return tuple(int(extent) for extent in expr.ty.shape)
 
 
-def dtype_of(expr: object) -> str:
+def dtype_of(expr: Any) -> str:
     """Element type of a typed Relax expression."""
-    return str(expr.ty.dtype.dtype)  # type: ignore[attr-defined]
+    return str(expr.ty.dtype.dtype)
