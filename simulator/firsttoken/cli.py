@@ -6,9 +6,11 @@ Exit codes: 0 done, 1 a `--fail-if` condition holds, 2 the input is at fault (on
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 
@@ -18,6 +20,8 @@ from firsttoken_compiler.errors import FirsttokenError, OptionError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from firsttoken.options import RunOptions
+    from firsttoken_compiler.isa.program import Program
     from firsttoken_compiler.target.target import Target
     from firsttoken_simulator.report.document import RunDocument
 
@@ -38,7 +42,10 @@ app.add_typer(students_app, name="students")
 
 Student = Annotated[str, typer.Argument(help="An ONNX file or the name of a built-in student.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", help="A preset (see 'firsttoken targets') or a .toml file.")]
-Prompt = Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")]
+Prompt = Annotated[
+    int | None,
+    typer.Option("--prompt", min=1, help="Tokens of the prompt; default: the ONNX file's own length, else 64."),
+]
 Weights = Annotated[Literal["int4", "int8", "fp16"], typer.Option("--weights", help="Type of the weights.")]
 Acts = Annotated[
     Literal["int8", "int16", "fp16"] | None,
@@ -55,21 +62,34 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document an
 
 def main() -> None:
     """Entry point of the command `firsttoken`."""
-    from firsttoken.student import ProviderError, UnknownStudent
+    guarded(app)
 
+
+def guarded(work: Callable[[], object]) -> None:
+    """Runs a program; what the input or the machine's files are at fault for is one message and exit code 2."""
     try:
-        app()
-    except (FirsttokenError, UnknownStudent, ProviderError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        work()
+    except FirsttokenError as error:
+        _refuse(str(error))
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _refuse(f"{where}{error.strerror or error}")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 @app.command()
 def run(
     student: Student,
-    prompt: Prompt = 64,
+    prompt: Prompt = None,
     target: TargetName = DEFAULT_TARGET,
-    decode: Annotated[int, typer.Option("--decode", min=0, help="Also measure one token after this many more.")] = 0,
+    decode: Annotated[int, typer.Option("--decode", min=0, help="Also measure this token of the answer.")] = 0,
     weights: Weights = "int4",
     acts: Acts = None,
     group: Group = "128",
@@ -98,9 +118,11 @@ def run(
 @app.command("compile")
 def compile_command(
     student: Student,
-    prompt: Prompt = 64,
+    prompt: Prompt = None,
     target: TargetName = DEFAULT_TARGET,
-    past: Annotated[int, typer.Option("--past", min=0, help="Rows already in the cache.")] = 0,
+    past: Annotated[
+        int | None, typer.Option("--past", min=0, help="Rows in the cache; default: the ONNX file's own, else 0.")
+    ] = None,
     weights: Weights = "int4",
     acts: Acts = None,
     group: Group = "128",
@@ -128,22 +150,14 @@ def compile_command(
             dump_dir=None if dump_after is None else dump_dir,
             progress=bar.update,
         )
-    written = None
-    if stop_after is None:
-        write_file(out, program.encode())
-        written = str(out)
-    facts = {
-        "program": written,
+    facts: dict[str, Any] = {
+        "program": None,
         "stopped_after": stop_after,
         "dump": None if dump_after is None else str(dump_dir),
-        "instructions": len(program),
-        "operators": len(program.ops),
-        "macs": sum(op.macs for op in program.ops),
-        "dram_bytes": program.dram_bytes,
-        "spad_bytes": program.spad_bytes,
-        "acc_bytes": program.acc_bytes,
-        "meta": program.meta,
     }
+    if program is not None:
+        write_file(out, program.encode())
+        facts |= _program_facts(program) | {"program": str(out)}
     _print_facts(facts, as_json)
 
 
@@ -170,7 +184,7 @@ def simulate(
     from firsttoken import api
 
     with Bar() as bar:
-        timeline = api.simulate(program, machine, progress=bar.of("simulate"))
+        timeline = api.simulate(program, machine, progress=bar.update)
     document = build_run(program, timeline, machine, energy(program, timeline, machine))
     if trace is not None:
         write_file(trace, perfetto_trace(program, timeline))
@@ -189,7 +203,7 @@ def generate(
     student: Student,
     prompt_text: Annotated[str, typer.Option("--prompt-text", help="What the user says.", show_default=False)],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=100_000)] = 32,
-    target: TargetName = "systolic-128",
+    target: TargetName = DEFAULT_TARGET,
     weights: Weights = "fp16",
     acts: Acts = None,
     group: Group = "128",
@@ -214,13 +228,12 @@ def generate(
             progress=bar.update,
         )
     if as_json:
-        document = result.to_json()
-        print(document if isinstance(document, str) else json.dumps(document, indent=1))
+        print(result.to_json())
         return
-    print(result.text)
-    if result.reference_text is not None:
-        print(f"\n--- {compare} ---\n{result.reference_text}")
-        print(f"\nagreement: {result.agreement}")
+    from firsttoken.answer import lines
+
+    for line in lines(result):
+        print(line)
 
 
 @app.command()
@@ -317,12 +330,22 @@ def students_show(name: Annotated[str, typer.Argument(show_default=False)], as_j
     _print_facts(student_document(name), as_json)
 
 
-def _options(weights: str, acts: str | None, group: str, norm_cache: str | None, seed: int) -> Any:
-    """The options that were given; what was not stays at the default of the facade."""
-    from firsttoken.api import RunOptions
+def _options(weights: str, acts: str | None, group: str, norm_cache: str | None, seed: int) -> RunOptions:
+    from firsttoken.options import RunOptions
 
-    chosen = {} if norm_cache is None else {"norm_cache": norm_cache}
-    return RunOptions(weights=weights, acts=acts, group=group, seed=seed, **chosen)
+    return RunOptions(weights=weights, acts=acts, group=group, norm_cache=norm_cache, seed=seed)
+
+
+def _program_facts(program: Program) -> dict[str, Any]:
+    return {
+        "instructions": len(program),
+        "operators": len(program.ops),
+        "macs": sum(op.macs for op in program.ops),
+        "dram_bytes": program.dram_bytes,
+        "spad_bytes": program.spad_bytes,
+        "acc_bytes": program.acc_bytes,
+        "meta": program.meta,
+    }
 
 
 def _target_of(meta: dict[str, Any], name: str | None) -> Target:
@@ -340,7 +363,8 @@ def _target_of(meta: dict[str, Any], name: str | None) -> Target:
     return target
 
 
-def _console() -> Console:
+def console() -> Console:
+    """The terminal, or a page of fixed width in a pipe."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -349,7 +373,7 @@ def _console() -> Console:
 def _screen(documents: list[RunDocument]) -> None:
     from firsttoken_simulator.report.screen import show
 
-    show(_console(), documents)
+    show(console(), documents)
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:
@@ -361,7 +385,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    _console().print(table)
+    console().print(table)
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:

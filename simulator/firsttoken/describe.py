@@ -1,9 +1,11 @@
 """Targets and students as plain documents, for `targets show` and `students show`."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
 
 from firsttoken.student import find_student, providers
+from firsttoken_compiler.errors import FirsttokenError
 from firsttoken_compiler.target.load import load_target
 
 _UNITS: Final = (
@@ -72,6 +74,14 @@ def student_document(name: str) -> dict[str, Any]:
         document.pop("per_layer")
     document["parameters"] = config.parameters
     document["kv_bytes_per_token_fp16"] = config.kv_bytes_per_token()
-    document["has_weights"] = provider.weights(config.name) is not None
-    document["has_tokenizer"] = provider.tokenizer(config.name) is not None
+    document["weights"] = _presence(provider.weights, config.name)
+    document["tokenizer"] = _presence(provider.tokenizer, config.name)
     return document
+
+
+def _presence(find: Callable[[str], object | None], name: str) -> str:
+    """Whether a student has it here: "yes", "no", or why not."""
+    try:
+        return "no" if find(name) is None else "yes"
+    except FirsttokenError as error:
+        return f"no: {error}"

@@ -51,7 +51,7 @@ class StaticCache:
     """Cache rows of every layer in buffers of fixed size, as the graphs with `past == capacity` read them.
 
     The graph cannot write into its inputs: it returns present keys and values of `capacity + tokens` rows, the new rows
-    last, and `append` copies those rows to where the next step expects them. Unused rows are zero and masked.
+    last, and `append` copies those rows to where the next step expects them. Unused rows are finite and masked.
 
     Attributes:
         capacity: rows of each buffer, the graph's `past`.
@@ -75,6 +75,12 @@ class StaticCache:
         for buffer in (*self.keys, *self.values):
             buffer[...] = 0
         self.length = 0
+
+    def rewind(self, length: int) -> None:
+        """Forget the rows from `length` on; ValueError if there are fewer. They stay in the buffers, masked."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot go back to {length} rows, the cache has {self.length}; give 0 to {self.length}")
+        self.length = length
 
     def append(self, outputs: Mapping[str, NDArray[Any]], tokens: int) -> None:
         """Take over the last `tokens` rows of every present.{i}.key and .value in `outputs`.

@@ -23,7 +23,7 @@ class RunOptions:
         group: weights that share a scale: "32", "64", "128" or "channel".
         norm_cache: "int8", "int16", "fp16" or "off"; None for what goes with the activations.
         seed: of every random choice.
-        layer_bits: bits of the weights per layer (4, 8, 16; 0 for `weights`); it takes precedence over the student's own.
+        layer_bits: bits of the weights per layer (4, 8, 16; 0 for `weights`), before the bits that the student names.
     """
 
     weights: str = "int4"

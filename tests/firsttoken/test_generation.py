@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from firsttoken.student import StudentConfig
 from firsttoken.generation import MASKED, OrtSession, StaticCache, greedy
+from firsttoken.student import StudentConfig
 from firsttoken_models.registry import PROVIDER
 from firsttoken_models.weights import write_random_weights
 

@@ -1,0 +1,304 @@
+"""The verbs: compile, simulate, run, generate. Whatever is heavy is imported when a verb needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
+
+from firsttoken.cache import ResultCache, content_key
+from firsttoken.options import Progress, RunOptions
+from firsttoken.subject import File, StudentLike, Subject, subject_of
+from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.target.target import Target
+
+if TYPE_CHECKING:
+    from firsttoken.answer import GenerateResult
+    from firsttoken_compiler.isa.program import Program
+    from firsttoken_simulator.energy import EnergyResult
+    from firsttoken_simulator.report.document import RunDocument
+    from firsttoken_simulator.timeline import Timeline
+
+TargetLike = str | Path | Target
+REPORTS: Final = ("ops.csv", "program.txt", "trace.pftrace", "report.html", "run.json")
+"""Files of a run, as `report.folder.write_run` names them."""
+DEFAULTS: Final = RunOptions()
+ANSWER_DEFAULTS: Final = RunOptions(weights="fp16")
+
+
+@overload
+def compile(
+    student: StudentLike, target: TargetLike, *, prompt: int | None = ..., past: int | None = ...,
+    options: RunOptions = ..., stop_after: None = ..., dump_after: str | None = ..., dump_dir: Path | None = ...,
+    progress: Progress | None = ...,
+) -> Program: ...  # fmt: skip
+@overload
+def compile(
+    student: StudentLike, target: TargetLike, *, prompt: int | None = ..., past: int | None = ...,
+    options: RunOptions = ..., stop_after: str | None, dump_after: str | None = ..., dump_dir: Path | None = ...,
+    progress: Progress | None = ...,
+) -> Program | None: ...  # fmt: skip
+def compile(
+    student: StudentLike,
+    target: TargetLike,
+    *,
+    prompt: int | None = None,
+    past: int | None = None,
+    options: RunOptions = DEFAULTS,
+    stop_after: str | None = None,
+    dump_after: str | None = None,
+    dump_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Program | None:
+    """The program of one graph: `prompt` new tokens after `past` cached ones; None when stopped after a pass.
+
+    Args:
+        student: an ONNX file, a student's name, or a configuration.
+        target: a preset's name, a `.toml` file, or a target.
+        prompt: tokens; None for the length of the file's static input, or 64 where the graph is built.
+        past: rows in the cache; None for the file's own, or 0.
+        options: number formats and seed.
+        stop_after: name of the pass to stop after.
+        dump_after: name of the pass to write the module after, or "all".
+        dump_dir: folder for what `dump_after` writes.
+        progress: called with (pass, done, total).
+
+    Raises:
+        FirsttokenError: the input is at fault; the message names the remedy.
+    """
+    machine, subject = target_of(target), subject_of(student)
+    tokens, rows = subject.lengths(prompt, past)
+    return compile_subject(
+        subject, machine, tokens, rows, options, progress,
+        stop_after=stop_after, dump_after=dump_after, dump_dir=dump_dir,
+    )  # fmt: skip
+
+
+def simulate(program: Program, target: TargetLike, *, progress: Progress | None = None) -> Timeline:
+    """When every instruction of a program runs on a target; weight values are never read. Raises ProgramError."""
+    from firsttoken_simulator.machine import simulate_program
+
+    machine = target_of(target)
+    return simulate_program(program, machine, _stage("simulate", progress))
+
+
+def run(
+    student: StudentLike,
+    target: TargetLike,
+    *,
+    prompt: int | None = None,
+    decode: int = 0,
+    options: RunOptions = DEFAULTS,
+    out: Path | None = None,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> RunDocument:
+    """Time and energy of a prompt, and of one token of the answer.
+
+    With `decode` N > 0, `tpot_ms` is the time of decode step N alone: one token on a cache of prompt + N - 1 rows, the
+    slowest of the N steps. It is one step measured, not a mean; the caches of all steps before it are full of rows.
+
+    Args:
+        student: an ONNX file, a student's name, or a configuration.
+        target: a preset's name, a `.toml` file, or a target.
+        prompt: tokens; None for the length of the file's static input, or 64 where the graph is built.
+        decode: which token of the answer to measure as well, 0 for none.
+        options: number formats and seed.
+        out: folder for run.json, ops.csv, program.txt, trace.pftrace and report.html.
+        cache: whether results of earlier runs serve, and this one is kept.
+        progress: called with (stage, done, total).
+
+    Raises:
+        FirsttokenError: the input is at fault; the message names the remedy.
+    """
+    machine, subject = target_of(target), subject_of(student)
+    folder = None if out is None else _writable(Path(out))
+    key = content_key("run", _run_parts(subject, machine, prompt, decode, options), subject.packages)
+    if cache and (kept := _kept(key, folder)) is not None:
+        return kept
+    document, files = _run(subject, machine, prompt, decode, options, folder, progress)
+    if cache and not (isinstance(subject, File) and not subject.self_contained):
+        ResultCache().put(key, files)
+    return document
+
+
+def generate(
+    student: StudentLike,
+    prompt_text: str,
+    *,
+    max_new_tokens: int = 32,
+    options: RunOptions = ANSWER_DEFAULTS,
+    target: TargetLike = "snapdragon-x-elite",
+    compare: Literal["onnxruntime"] | None = None,
+    progress: Progress | None = None,
+) -> GenerateResult:
+    """The likeliest answer of a student with real weights, computed by the functional machine.
+
+    Args:
+        student: name of a student that has weights and a tokenizer here, or its configuration.
+        prompt_text: what the user says; the student's chat template is put around it.
+        max_new_tokens: most tokens of the answer.
+        options: number formats and seed.
+        target: the machine that it is compiled for.
+        compare: "onnxruntime" computes the answer of the float32 graph too, and how far the two agree.
+        progress: called with (stage, done, total).
+
+    Raises:
+        FirsttokenError: the input is at fault; the message names the remedy.
+    """
+    from firsttoken.answer import answer
+
+    return answer(
+        subject_of(student), prompt_text, max_new_tokens, options, target_of(target), compare is not None, progress
+    )
+
+
+def target_of(target: TargetLike) -> Target:
+    """The target itself, or the one of that name or file; raises TargetError."""
+    return target if isinstance(target, Target) else Target.load(target)
+
+
+def compile_subject(
+    subject: Subject,
+    target: Target,
+    tokens: int,
+    past: int,
+    options: RunOptions,
+    progress: Progress | None = None,
+    **control: Any,
+) -> Any:
+    """Compiles the graph of a subject for lengths that it has accepted; `control` is the pipeline's."""
+    from firsttoken_compiler.pipeline import compile_onnx
+
+    precision = options.precision(subject.layer_bits)
+    meta = {
+        **options.meta(),
+        "student": subject.name,
+        "target": target.name,
+        "target_hash": target.content_hash,
+        "prompt_tokens": tokens,
+        "past": past,
+        "phase": "decode" if past else "prefill",
+    }
+    return compile_onnx(subject.open(tokens, past), target, precision, meta=meta, progress=progress, **control)
+
+
+def measure(
+    subject: Subject,
+    target: Target,
+    prompt: int | None,
+    decode: int,
+    options: RunOptions,
+    progress: Progress | None = None,
+) -> tuple[RunDocument, Program, Timeline]:
+    """Compiles and simulates the prompt, and decode step `decode` where that is above 0."""
+    from firsttoken_simulator.report.build import build_run
+
+    if decode < 0:
+        raise OptionError(f"--decode {decode}: give the number of the token to measure, or 0 for none")
+    if decode and isinstance(subject, File):
+        raise OptionError(
+            f"--decode needs a graph of one token with a cache, and {subject.path} is one graph: "
+            "export that graph and run it by itself, or use a built-in student"
+        )
+    tokens, past = subject.lengths(prompt, None)
+    step = subject.lengths(1, past + tokens + decode - 1) if decode else None
+    first = _execute(subject, target, tokens, past, options, progress)
+    later = None if step is None else _execute(subject, target, *step, options, _prefixed("decode: ", progress))
+    _report(progress, 0.0)
+    document = build_run(*first[:2], target, first[2], decode=later)
+    return document, first[0], first[1]
+
+
+def run_parts(subject: Subject, target: Target, prompt: int | None, decode: int, options: RunOptions) -> dict[str, Any]:
+    """What decides every number of a run, as JSON values."""
+    return {
+        "student": subject.content(),
+        "target": target.content_hash,
+        "prompt": prompt if isinstance(subject, File) else subject.lengths(prompt, None)[0],
+        "decode": decode,
+        "precision": options.precision(subject.layer_bits).canonical_json(),
+        "seed": options.seed,
+    }
+
+
+def _run_parts(
+    subject: Subject, target: Target, prompt: int | None, decode: int, options: RunOptions
+) -> dict[str, Any]:
+    """The numbers and the words of a run document: names, descriptions, sources."""
+    words = json.dumps(asdict(target), sort_keys=True)
+    return {**run_parts(subject, target, prompt, decode, options), "name": subject.name, "words": words}
+
+
+def _execute(
+    subject: Subject, target: Target, tokens: int, past: int, options: RunOptions, progress: Progress | None
+) -> tuple[Program, Timeline, EnergyResult]:
+    from firsttoken_simulator.energy import energy
+
+    program = compile_subject(subject, target, tokens, past, options, progress)
+    timeline = simulate(program, target, progress=progress)
+    return program, timeline, energy(program, timeline, target)
+
+
+def _run(
+    subject: Subject, target: Target, prompt: int | None, decode: int, options: RunOptions, folder: Path | None,
+    progress: Progress | None,
+) -> tuple[RunDocument, dict[str, bytes]]:  # fmt: skip
+    """The document, and the files that the cache keeps: run.json, and the reports where they were asked for."""
+    from firsttoken_simulator.report.folder import write_run
+
+    document, program, timeline = measure(subject, target, prompt, decode, options, progress)
+    files = {"run.json": document.to_json().encode()}
+    if folder is not None:
+        written = write_run(folder, document, program, timeline)
+        files = {path.name: path.read_bytes() for path in written}
+    _report(progress, 1.0)
+    return document, files
+
+
+def _kept(key: str, folder: Path | None) -> RunDocument | None:
+    """The document of an earlier equal run, its reports written to `folder`; None unless everything is there."""
+    from firsttoken_simulator.report.document import RunDocument
+    from firsttoken_simulator.report.errors import ReportError
+
+    files = ResultCache().get(key, ("run.json",) if folder is None else REPORTS)
+    if files is None:
+        return None
+    try:
+        document = RunDocument.from_json(files["run.json"])
+    except ReportError:
+        return None
+    if folder is not None:
+        from firsttoken_simulator.report.folder import write_file
+
+        for name in REPORTS:
+            write_file(folder / name, files[name])
+    return document
+
+
+def _writable(folder: Path) -> Path:
+    """Makes the folder now, so that a bad one is refused before the work and not after it."""
+    from firsttoken_simulator.report.errors import ReportError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"cannot make the folder {folder}: {error.strerror or error}; choose another -o") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ReportError(f"cannot write into the folder {folder}: permission denied; choose another -o")
+    return folder
+
+
+def _report(progress: Progress | None, done: float) -> None:
+    if progress is not None:
+        progress("report", done, 1.0)
+
+
+def _stage(name: str, progress: Progress | None) -> Any:
+    return None if progress is None else lambda fraction: progress(name, fraction, 1.0)
+
+
+def _prefixed(prefix: str, progress: Progress | None) -> Progress | None:
+    return None if progress is None else lambda stage, done, total: progress(prefix + stage, done, total)

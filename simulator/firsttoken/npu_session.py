@@ -1,0 +1,152 @@
+"""A student on the simulated machine: its programs executed bit by bit, in the order of the timing machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from firsttoken.generation import StaticCache, token_feeds
+from firsttoken.options import Progress, RunOptions
+from firsttoken.student import StudentConfig, StudentProvider, WeightStore
+from firsttoken_compiler.errors import StudentError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from firsttoken_compiler.frontend.onnx_file import OnnxStudent
+    from firsttoken_compiler.isa.program import Program
+    from firsttoken_compiler.target.target import Target
+    from firsttoken_simulator.functional import FunctionalMachine
+    from firsttoken_simulator.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A program in the memory of a functional machine, weights included, and when its instructions complete."""
+
+    program: Program
+    timeline: Timeline
+    machine: FunctionalMachine
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Executes the graph on inputs by their ONNX names and shapes; returns logits and present rows likewise.
+
+        A cache that the graph appends to has no input of its own: its rows go into the first rows of what it becomes.
+        """
+        for tensor in self.program.of_kind("input"):
+            array = feeds[tensor.name].reshape(tensor.shape).astype(tensor.dtype.numpy)
+            self.machine.write_tensor(tensor.name, array)
+        for past, present in self.program.meta.get("kv", {}).items():
+            self._write_rows(present, feeds[past][0])
+        self.machine.run(self.timeline.completion_order)
+        outputs = {t.name: self.machine.read_tensor(t.name) for t in self.program.of_kind("output")}
+        outputs |= {t.name: self.machine.read_tensor(t.name)[None] for t in self.program.of_kind("kv")}
+        return outputs
+
+    def _write_rows(self, name: str, rows: NDArray[Any]) -> None:
+        import numpy as np
+
+        tensor = self.program.tensor(name)
+        whole = np.zeros(tensor.shape, tensor.dtype.numpy)
+        whole[:, : rows.shape[1]] = rows
+        self.machine.write_tensor(name, whole)
+
+
+class NpuSession:
+    """A student on the functional machine of a target; satisfies `generation.Session`.
+
+    Programs are compiled when first needed: one for decoding, and one for the length of the latest prompt.
+    """
+
+    def __init__(
+        self,
+        provider: StudentProvider,
+        config: StudentConfig,
+        weights: WeightStore,
+        capacity: int,
+        *,
+        target: Target,
+        options: RunOptions,
+        progress: Progress | None = None,
+    ) -> None:
+        """Prepare a session.
+
+        Args:
+            provider: builds the graphs.
+            config: the student.
+            weights: its weights; the file must exist.
+            capacity: most tokens of prompt and answer together.
+            target: the machine.
+            options: number formats and seed.
+            progress: called with (stage, done, total) while programs are compiled and loaded.
+        """
+        self._provider, self._config, self._weights = provider, config, weights
+        self._target, self._options, self._progress = target, options, progress
+        self._loaded: dict[str, Loaded] = {}
+        self.cache = StaticCache(config, capacity, dtype="float16")
+
+    def prefill(self, ids: list[int]) -> NDArray[np.float32]:
+        """Forget everything, process the prompt, return the logits [vocab] of its last token."""
+        if not ids:
+            raise ValueError("the prompt is empty, must have at least 1 token; encode some text first")
+        self.cache.reset()
+        self.cache.require(len(ids))
+        return self._step(self.prompt_program(len(ids)), len(ids), token_feeds(ids))
+
+    def decode(self, token: int, position: int) -> NDArray[np.float32]:
+        """Process one more token, which stands at `position` (counted from 0), and return its logits [vocab]."""
+        if position != self.cache.length:
+            raise ValueError(f"position is {position}, the next position is {self.cache.length}; decode in order")
+        self.cache.require(1)
+        return self._step(self._program("decode", 1, self.cache.capacity), 1, self.cache.feeds([token]))
+
+    def prompt_program(self, tokens: int) -> Loaded:
+        """The program of a prompt of that length, compiled where it is not there yet."""
+        return self._program("prefill", tokens, 0)
+
+    def _step(self, loaded: Loaded, tokens: int, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        outputs = loaded.run(feeds)
+        self.cache.append(outputs, tokens)
+        logits: NDArray[np.float32] = outputs["logits"].reshape(-1, self._config.vocab)[-1]
+        return logits
+
+    def _program(self, phase: str, tokens: int, past: int) -> Loaded:
+        present = self._loaded.get(phase)
+        if present is None or (phase == "prefill" and present.program.meta["prompt_tokens"] != tokens):
+            self._loaded.pop(phase, None)  # the memory of one machine at a time
+            self._loaded[phase] = self._load(phase, tokens, past)
+        return self._loaded[phase]
+
+    def _load(self, phase: str, tokens: int, past: int) -> Loaded:
+        from firsttoken import api
+        from firsttoken.subject import Built
+        from firsttoken_compiler.codegen.weights import materialise
+        from firsttoken_simulator.functional import FunctionalMachine
+
+        progress = self._staged(phase)
+        subject = Built(self._provider, self._config, self._weights)
+        program = api.compile_subject(subject, self._target, tokens, past, self._options, progress)
+        timeline = api.simulate(program, self._target, progress=progress)
+        machine = FunctionalMachine(program, self._target)
+        materialise(program, _values(subject.open(tokens, past)), machine.write_bytes)
+        if progress is not None:
+            progress("load weights", 1.0, 1.0)
+        return Loaded(program, timeline, machine)
+
+    def _staged(self, phase: str) -> Progress | None:
+        progress = self._progress
+        return None if progress is None else lambda stage, done, total: progress(f"{phase}: {stage}", done, total)
+
+
+def _values(student: OnnxStudent) -> Any:
+    """The initialisers of a student as the weight packer asks for them."""
+
+    def array(name: str) -> NDArray[Any]:
+        if name not in student.initializers:
+            raise StudentError(f"{student.name}: the program wants weight {name!r}, which the graph does not have")
+        return student.array(name)
+
+    return array
