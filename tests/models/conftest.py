@@ -5,4 +5,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from students import llama, qwen2, tiny, uneven  # noqa: E402, F401
+from students import llama, qwen2, tiny, uneven  # noqa: F401
