@@ -1,8 +1,11 @@
 """What tests run in spawned processes, which can import only what lies on the path."""
 
+import sys
 from pathlib import Path
 
+from firsttoken import CostModel, Estimate
 from firsttoken.cache import ResultCache
+from firsttoken.student import StudentConfig
 
 
 def hammer(folder: Path, worker: int) -> int:
@@ -15,3 +18,8 @@ def hammer(folder: Path, worker: int) -> int:
         cache.put(key, blobs)
         wrong += cache.get(key, ["shared", f"own{worker}"]) != blobs
     return wrong
+
+
+def estimate(model: CostModel, student: StudentConfig) -> tuple[Estimate, list[str]]:
+    """The cost of a student, and which heavy packages it took to know it."""
+    return model.exact(student), [name for name in ("tvm", "numba", "onnx") if name in sys.modules]

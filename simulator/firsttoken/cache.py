@@ -64,13 +64,27 @@ def code_hash(packages: tuple[str, ...]) -> str:
         with contextlib.suppress(metadata.PackageNotFoundError):
             digest.update(f"{distribution} {metadata.version(distribution)}\n".encode())
     for package in sorted(set(packages)):
-        spec = util.find_spec(package)
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
-            for path in sorted(Path(folder).rglob("*")):
-                if path.suffix in _SOURCES:
-                    data = path.read_bytes()
-                    digest.update(f"{package}/{path.relative_to(folder).as_posix()} {len(data)}\n".encode() + data)
+        for name, path in _sources(package):
+            data = path.read_bytes()
+            digest.update(f"{package}/{name} {len(data)}\n".encode() + data)
     return digest.hexdigest()
+
+
+def _sources(package: str) -> list[tuple[str, Path]]:
+    """Source files of a package, or the one of a module, by their names inside it."""
+    try:
+        spec = util.find_spec(package)
+    except ValueError:  # __main__, which has no specification
+        spec = None
+    if spec is None:
+        file = getattr(sys.modules.get(package), "__file__", None)
+        return [("", Path(file))] if file else []
+    if spec.submodule_search_locations is None:
+        return [("", Path(spec.origin))] if spec.origin and Path(spec.origin).is_file() else []
+    found = []
+    for folder in map(Path, spec.submodule_search_locations):
+        found += [(p.relative_to(folder).as_posix(), p) for p in folder.rglob("*") if p.suffix in _SOURCES]
+    return sorted(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +105,12 @@ class ResultCache:
     def get(self, key: str, names: Iterable[str]) -> dict[str, bytes] | None:
         """The blobs of those names, or None unless every one is there and whole."""
         wanted = tuple(names)
-        if not self.path.is_file():
-            return None
-        with self._quietly(), self._connection() as connection:
+        with self._quietly():
+            return self._read(key, wanted) if self.path.is_file() else None
+        return None
+
+    def _read(self, key: str, wanted: tuple[str, ...]) -> dict[str, bytes] | None:
+        with self._connection() as connection:
             found: dict[str, bytes] = {}
             for name in wanted:
                 row = connection.execute("SELECT data FROM blob WHERE key = ? AND name = ?", (key, name)).fetchone()
@@ -102,7 +119,6 @@ class ResultCache:
                 found[name] = zlib.decompress(row[0])
             self._touch(connection, key)
             return found
-        return None
 
     def put(self, key: str, blobs: Mapping[str, bytes]) -> None:
         """Keeps the blobs beside those that the key already has; one of the same name is replaced."""
@@ -150,9 +166,11 @@ class ResultCache:
         """Turns every failure into nothing; a file that is no database is removed, so that the next run starts anew."""
         try:
             yield
-        except (sqlite3.OperationalError, OSError, zlib.error):
+        except (OSError, OverflowError, RuntimeError, zlib.error):  # RuntimeError: there is no home directory
             pass
-        except sqlite3.DatabaseError:
+        except sqlite3.Error as error:
+            if type(error) is not sqlite3.DatabaseError:  # busy, read-only, too large: the file itself is in order
+                return
             for suffix in ("", "-wal", "-shm"):
                 with contextlib.suppress(OSError):
                     self.path.with_name(self.path.name + suffix).unlink()

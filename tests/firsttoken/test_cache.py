@@ -47,6 +47,19 @@ def test_key_follows_kind_parts_and_code(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert len(changed - {base}) == 5
 
 
+def test_a_provider_may_be_a_single_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = set()
+    for text in ("x = 1", "x = 2", "x = 3\n"):
+        (tmp_path / "single_provider.py").write_text(text)
+        code_hash.cache_clear()
+        keys.add(content_key("run", {}, ["single_provider"]))
+    keys.add(content_key("run", {}, ["no_such_package"]))
+    content_key("run", {}, ["__main__"])
+    code_hash.cache_clear()
+    assert len(keys) == 4
+
+
 def test_blobs_come_back_all_or_none(tmp_path: Path) -> None:
     cache = ResultCache(tmp_path / "deep" / "folder")
     assert cache.get("k", ["a"]) is None
