@@ -2,6 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -47,11 +48,19 @@ class Instruction(ABC):
     OPERAND_NAMES: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        """Raises ValueError when there are more waits or operands than the word has room for."""
+        """Raises ValueError for more waits or operands than there are, and for queues that cannot be encoded."""
         if len(self.waits) > word.MAX_WAITS:
             raise ValueError(f"{self.MNEMONIC}: {len(self.waits)} waits, an instruction has {word.MAX_WAITS}")
-        if len(self.operands) > word.MAX_OPERANDS:
-            raise ValueError(f"{self.MNEMONIC}: {len(self.operands)} operands, a word holds {word.MAX_OPERANDS}")
+        if len(self.operands) > len(self.OPERAND_NAMES):
+            names = ", ".join(self.OPERAND_NAMES)
+            raise ValueError(f"{self.MNEMONIC}: {len(self.operands)} operands, it has {names}")
+        if self.queue < 0:
+            raise ValueError(f"{self.MNEMONIC}: queue {self.queue}, queues count from 0")
+        for queue, _ in self.waits:
+            if queue < 0:
+                raise ValueError(f"{self.MNEMONIC}: waits for queue {queue}, queues count from 0")
+        if self.operands and self.operands[-1] is None:
+            object.__setattr__(self, "operands", _without_tail(self.operands))
 
     def encode(self) -> np.ndarray:
         """The instruction as int64 `[word.WIDTH]`."""
@@ -78,8 +87,6 @@ class Instruction(ABC):
             column = word.operand_column(index)
             kind, address, s0, s1, s2 = row[column : column + word.OPERAND_WIDTH].tolist()
             operands.append(Operand(Space(kind // 16), Dtype(kind % 16), address, s0, s1, s2) if kind else None)
-        while operands and operands[-1] is None:
-            operands.pop()
         n0, n1, n2 = row[word.DIMS : word.DIMS + 3].tolist()
         return cls(
             queue=int(row[word.QUEUE]),
@@ -88,7 +95,7 @@ class Instruction(ABC):
             waits=tuple((queue - 1, value) for queue, value in waits if queue),
             flags=int(row[word.FLAGS]),
             dims=(n0, n1, n2),
-            operands=tuple(operands),
+            operands=_without_tail(operands),
         )
 
     def __str__(self) -> str:
@@ -116,15 +123,13 @@ class Instruction(ABC):
                 signal = True
             elif key == "wait":
                 queue, _, count = value.partition(">=")
-                waits.append((parse_queue(queue), int(count)))
+                waits.append((parse_queue(queue), _int64(count)))
             elif key in cls.OPERAND_NAMES:
                 operands[cls.OPERAND_NAMES.index(key)] = _parse_operand(value)
             elif key in (*cls.DIM_NAMES, "op", "flags", "queue"):
-                fields[key] = int(value)
+                fields[key] = _int64(value)
             else:
                 raise ValueError(f"{cls.MNEMONIC}: unknown word {token!r}")
-        while operands and operands[-1] is None:
-            operands.pop()
         n0, n1, n2 = (fields[name] for name in cls.DIM_NAMES)
         return cls(
             queue=fields["queue"], op=fields.get("op", 0), signal=signal, waits=tuple(waits),
@@ -158,7 +163,22 @@ def _parse_operand(text: str) -> Operand:
     space, dtype, address, s0, s1, s2 = match.groups()
     if space.upper() not in Space.__members__ or dtype.upper() not in Dtype.__members__:
         raise ValueError(f"unknown space or element type in {text!r}")
-    return Operand(Space[space.upper()], Dtype[dtype.upper()], int(address, 16), int(s0), int(s1), int(s2))
+    return Operand(Space[space.upper()], Dtype[dtype.upper()], _int64(address, 16), _int64(s0), _int64(s1), _int64(s2))
+
+
+def _int64(text: str, base: int = 10) -> int:
+    number = int(text, base)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{text} does not fit in 64 bits")
+    return number
+
+
+def _without_tail(operands: Sequence[Operand | None]) -> tuple[Operand | None, ...]:
+    """The operands without the absent ones at the end, which a row cannot tell from none."""
+    count = len(operands)
+    while count and operands[count - 1] is None:
+        count -= 1
+    return tuple(operands[:count])
 
 
 def strided(
@@ -169,8 +189,8 @@ def strided(
     high = address + sum(max(0, (n - 1) * s) for n, s in zip(shape, strides, strict=True)) + dtype.numpy.itemsize
     if low < 0 or high > memory.size:
         raise ValueError(f"access to bytes {low} to {high} of a memory of {memory.size} bytes")
-    whole = memory[address:high]
-    return np.ndarray(shape, dtype.numpy, buffer=whole.data, offset=0, strides=strides)
+    whole = memory[low:high]
+    return np.ndarray(shape, dtype.numpy, buffer=whole.data, offset=address - low, strides=strides)
 
 
 def columns(code: np.ndarray, operand: int) -> tuple[np.ndarray, ...]:

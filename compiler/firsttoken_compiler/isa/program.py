@@ -1,12 +1,14 @@
 """A program: encoded instructions, microprograms, memory map and provenance, and the file they are kept in."""
 
+import inspect
 import io
 import json
 import zipfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -20,6 +22,13 @@ from firsttoken_compiler.isa.vector_kernel import VectorKernel
 FORMAT: Final = "firsttoken-program"
 FORMAT_VERSION: Final = 1
 MAX_FILE_BYTES: Final = 1 << 30
+MALFORMED: Final = (
+    zipfile.BadZipFile, zlib.error, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+    OSError, EOFError, MemoryError,
+)  # fmt: skip
+"""What zipfile, json and numpy raise on bytes that nobody's `encode` wrote."""
+
+_Record = TypeVar("_Record")
 
 TENSOR_KINDS = ("input", "output", "weight", "constant", "kv", "activation")
 
@@ -134,14 +143,14 @@ class Program:
             "kernels": [str(kernel) for kernel in self.kernels],
             "tensors": [asdict(tensor) for tensor in self.tensors],
             "ops": [asdict(op) for op in self.ops],
-            "constants": list(self.constants),
+            "constants": sorted(self.constants),
         }  # fmt: skip
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             _write(archive, "program.json", json.dumps(document, sort_keys=True).encode())
             _write(archive, "code.npy", _npy(self.code))
-            for index, data in enumerate(self.constants.values()):
-                _write(archive, f"constant{index}.npy", _npy(data))
+            for index, name in enumerate(sorted(self.constants)):
+                _write(archive, f"constant{index}.npy", _npy(self.constants[name]))
         return buffer.getvalue()
 
     @staticmethod
@@ -152,15 +161,16 @@ class Program:
                 total = sum(entry.file_size for entry in archive.infolist())
                 if total > MAX_FILE_BYTES:
                     raise ProgramError(f"program file unpacks to {total} bytes, the limit is {MAX_FILE_BYTES}")
-                document = json.loads(archive.read("program.json"))
+                document = json.loads(_read(archive, "program.json"))
                 if document.get("format") != FORMAT or document.get("version") != FORMAT_VERSION:
                     raise ProgramError(
                         f"program file has format {document.get('format')!r} version {document.get('version')!r}; "
                         f"this release reads {FORMAT!r} version {FORMAT_VERSION}: compile the student again"
                     )
                 return _from_document(document, archive)
-        except (zipfile.BadZipFile, KeyError, ValueError, TypeError, OSError) as error:
-            raise ProgramError(f"not a program file: {error}; write one with 'firsttoken compile'") from error
+        except MALFORMED as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ProgramError(f"not a program file ({reason}); write one with 'firsttoken compile'") from error
 
     def save(self, path: Path) -> None:
         """Writes the binary file."""
@@ -201,12 +211,18 @@ def _from_document(document: dict[str, Any], archive: zipfile.ZipFile) -> Progra
     code = _read_npy(archive, "code.npy")
     if code.dtype != np.int64 or code.ndim != 2 or code.shape[1] != word.WIDTH:
         raise ProgramError(f"code has type {code.dtype} and shape {code.shape}, expected int64 [n, {word.WIDTH}]")
+    for key in ("kernels", "tensors", "ops", "constants"):
+        if type(document[key]) is not list:
+            raise ProgramError(f"{key} is a {type(document[key]).__name__}, expected a list")
     constants = {name: _read_npy(archive, f"constant{i}.npy") for i, name in enumerate(document["constants"])}
-    return Program(
+    for name, data in constants.items():
+        if data.dtype != np.uint8 or data.ndim != 1:
+            raise ProgramError(f"constant {name!r} has type {data.dtype} and shape {data.shape}, expected uint8 [n]")
+    return _typed(Program)(
         code=code,
         kernels=tuple(VectorKernel.parse(text) for text in document["kernels"]),
         tensors=tuple(_tensor(entry) for entry in document["tensors"]),
-        ops=tuple(OpInfo(**{**entry, "onnx_nodes": tuple(entry["onnx_nodes"])}) for entry in document["ops"]),
+        ops=tuple(_typed(OpInfo)(**{**entry, "onnx_nodes": tuple(entry["onnx_nodes"])}) for entry in document["ops"]),
         constants=constants,
         dram_bytes=document["dram_bytes"],
         spad_bytes=document["spad_bytes"],
@@ -217,13 +233,43 @@ def _from_document(document: dict[str, Any], archive: zipfile.ZipFile) -> Progra
 
 
 def _tensor(entry: dict[str, Any]) -> Tensor:
-    packing = Packing(**entry["packing"]) if entry["packing"] else None
-    return Tensor(
+    packing = _typed(Packing)(**entry["packing"]) if entry["packing"] else None
+    tensor = _typed(Tensor)(
         **{
             **entry, "space": Space(entry["space"]), "dtype": Dtype(entry["dtype"]),
             "shape": tuple(entry["shape"]), "packing": packing,
         }
     )  # fmt: skip
+    if tensor.kind not in TENSOR_KINDS:
+        raise ProgramError(f"tensor {tensor.name!r} is of kind {tensor.kind!r}; known: {', '.join(TENSOR_KINDS)}")
+    return tensor
+
+
+def _typed(record: type[_Record]) -> Callable[..., _Record]:
+    """The constructor of a record whose numbers, texts and tuples must have the declared type."""
+
+    def make(**values: Any) -> _Record:
+        for declared in fields(record):  # type: ignore[arg-type]
+            expected = _CHECKED.get(declared.type)
+            value = values.get(declared.name)
+            if expected and declared.name in values and not (type(value) is expected[0] and expected[1](value)):
+                kind = inspect.formatannotation(declared.type)
+                raise ProgramError(f"{record.__name__} has {declared.name} {value!r}, expected {kind}")
+        return record(**values)
+
+    return make
+
+
+def _all_are(kind: type) -> Callable[[Any], bool]:
+    return lambda values: all(type(value) is kind for value in values)
+
+
+_CHECKED: dict[Any, tuple[type, Callable[[Any], bool]]] = {
+    **{kind: (kind, lambda _: True) for kind in (int, str, bool)},
+    tuple[int, ...]: (tuple, _all_are(int)),
+    tuple[str, ...]: (tuple, _all_are(str)),
+    dict[str, Any]: (dict, lambda _: True),
+}
 
 
 def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
@@ -236,6 +282,19 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member's bytes, never more than its entry declares: the entries were added up against the limit."""
+    with archive.open(name) as member:
+        return member.read(archive.getinfo(name).file_size)
+
+
 def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    array: np.ndarray = np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
-    return array
+    """An array as `_npy` wrote it; numpy's reader would reserve whatever the header's shape declares."""
+    data = _read(archive, name)
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError(f"{name} is not of .npy version 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran or dtype.kind not in "iu" or min(shape, default=0) < 0:
+        raise ValueError(f"{name} is not a row-major array of integers")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape).copy()

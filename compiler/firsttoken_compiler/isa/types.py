@@ -1,5 +1,6 @@
 """Element types, address spaces and engines: the small integers that instruction words are made of."""
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -80,6 +81,7 @@ class Engine(IntEnum):
 
 
 ENGINES_PER_CORE = len(Engine)
+_QUEUE = re.compile(r"core([0-9]{1,9})\.([a-z_]+)")
 
 
 def queue_index(core: int, engine: Engine) -> int:
@@ -94,10 +96,10 @@ def queue_name(index: int) -> str:
 
 def parse_queue(text: str) -> int:
     """Inverse of `queue_name`; raises ValueError on anything else."""
-    core, _, engine = text.partition(".")
-    if not core.startswith("core") or engine.upper() not in Engine.__members__:
+    match = _QUEUE.fullmatch(text)
+    if match is None or match[2].upper() not in Engine.__members__:
         raise ValueError(f"no such queue: {text!r}")
-    return queue_index(int(core[4:]), Engine[engine.upper()])
+    return queue_index(int(match[1]), Engine[match[2].upper()])
 
 
 @dataclass(frozen=True, slots=True)

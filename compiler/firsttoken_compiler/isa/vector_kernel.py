@@ -106,7 +106,7 @@ class VectorKernel:
         tokens = _TOKEN.findall(body if arrow else text)
         if "".join(tokens) != re.sub(r"\s", "", body if arrow else text):
             raise ValueError(f"not a vector kernel: {text!r}")
-        expr, rest = _parse(tokens, 0)
+        expr, rest = _parse(tokens, 0, 0)
         if rest != len(tokens):
             raise ValueError(f"text after the end of the vector kernel: {text!r}")
         return VectorKernel(expr, head.strip() if arrow else None)
@@ -121,7 +121,7 @@ class VectorKernel:
 def _check(expr: Expr, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise ValueError(f"vector kernel nests deeper than {MAX_DEPTH}")
-    if isinstance(expr, tuple):
+    if isinstance(expr, tuple) and expr:
         name = expr[0]
         if not isinstance(name, str) or name not in OPERATIONS:
             raise ValueError(f"unknown vector operation {name!r}")
@@ -129,8 +129,12 @@ def _check(expr: Expr, depth: int) -> None:
             raise ValueError(f"{name} takes {OPERATIONS[name][0]} arguments, not {len(expr) - 1}")
         for argument in expr[1:]:
             _check(argument, depth + 1)
-    elif isinstance(expr, str) and not re.fullmatch(rf"s[0-{MAX_SOURCES - 1}]|i[012]", expr):
+    elif isinstance(expr, str):
+        if re.fullmatch(rf"s[0-{MAX_SOURCES - 1}]|i[012]", expr):
+            return
         raise ValueError(f"unknown stream {expr!r}; sources are s0 to s{MAX_SOURCES - 1}, indices i0 to i2")
+    elif type(expr) not in (int, float):
+        raise ValueError(f"{expr!r} is no stream, number or operation")
 
 
 def _leaves(expr: Expr) -> list[str]:
@@ -152,7 +156,9 @@ def _text(expr: Expr) -> str:
     return expr if isinstance(expr, str) else repr(float(expr))
 
 
-def _parse(tokens: list[str], at: int) -> tuple[Expr, int]:
+def _parse(tokens: list[str], at: int, depth: int) -> tuple[Expr, int]:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"vector kernel nests deeper than {MAX_DEPTH}")
     if at >= len(tokens):
         raise ValueError("vector kernel ends early")
     head = tokens[at]
@@ -160,7 +166,7 @@ def _parse(tokens: list[str], at: int) -> tuple[Expr, int]:
         arguments: list[Expr] = []
         at += 2
         while True:
-            argument, at = _parse(tokens, at)
+            argument, at = _parse(tokens, at, depth + 1)
             arguments.append(argument)
             if at >= len(tokens) or tokens[at] not in ",)":
                 raise ValueError("vector kernel: expected ',' or ')'")

@@ -13,7 +13,7 @@ OP: Final = 2
 SIGNAL: Final = 3
 """1: completing increments the queue's semaphore."""
 WAITS: Final = 4
-"""`MAX_WAITS` pairs (queue + 1, value); a 0 in the first column ends the list."""
+"""`MAX_WAITS` pairs (queue + 1, value); a 0 in the first column marks an unused pair."""
 MAX_WAITS: Final = 4
 FLAGS: Final = WAITS + 2 * MAX_WAITS
 DIMS: Final = FLAGS + 1
