@@ -13,6 +13,7 @@ from tvm.relax import transform
 from tvm.relax.dpl import is_op, wildcard
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.s_tir import Schedule, TensorIntrin
+from tvm.script import from_source
 from tvm.script import tirx as T
 
 PINS: Final = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
@@ -26,8 +27,8 @@ for _package, _version in PINS.items():
         )
 
 __all__ = [
-    "Call", "GenericConst", "GlobalVar", "IRModule", "Op", "Schedule", "T", "TensorIntrin",
-    "is_op", "onnx_frontend", "relax", "s_tir", "te", "tirx", "transform", "tvm", "wildcard",
+    "Call", "GenericConst", "GlobalVar", "IRModule", "Op", "Schedule", "TensorIntrin", "is_op", "onnx_frontend",
+    "parse_function", "relax", "s_tir", "te", "tirx", "transform", "tvm", "wildcard",
 ]  # fmt: skip
 
 
@@ -44,3 +45,8 @@ def shape_of(expr: Any) -> tuple[int, ...]:
 def dtype_of(expr: Any) -> str:
     """Element type of a typed Relax expression."""
     return str(expr.ty.dtype.dtype)
+
+
+def parse_function(text: str) -> object:
+    """The PrimFunc of a TVMScript text."""
+    return from_source(text, {"T": T})

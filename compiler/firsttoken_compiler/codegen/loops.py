@@ -1,0 +1,105 @@
+"""A scheduled kernel as plain loops: what `tir_reader` makes of lowered TIR and `unroll` turns into instructions.
+
+Offsets are in elements. A sequential loop's variable is known when its body is unrolled, so it enters offsets through
+the environment; the loops of a nest become the axes of one instruction, so they enter through coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from firsttoken_compiler.isa.types import Dtype
+
+Offset = Callable[[list[int]], int]
+"""Values of the sequential loops, outermost first → a number."""
+
+Value = tuple[Any, ...]
+"""`("load", Access)`, `("const", float)`, `("index", Offset, coefficients)` or `(operation, *values)`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """Memory that a kernel touches: an operand (`param` >= 0) or a local allocation."""
+
+    name: str
+    scope: str
+    """`param`, `spad` or `acc`."""
+    dtype: Dtype
+    elements: int
+    param: int = -1
+
+
+@dataclass(frozen=True)
+class Access:
+    """Element `base + sum(coefficient * loop)` of a buffer, over the loops of the nest."""
+
+    buffer: Buffer
+    base: Offset
+    coefficients: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Alloc:
+    """Makes a buffer fresh: its next slot where it has several."""
+
+    buffer: Buffer
+
+
+@dataclass(frozen=True)
+class Nest:
+    """`dst[...] = value` over all points of the loops; `axes` names the kernel's axis that each loop runs along."""
+
+    extents: tuple[int, ...]
+    axes: tuple[str, ...]
+    dst: Access
+    value: Value
+
+
+@dataclass(frozen=True)
+class GatherNest:
+    """`dst[i, :] = table[indices[i], :]` for `rows` rows of `width` elements."""
+
+    rows: int
+    width: int
+    axis: str
+    dst: Access
+    indices: Access
+    table: Buffer
+    table_rows: int
+
+
+@dataclass(frozen=True)
+class MatmulCall:
+    """One tensorised product: acc[m, n] += a[m, k] x w, extents before cutting; strides in elements."""
+
+    m: int
+    n: int
+    k: int
+    axes: tuple[str, str, str]
+    acc: Access
+    a: Access
+    w: Access
+    acc_stride: int
+    a_stride: int
+    w_panel_stride: int
+    w_row_stride: int
+    panel: int
+    """Columns of a panel; 0 for a transposed weight operand `[n, k]`, whose rows are `w_row_stride` apart."""
+
+
+@dataclass
+class Loop:
+    """A sequential loop; its iterations are unrolled. `step` is what one iteration advances `axis` by."""
+
+    depth: int
+    extent: int
+    axis: str
+    step: int
+    stages: tuple[int, ...]
+    """Software pipeline: stage of each engine's work (dma-in, matrix, vector, dma-out); empty when not pipelined."""
+    body: list[Statement] = field(default_factory=list)
+
+
+Statement = Alloc | Nest | GatherNest | MatmulCall | Loop

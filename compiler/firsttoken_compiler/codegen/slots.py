@@ -1,0 +1,109 @@
+"""Scratchpad and accumulator allocation of one kernel: how many slots each local buffer gets, and where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from firsttoken_compiler.codegen.loops import Access, Alloc, Buffer, GatherNest, Loop, MatmulCall, Nest, Statement, Value
+from firsttoken_compiler.isa.types import Engine, Space
+
+_STAGE_OF = {Engine.DMA_IN: 0, Engine.MATRIX: 1, Engine.VECTOR: 2, Engine.DMA_OUT: 3}
+"""Position of an engine in `Loop.stages`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """`depth` slots of `nbytes` each from `address`, relative to the kernel's working memory."""
+
+    space: Space
+    address: int
+    nbytes: int
+    depth: int
+
+
+@dataclass
+class Memory:
+    """Rooms of all local buffers, and how much they take."""
+
+    rooms: dict[Buffer, Room] = field(default_factory=dict)
+    scratch_bytes: int = 0
+    acc_bytes: int = 0
+
+
+def assign(body: list[Statement], spaces: list[Space], alignment: int) -> Memory:
+    """Rooms in order of first allocation, every slot aligned."""
+    memory = Memory()
+    for buffer, stages in _allocations(body, ()).items():
+        nbytes = -(-buffer.dtype.nbytes(buffer.elements) // alignment) * alignment
+        depth = _depth(buffer, stages, body, spaces)
+        if buffer.scope == "acc":
+            memory.rooms[buffer] = Room(Space.ACC, memory.acc_bytes, nbytes, depth)
+            memory.acc_bytes += nbytes * depth
+        else:
+            memory.rooms[buffer] = Room(Space.SPAD, memory.scratch_bytes, nbytes, depth)
+            memory.scratch_bytes += nbytes * depth
+    return memory
+
+
+def _allocations(body: list[Statement], stages: tuple[int, ...]) -> dict[Buffer, tuple[int, ...]]:
+    """Every local buffer with the pipeline stages of the innermost pipelined loop that allocates it."""
+    found: dict[Buffer, tuple[int, ...]] = {}
+    for statement in body:
+        if isinstance(statement, Alloc):
+            found.setdefault(statement.buffer, stages)
+        elif isinstance(statement, Loop):
+            inner = statement.stages if statement.stages and statement.extent > 1 else stages
+            found |= {b: s for b, s in _allocations(statement.body, inner).items() if b not in found}
+    return found
+
+
+def _depth(buffer: Buffer, stages: tuple[int, ...], body: list[Statement], spaces: list[Space]) -> int:
+    if not stages:
+        return 1
+    writes = [stages[_STAGE_OF[engine]] for engine, wrote in _uses(buffer, body, spaces) if wrote]
+    reads = [stages[_STAGE_OF[engine]] for engine, wrote in _uses(buffer, body, spaces) if not wrote]
+    return 1 + max(0, max(reads, default=0) - min(writes, default=0))
+
+
+def _uses(buffer: Buffer, body: list[Statement], spaces: list[Space]) -> Iterator[tuple[Engine, bool]]:
+    """(engine, whether it writes) of every statement that touches the buffer."""
+    for statement in body:
+        if isinstance(statement, Loop):
+            yield from _uses(buffer, statement.body, spaces)
+        elif isinstance(statement, MatmulCall):
+            yield from ((Engine.MATRIX, True) for _ in (1,) if statement.acc.buffer is buffer)
+            yield from ((Engine.MATRIX, False) for access in (statement.a, statement.w) if access.buffer is buffer)
+        elif isinstance(statement, (Nest, GatherNest)):
+            engine = engine_of(statement, spaces)
+            if statement.dst.buffer is buffer and engine is not None:
+                yield engine, True
+            if isinstance(statement, Nest) and engine is not None:
+                yield from ((engine, False) for access in loads(statement.value) if access.buffer is buffer)
+
+
+def engine_of(nest: Nest | GatherNest, spaces: list[Space]) -> Engine | None:
+    """The engine that runs a nest; None for a constant that the next instruction absorbs."""
+    if isinstance(nest, GatherNest):
+        return Engine.DMA_IN
+    if nest.value[0] == "const":
+        return None
+    if nest.value[0] == "load":
+        if _in_dram(nest.value[1], spaces):
+            return Engine.DMA_IN
+        if _in_dram(nest.dst, spaces):
+            return Engine.DMA_OUT
+    return Engine.VECTOR
+
+
+def loads(value: Value) -> Iterator[Access]:
+    """All accesses that a value reads."""
+    if value[0] == "load":
+        yield value[1]
+    elif value[0] not in ("const", "index"):
+        for part in value[1:]:
+            yield from loads(part)
+
+
+def _in_dram(access: Access, spaces: list[Space]) -> bool:
+    return access.buffer.param >= 0 and spaces[access.buffer.param] is Space.DRAM

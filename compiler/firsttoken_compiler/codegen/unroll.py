@@ -1,0 +1,272 @@
+"""Plain loops → an instruction template: iterations unrolled, ragged tiles cut, buffers given slots.
+
+Software pipelining: engines are decoupled in-order queues, so a pipeline is realised by giving a buffer as many slots
+as there are stages between the engine that fills it and the one that reads it. Every allocation takes the next slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from firsttoken_compiler.codegen import slots
+from firsttoken_compiler.codegen.loops import (
+    Access,
+    Alloc,
+    Buffer,
+    GatherNest,
+    Loop,
+    MatmulCall,
+    Nest,
+    Statement,
+    Value,
+)
+from firsttoken_compiler.codegen.template import ABSOLUTE, SCRATCH, Template
+from firsttoken_compiler.codegen.vectorise import Stream, Streams, merged, neutral
+from firsttoken_compiler.errors import ProgramError
+from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.dma import Gather, Load, Store
+from firsttoken_compiler.isa.matmul import ACCUMULATE, TRANSPOSED, Matmul
+from firsttoken_compiler.isa.types import Dtype, Engine, Space
+from firsttoken_compiler.isa.vector import INITIALISE, KERNEL_SHIFT, Vector
+from firsttoken_compiler.isa.vector_kernel import VectorKernel
+from firsttoken_compiler.schedule.layout import Layout, Ragged
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an operand of the kernel lies, and in what layout."""
+
+    space: Space
+    layout: Layout
+
+
+Piece = tuple[tuple[int, ...], tuple[int, ...], bool]
+"""Extents of a nest after cutting, first iteration of each loop, whether it lies in a narrow last panel."""
+
+
+def unroll(
+    body: list[Statement], places: list[Place], ragged: Ragged, alignment: int, tile: str = ""
+) -> Template:
+    """The template of a kernel; raises ProgramError when an instruction cannot express a statement."""
+    memory = slots.assign(body, [place.space for place in places], alignment)
+    state = _Unroller(places, ragged, memory)
+    state.run(body)
+    rows = np.array(state.rows, np.int64).reshape(-1, word.WIDTH)
+    symbols = np.array(state.symbols, np.int16).reshape(-1, word.MAX_OPERANDS)
+    kernels = tuple(state.kernels)
+    return Template(rows, symbols, kernels, memory.scratch_bytes, memory.acc_bytes, tile)
+
+
+@dataclass
+class _Unroller:
+    places: list[Place]
+    ragged: Ragged
+    memory: slots.Memory
+    rows: list[list[int]] = field(default_factory=list)
+    symbols: list[list[int]] = field(default_factory=list)
+    kernels: dict[VectorKernel, int] = field(default_factory=dict)
+    env: list[int] = field(default_factory=list)
+    origin: dict[str, int] = field(default_factory=dict)
+    turn: dict[Buffer, int] = field(default_factory=dict)
+    pending: dict[Buffer, float] = field(default_factory=dict)
+    """Buffers that were set to a constant which no instruction has written yet."""
+
+    def run(self, body: list[Statement]) -> None:
+        for statement in body:
+            if isinstance(statement, Alloc):
+                self.turn[statement.buffer] = self.turn.get(statement.buffer, -1) + 1
+            elif isinstance(statement, Loop):
+                self._loop(statement)
+            elif isinstance(statement, MatmulCall):
+                self._matmul(statement)
+            elif isinstance(statement, GatherNest):
+                self._gather(statement)
+            else:
+                self._nest(statement)
+
+    def _loop(self, loop: Loop) -> None:
+        before = self.origin.get(loop.axis, 0)
+        del self.env[loop.depth :]
+        self.env.append(0)
+        for index in range(loop.extent):
+            self.env[loop.depth] = index
+            if loop.axis:
+                self.origin[loop.axis] = before + index * loop.step
+                left = self.ragged.left(loop.axis, self.origin[loop.axis])
+                if left is not None and left <= 0:
+                    break
+            self.run(loop.body)
+            del self.env[loop.depth + 1 :]
+        self.origin[loop.axis] = before
+        self.env.pop()
+
+    def _cut(self, extent: int, axis: str) -> int:
+        left = self.ragged.left(axis, self.origin.get(axis, 0)) if axis else None
+        return extent if left is None else min(extent, left)
+
+    def _pieces(self, nest: Nest) -> Iterator[Piece]:
+        """The cut extents; a narrow last panel is a piece of its own."""
+        extents = [self._cut(e, a) for e, a in zip(nest.extents, nest.axes, strict=True)]
+        if min(extents, default=1) < 1:
+            return
+        zero = (0,) * len(extents)
+        last = self.ragged.last_width if self.ragged.panel else 0
+        if "p" not in nest.axes or "j" not in nest.axes or last == self.ragged.panel:
+            yield tuple(extents), zero, False
+            return
+        p, j = nest.axes.index("p"), nest.axes.index("j")
+        if extents[p] < (self.ragged.left("p", self.origin.get("p", 0)) or 0):
+            yield tuple(extents), zero, False
+            return
+        if extents[p] > 1:
+            yield tuple(e - 1 if i == p else e for i, e in enumerate(extents)), zero, False
+        narrow = tuple(1 if i == p else last if i == j else e for i, e in enumerate(extents))
+        yield narrow, tuple(extents[p] - 1 if i == p else 0 for i in range(len(extents))), True
+
+    def _stream(self, access: Access, first: tuple[int, ...] = (), narrow: bool = False) -> Stream:
+        """Address and strides, in bits, of an access."""
+        buffer = access.buffer
+        base = access.base(self.env) + sum(c * f for c, f in zip(access.coefficients, first, strict=False))
+        if buffer.param >= 0:
+            place = self.places[buffer.param]
+            strides = tuple(place.layout.distance(c, narrow) for c in access.coefficients)
+            # The panels before a narrow one are full, so the base always counts in full strides.
+            return Stream(buffer.param, place.space, buffer.dtype, place.layout.distance(base), strides)
+        bits = buffer.dtype.bits
+        strides = tuple(c * bits for c in access.coefficients)
+        room = self.memory.rooms[buffer]
+        address = room.address + self.turn[buffer] % room.depth * room.nbytes
+        if room.space is Space.ACC:
+            return Stream(ABSOLUTE, Space.ACC, buffer.dtype, address * 8 + base * bits, strides)
+        return Stream(SCRATCH, Space.SPAD, buffer.dtype, address * 8 + base * bits, strides)
+
+    def _nest(self, nest: Nest) -> None:
+        if nest.value[0] == "const" and nest.dst.buffer.param < 0:
+            self.pending[nest.dst.buffer] = nest.value[1]
+            return
+        initial = self.pending.pop(nest.dst.buffer, None)
+        for extents, first, narrow in self._pieces(nest):
+            dst = self._stream(nest.dst, first, narrow)
+            if nest.value[0] == "load":
+                source = self._stream(nest.value[1], first, narrow)
+                if Space.DRAM in (dst.space, source.space):
+                    self._copy(extents, dst, source)
+                    continue
+            self._vector(nest, extents, first, narrow, dst, initial)
+
+    def _vector(
+        self, nest: Nest, extents: tuple[int, ...], first: tuple[int, ...], narrow: bool, dst: Stream, initial: float | None
+    ) -> None:
+        streams = Streams(lambda access: self._stream(access, first, narrow), self.env, first)
+        folded = any(n > 1 and s == 0 for n, s in zip(extents, dst.bits, strict=True))
+        value: Value = nest.value
+        reduction = None
+        flags = 0
+        if folded:
+            reduction, value = streams.reduction(nest)
+            if initial is not None:
+                if not neutral(reduction, initial):
+                    raise ProgramError(f"internal: a reduction by {reduction} starts at {initial}")
+                flags |= INITIALISE
+        expr = streams.expression(value, None if folded else nest.dst, initial)
+        dims, dst, sources, expr = merged(extents, dst, streams.found, expr)
+        number = self.kernels.setdefault(VectorKernel(expr, reduction), len(self.kernels))
+        flags |= number << KERNEL_SHIFT
+        operands = [_operand(dst, 3), *(_operand(source, 3) for source in sources)]
+        self._emit(Vector.OPCODE, Engine.VECTOR, flags, dims, operands)
+
+    def _copy(self, extents: tuple[int, ...], dst: Stream, source: Stream) -> None:
+        """A DMA descriptor, or several when the copy has more than two strides."""
+        loops = [(n, d, s) for n, d, s in zip(extents, dst.bits, source.bits, strict=True) if n > 1]
+        unit = dst.dtype.bits
+        if not loops or loops[-1][1:] != (unit, unit):
+            loops.append((1, unit, unit))
+        joined = [loops[-1]]
+        for n, d, s in loops[-2::-1]:
+            inner, di, si = joined[0]
+            if (d, s) == (di * inner, si * inner):
+                joined[0] = (n * inner, di, si)
+            else:
+                joined.insert(0, (n, d, s))
+        self._descriptor(joined, dst, source, dst.address, source.address)
+
+    def _descriptor(self, loops: list[tuple[int, int, int]], dst: Stream, source: Stream, at: int, source_at: int) -> None:
+        if len(loops) > 3:
+            n, d, s = loops[0]
+            for index in range(n):
+                self._descriptor(loops[1:], dst, source, at + index * d, source_at + index * s)
+            return
+        outer = [(1, 0, 0)] * (3 - len(loops)) + loops[:-1]
+        run = (loops[-1][0] * dst.dtype.bits + 7) // 8
+        (n0, d0, s0), (n1, d1, s1) = outer
+        operands = [
+            (dst.symbol, dst.space, dst.dtype, at // 8, d0 // 8, d1 // 8, 0),
+            (source.symbol, source.space, source.dtype, source_at // 8, s0 // 8, s1 // 8, 0),
+        ]
+        load = source.space is Space.DRAM
+        if load == (dst.space is Space.DRAM):
+            raise ProgramError("internal: a copy inside one memory is not a DMA transfer")
+        opcode, engine = (Load.OPCODE, Engine.DMA_IN) if load else (Store.OPCODE, Engine.DMA_OUT)
+        self._emit(opcode, engine, 0, (n0, n1, run), operands)
+
+    def _gather(self, nest: GatherNest) -> None:
+        rows = self._cut(nest.rows, nest.axis)
+        dst, indices = self._stream(nest.dst), self._stream(nest.indices)
+        table = self.places[nest.table.param]
+        row = nest.width * nest.table.dtype.bits // 8
+        operands = [
+            (dst.symbol, dst.space, dst.dtype, dst.address // 8, dst.bits[0] // 8, 0, 0),
+            (indices.symbol, indices.space, indices.dtype, indices.address // 8, indices.bits[0] // 8, 0, 0),
+            (nest.table.param, table.space, nest.table.dtype, 0, row, nest.table_rows, 0),
+        ]
+        self._emit(Gather.OPCODE, Engine.DMA_IN, 0, (rows, 1, row), operands)
+
+    def _matmul(self, call: MatmulCall) -> None:
+        m, k = self._cut(call.m, call.axes[0]), self._cut(call.k, call.axes[2])
+        if call.axes[1] == "p":
+            n = min(call.n, self.ragged.columns - self.origin.get("p", 0) * self.ragged.panel)
+        else:
+            n = self._cut(call.n, call.axes[1])
+        fresh = self.pending.pop(call.acc.buffer, None) is not None
+        flags = (0 if fresh else ACCUMULATE) | (0 if call.panel else TRANSPOSED)
+        acc, a, w = (self._stream(access) for access in (call.acc, call.a, call.w))
+        panel_stride, row_stride = (
+            self._elements(call.w, stride) // 8 for stride in (call.w_panel_stride, call.w_row_stride)
+        )
+        operands = [
+            (acc.symbol, acc.space, acc.dtype, acc.address // 8, self._elements(call.acc, call.acc_stride) // 8, 0, 0),
+            (a.symbol, a.space, a.dtype, a.address // 8, self._elements(call.a, call.a_stride) // 8, 0, 0),
+            (w.symbol, w.space, w.dtype, w.address // 8, panel_stride if call.panel else 0, row_stride, call.panel),
+        ]
+        self._emit(Matmul.OPCODE, Engine.MATRIX, flags, (m, n, k), operands)
+
+    def _elements(self, access: Access, count: int) -> int:
+        """Bits of a flat element stride in a buffer."""
+        if access.buffer.param >= 0:
+            return self.places[access.buffer.param].layout.distance(count)
+        return count * access.buffer.dtype.bits
+
+    def _emit(
+        self, opcode: int, engine: Engine, flags: int, dims: tuple[int, ...], operands: list[tuple[int, Space, Dtype, int, int, int, int]]
+    ) -> None:
+        row = [0] * word.WIDTH
+        row[word.OPCODE], row[word.QUEUE], row[word.FLAGS] = opcode, int(engine), flags
+        row[word.DIMS : word.DIMS + 3] = dims
+        symbols = [ABSOLUTE] * word.MAX_OPERANDS
+        if len(operands) > word.MAX_OPERANDS:
+            raise ProgramError(f"internal: {len(operands)} operands, an instruction holds {word.MAX_OPERANDS}")
+        for index, (symbol, space, dtype, address, s0, s1, s2) in enumerate(operands):
+            at = word.operand_column(index)
+            row[at : at + word.OPERAND_WIDTH] = space * 16 + dtype, address, s0, s1, s2
+            symbols[index] = symbol
+        self.rows.append(row)
+        self.symbols.append(symbols)
+
+
+def _operand(stream: Stream, axes: int) -> tuple[int, Space, Dtype, int, int, int, int]:
+    strides = [bits // 8 for bits in stream.bits]
+    padded = [0] * (axes - len(strides)) + strides
+    return (stream.symbol, stream.space, stream.dtype, stream.address // 8, padded[0], padded[1], padded[2])

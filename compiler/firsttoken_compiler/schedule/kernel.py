@@ -1,0 +1,78 @@
+"""What the schedules share: the result of one, moving operands on and off chip, and the lowering to flat TIR."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from firsttoken_compiler.schedule import intrinsics
+from firsttoken_compiler.schedule.layout import Layout, Ragged
+from firsttoken_compiler.tvm.api import s_tir, tirx, tvm
+
+PIPELINE: Final = [0, 1, 2, 3]
+"""Stages of a software-pipelined loop: load, multiply, vector work, store."""
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A scheduled kernel: its TIR module, where the elements of its operands lie, and the real extents."""
+
+    module: Any
+    layouts: list[Layout]
+    ragged: Ragged
+    tile: str = ""
+
+    def lowered(self) -> Any:
+        """The PrimFunc with flat buffers and affine addresses."""
+        return _lower(self.module)["main"]
+
+
+def _lower(module: Any) -> Any:
+    schedule, tir = s_tir.transform, tirx.transform
+    return tvm.transform.Sequential(
+        [
+            schedule.CanonicalizeLoop(), schedule.LowerInitBlock(), schedule.PlanAndUpdateBufferAllocationLocation(),
+            schedule.ConvertBlocksToOpaque(), schedule.CompactBufferAllocation(), schedule.LowerMatchBuffer(),
+            schedule.StmtSimplify(), schedule.LowerOpaqueBlock(), tir.FlattenBuffer(), tir.StmtSimplify(),
+        ]
+    )(module)  # fmt: skip
+
+
+def annotate(s: Any, axes: dict[Any, str]) -> None:
+    """Names the axis (and, with `:step`, the stride along it) of loops; see `codegen.tir_reader`."""
+    for loop, text in axes.items():
+        s.annotate(loop, "npu.axis", text)
+
+
+def fetch(s: Any, reader: Any, name: str, at: Any, axes: str, scope: str = intrinsics.SPAD) -> Any:
+    """Copies what `reader` reads of operand `name` into the scratchpad inside loop `at`, as one DMA transfer."""
+    block = s.cache_read(reader, _operand(s, reader, name), scope)
+    s.compute_at(block, at, preserve_unit_loops=True)
+    _tensorize_copy(s, block, axes, "global", scope, reading=True)
+    return block
+
+
+def spill(s: Any, writer: Any, at: Any, axes: str, dtype: str) -> Any:
+    """Stages the result of `writer` in the scratchpad and stores it to DRAM inside loop `at`."""
+    block = s.cache_write(writer, 0, intrinsics.SPAD)
+    s.reverse_compute_at(block, at, preserve_unit_loops=True)
+    _tensorize_copy(s, block, axes, intrinsics.SPAD, "global", reading=False)
+    return block
+
+
+def _operand(s: Any, reader: Any, name: str) -> int:
+    reads = s.get(reader).reads
+    for index in range(len(reads)):
+        if str(reads[index].source.name) == name:
+            return index
+    raise KeyError(name)
+
+
+def _tensorize_copy(s: Any, block: Any, axes: str, source: str, destination: str, reading: bool) -> None:
+    names = axes.split(",")
+    loops = s.get_loops(block)[-len(names) :]
+    extents = tuple(int(s.get(loop).extent) for loop in loops)
+    if max(extents) == 1:
+        return  # one element: TVM has nothing left to match, and the reader knows a bare copy for a DMA
+    region = s.get(block).reads[0] if reading else s.get(block).writes[0]
+    s.tensorize(loops[0], intrinsics.copy(extents, str(region.source.dtype), source, destination, axes))

@@ -1,0 +1,78 @@
+"""Where the elements of a kernel's operands lie: bit strides per logical dimension, and the extents that really exist.
+
+A kernel is scheduled over whole tiles; `Ragged` says how far each axis really goes, so that the instructions of the
+last tile are cut to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from firsttoken_compiler.isa.types import Dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Logical shape of an operand as its kernel sees it (whole tiles), and bits between neighbours in memory."""
+
+    shape: tuple[int, ...]
+    bits: tuple[int, ...]
+    narrow: tuple[int, ...] = ()
+    """The strides inside a last panel that is narrower than the others, where they differ."""
+
+    def coordinates(self, offset: int) -> tuple[int, ...]:
+        """Logical coordinates of a flat element offset (or the part of each dimension in a flat coefficient)."""
+        sign = -1 if offset < 0 else 1
+        rest, out = abs(offset), []
+        for extent in self.shape[:0:-1]:
+            out.append(sign * (rest % extent))
+            rest //= extent
+        return (sign * rest, *out[::-1])
+
+    def distance(self, offset: int, narrow: bool = False) -> int:
+        """Bits between the first element and the one at a flat element offset."""
+        strides = self.narrow if narrow and self.narrow else self.bits
+        return sum(c * s for c, s in zip(self.coordinates(offset), strides, strict=True))
+
+
+def dense(shape: tuple[int, ...], dtype: Dtype, real: tuple[int, ...] | None = None) -> Layout:
+    """Row-major; `real` are the extents in memory where `shape` is padded."""
+    strides, step = [], dtype.bits
+    for extent in (real or shape)[::-1]:
+        strides.append(step)
+        step *= extent
+    return Layout(shape, tuple(strides[::-1]))
+
+
+def panels(count: int, rows: int, panel: int, dtype: Dtype, real_rows: int, columns: int) -> Layout:
+    """`[panels, rows, columns of a panel]`, as `codegen.weights` packs them: rows are whole bytes."""
+    last = columns - (columns - 1) // panel * panel
+    full, narrow = (8 * dtype.nbytes(width) for width in (panel, last))
+    per_panel = real_rows * full
+    return Layout((count, rows, panel), (per_panel, full, dtype.bits), (per_panel, narrow, dtype.bits))
+
+
+def by_panel(rows: int, count: int, panel: int, dtype: Dtype, columns: int) -> Layout:
+    """A row-major matrix `[rows, columns]` seen as `[rows, panels, columns of a panel]`."""
+    return Layout((rows, count, panel), (columns * dtype.bits, panel * dtype.bits, dtype.bits))
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Real extent of each named axis; `p` counts panels of `panel` columns of the axis `n`."""
+
+    extents: dict[str, int]
+    columns: int = 0
+    panel: int = 0
+
+    def left(self, axis: str, origin: int) -> int | None:
+        """How far an axis goes from `origin`; None for an axis without a limit."""
+        if axis == "p":
+            return -(-self.columns // self.panel) - origin
+        total = self.extents.get(axis)
+        return None if total is None else total - origin
+
+    @property
+    def last_width(self) -> int:
+        """Columns of the last panel."""
+        return self.columns - (self.columns - 1) // self.panel * self.panel

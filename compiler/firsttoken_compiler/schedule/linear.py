@@ -1,0 +1,260 @@
+"""Products with weights: the tiled definition in the weights' panel layout, and its schedule.
+
+Loops: panels of columns (p0), rows (m0), k (k0). Weight tiles stream through the scratchpad, activations are read where
+they are, sums stay in the accumulators; with grouped scales the sums of a group move on, scaled, after each group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.schedule import intrinsics, layout
+from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
+from firsttoken_compiler.schedule.layout import Layout, Ragged
+from firsttoken_compiler.schedule.spec import NAMES, KernelSpec
+from firsttoken_compiler.tvm.api import Schedule, te
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Extents of one tile: rows, panels of columns, rows of k (a multiple of the group)."""
+
+    m: int
+    panels: int
+    k: int
+
+    def text(self, panel: int) -> str:
+        """`m x n x k` for reports."""
+        return f"{self.m}x{self.panels * panel}x{self.k}"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a linear spec multiplies."""
+
+    m: int
+    n: int
+    k: int
+    group: int
+    """Rows of k per scale where sums must be scaled group by group; 0 otherwise."""
+    a: Dtype
+    w: Dtype
+    scales: int
+    """Rows of the scale operand; 0 without one."""
+
+    @staticmethod
+    def of(spec: KernelSpec) -> Shape:
+        """The shape of a spec."""
+        m, k = spec.args[0].shape
+        group = int(spec["group"])
+        scales = -(-k // group) if group else 0
+        return Shape(m, int(spec["n"]), k, group if scales > 1 else 0, spec.args[0].dtype, spec.args[1].dtype, scales)
+
+    def panels(self, panel: int) -> int:
+        """Panels of columns."""
+        return -(-self.n // panel)
+
+    @property
+    def acc(self) -> str:
+        """Type of the sums."""
+        return "float32" if self.a in (Dtype.F16, Dtype.F32) else "int32"
+
+
+def operand_names(spec: KernelSpec) -> list[str]:
+    """Names of the operands in the order of the call, and of the result."""
+    names = ["a", "w"]
+    if spec["acts"] in ("int8", "int16"):
+        names.append("a_scale")
+    if spec["group"]:
+        names.append("w_scale")
+    return names + [name for name in ("bias", "residual") if spec[name]] + ["out"]
+
+
+def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, panel: int) -> Scheduled:
+    """The scheduled PrimFunc of a product; `spaces` says where operands and result lie."""
+    shape, names = Shape.of(spec), operand_names(spec)
+    padded = _Padded(shape, tile, panel)
+    where = dict(zip(names, spaces, strict=True))
+    s = Schedule(_definition(spec, names, padded))
+    _Scheduling(s, spec, shape, where, padded).run()
+    ragged = Ragged({"m": shape.m, "k": shape.k, "g": max(shape.scales, 1)}, shape.n, panel)
+    return Scheduled(s.mod, [padded.layout(name, spec, i) for i, name in enumerate(names)], ragged, tile.text(panel))
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """Extents rounded up to whole tiles."""
+
+    shape: Shape
+    tile: Tile
+    panel: int
+
+    @property
+    def m(self) -> int:
+        return -(-self.shape.m // self.tile.m) * self.tile.m
+
+    @property
+    def p(self) -> int:
+        return -(-self.shape.panels(self.panel) // self.tile.panels) * self.tile.panels
+
+    @property
+    def k(self) -> int:
+        return -(-self.shape.k // self.tile.k) * self.tile.k
+
+    @property
+    def groups(self) -> int:
+        return self.k // self.shape.group if self.shape.group else max(1, self.shape.scales)
+
+    def extents(self, name: str) -> tuple[int, ...]:
+        """Logical shape of an operand."""
+        return {
+            "a": (self.m, self.k), "w": (self.p, self.k, self.panel), "a_scale": (self.m, 1),
+            "w_scale": (self.p, self.groups, self.panel), "bias": (self.p, self.panel),
+            "residual": (self.m, self.p, self.panel), "out": (self.m, self.p, self.panel),
+        }[name]  # fmt: skip
+
+    def layout(self, name: str, spec: KernelSpec, index: int) -> Layout:
+        """Layout of an operand in memory."""
+        shape, dtype = self.shape, _dtype(spec, index)
+        if name == "w":
+            return layout.panels(self.p, self.k, self.panel, dtype, shape.k, shape.n)
+        if name == "w_scale":
+            return layout.panels(self.p, self.groups, self.panel, dtype, shape.scales, shape.n)
+        if name in ("residual", "out"):
+            return layout.by_panel(self.m, self.p, self.panel, dtype, shape.n)
+        if name == "a":
+            return layout.dense((self.m, self.k), dtype, (shape.m, shape.k))
+        return layout.dense(self.extents(name), dtype)
+
+
+def _dtype(spec: KernelSpec, index: int) -> Dtype:
+    return (*spec.args, *spec.outs)[index].dtype
+
+
+def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
+    p = {n: te.placeholder(padded.extents(n), NAMES[_dtype(spec, i)], name=n) for i, n in enumerate(names[:-1])}
+    a, w, shape, wide = p["a"], p["w"], padded.shape, padded.shape.acc
+    grid = padded.extents("out")
+    if shape.group:
+        group, groups = shape.group, padded.groups
+        r, g = te.reduce_axis((0, group), "r"), te.reduce_axis((0, groups), "g")
+        sums = te.compute(
+            (groups, *grid),
+            lambda q, i, c, j: te.sum(a[i, q * group + r].astype(wide) * w[c, q * group + r, j].astype(wide), axis=r),
+            name="C",
+        )
+        total = te.compute(
+            grid,
+            lambda i, c, j: te.sum(sums[g, i, c, j].astype("float32") * p["w_scale"][c, g, j].astype("float32"), axis=g),
+            name="O",
+        )
+    else:
+        r = te.reduce_axis((0, padded.k), "r")
+        total = te.compute(grid, lambda i, c, j: te.sum(a[i, r].astype(wide) * w[c, r, j].astype(wide), axis=r), name="C")
+
+    def element(i: Any, c: Any, j: Any) -> Any:
+        value = total[i, c, j].astype("float32")
+        if "a_scale" in p:
+            value = value * p["a_scale"][i, 0]
+        if "w_scale" in p and not shape.group:
+            value = value * p["w_scale"][c, 0, j].astype("float32")
+        if "bias" in p:
+            value = value + p["bias"][c, j].astype("float32")
+        if "residual" in p:
+            value = value + p["residual"][i, c, j].astype("float32")
+        return value.astype(NAMES[spec.outs[0].dtype])
+
+    out = te.compute(grid, element, name="out")
+    return te.create_prim_func([*(p[name] for name in names[:-1]), out])
+
+
+class _Scheduling:
+    """The steps of the schedule, outermost loop first."""
+
+    def __init__(self, s: Any, spec: KernelSpec, shape: Shape, where: dict[str, Space], padded: _Padded) -> None:
+        self.s, self.spec, self.shape, self.where, self.padded = s, spec, shape, where, padded
+        self.names = list(where)
+        self.tile, self.panel = padded.tile, padded.panel
+
+    def run(self) -> None:
+        s, out = self.s, self.s.get_sblock("out")
+        sums = s.get_sblock("C")
+        s.set_scope(sums, 0, intrinsics.ACC)
+        p0, m0 = self._outer(out)
+        total = sums
+        if self.shape.group:
+            total = s.get_sblock("O")
+            s.set_scope(total, 0, intrinsics.SPAD)
+        s.compute_at(total, m0, preserve_unit_loops=True)
+        self._operands(total, out, p0, m0)
+        k0 = self._grouped(sums, total) if self.shape.group else self._plain(sums)
+        self._weights(sums, p0, k0)
+        self._activations(sums, k0)
+        self._products(sums)
+
+    def _outer(self, out: Any) -> tuple[Any, Any]:
+        s, tile = self.s, self.tile
+        i, c, j = s.get_loops(out)
+        p0, p1 = s.split(c, [None, tile.panels])
+        m0, m1 = s.split(i, [None, tile.m])
+        s.reorder(p0, m0, m1, p1, j)
+        annotate(s, {p0: f"p:{tile.panels}", m0: f"m:{tile.m}", m1: "m", p1: "p", j: "j"})
+        for loop in (p0, m0):
+            s.annotate(loop, "software_pipeline_stage", PIPELINE)
+        if self.where["out"] is Space.DRAM:
+            spill(s, out, m0, "m,p,j", NAMES[self.spec.outs[0].dtype])
+        return p0, m0
+
+    def _operands(self, total: Any, out: Any, p0: Any, m0: Any) -> None:
+        """Brings scales, bias and residual on chip: per column tile, or per row tile."""
+        for name, axes, at in (
+            ("w_scale", "p,g,j", p0), ("bias", "p,j", p0), ("a_scale", "m,one", m0), ("residual", "m,p,j", m0),
+        ):  # fmt: skip
+            if self.where.get(name) is Space.DRAM:
+                reader = total if name == "w_scale" and self.shape.group else out
+                fetch(self.s, reader, name, at, axes)
+
+    def _plain(self, sums: Any) -> Any:
+        """Sums over all of k in the accumulators."""
+        s = self.s
+        i, c, j, r = s.get_loops(sums)[-4:]
+        k0, k1 = s.split(r, [None, self.tile.k])
+        s.reorder(k0, i, c, j, k1)
+        annotate(s, {k0: f"k:{self.tile.k}"})
+        s.annotate(k0, "software_pipeline_stage", PIPELINE)
+        s.decompose_reduction(sums, k0)
+        return k0
+
+    def _grouped(self, sums: Any, total: Any) -> Any:
+        """Per group: sums in the accumulators, then scaled and added up in the scratchpad."""
+        s, per_tile = self.s, self.tile.k // self.shape.group
+        i, c, j, g = s.get_loops(total)[-4:]
+        g0, g1 = s.split(g, [None, per_tile])
+        s.reorder(g0, g1, i, c, j)
+        annotate(s, {g0: f"g:{per_tile}", g1: "g:1", i: "m", c: "p", j: "j"})
+        for loop in (g0, g1):
+            s.annotate(loop, "software_pipeline_stage", PIPELINE)
+        s.compute_at(sums, g1, preserve_unit_loops=True)
+        s.decompose_reduction(total, g0)
+        s.decompose_reduction(sums, s.get_loops(sums)[-4])
+        return g0
+
+    def _weights(self, sums: Any, p0: Any, k0: Any) -> None:
+        """One tile of weights at a time; fetched once for all rows when it spans k."""
+        whole = self.tile.k >= self.padded.k
+        fetch(self.s, sums, "w", p0 if whole else k0, "p,k,j", scope=intrinsics.WEIGHTS)
+
+    def _activations(self, sums: Any, k0: Any) -> None:
+        if self.where["a"] is Space.DRAM:
+            fetch(self.s, sums, "a", k0, "m,k")
+
+    def _products(self, sums: Any) -> None:
+        spec, tile, shape = self.spec, self.tile, self.shape
+        k = shape.group or tile.k
+        scope = intrinsics.SPAD if self.where["a"] is Space.DRAM else "global"
+        name = intrinsics.matmul(
+            tile.m, tile.panels, k, self.panel, NAMES[spec.args[0].dtype], NAMES[spec.args[1].dtype], shape.acc, scope
+        )
+        self.s.tensorize(self.s.get_loops(sums)[-4], name)
