@@ -1,0 +1,97 @@
+"""firsttoken.npu_session: small students with random weights on the functional machine, beside onnxruntime."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import workers
+
+from firsttoken import CostModel, RunOptions, Target
+from firsttoken.answer import Recorder, agreement, equal_prefix, forced
+from firsttoken.generation import OrtSession, greedy
+from firsttoken.npu_session import NpuSession
+from firsttoken.student import StudentConfig
+from firsttoken_models.registry import PROVIDER
+from firsttoken_models.weights import write_random_weights
+
+pytestmark = pytest.mark.skipif(
+    util.find_spec("firsttoken_compiler.pipeline") is None, reason="needs the whole compiler"
+)
+
+TARGET = Target.load("systolic-128")
+FP16 = RunOptions(weights="fp16")
+PROMPT = [5, 77, 21, 8]
+
+
+def sessions(
+    config: StudentConfig, folder: Path, options: RunOptions = FP16, capacity: int = 10
+) -> tuple[NpuSession, OrtSession]:
+    weights = write_random_weights(config, folder)
+    npu = NpuSession(PROVIDER, config, weights, capacity, target=TARGET, options=options)
+    return npu, OrtSession(PROVIDER, config, weights, capacity, threads=1)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_same_answer_as_onnxruntime(tiny: StudentConfig, tmp_path: Path) -> None:
+    npu, reference = sessions(tiny, tmp_path, FP16 if not tiny.per_layer else RunOptions(weights="int8"))
+    recorded, expected = Recorder(npu, "npu", 6, None), Recorder(reference, "ort", 6, None)
+    tokens = greedy(expected, PROMPT, 6, ())
+    prefix = equal_prefix(greedy(recorded, PROMPT, 6, ()), tokens)
+    logits = forced(npu, len(PROMPT), tokens, recorded.logits[: prefix + 1], len(expected.logits))
+    measured = agreement(prefix, 6, logits, expected.logits)
+    assert measured.steps == 6
+    if tiny.per_layer:  # one layer is int4 and the others int8
+        assert measured.logits_cosine_min > 0.9
+    else:
+        assert measured.logits_cosine_min > 0.9999
+        assert measured.equal_prefix_tokens == 6
+        assert measured.next_token_agreement == 1.0
+
+
+def test_a_second_prompt_forgets_the_first(llama: StudentConfig, tmp_path: Path) -> None:
+    npu, _ = sessions(llama, tmp_path)
+    first = greedy(npu, PROMPT, 4, ())
+    greedy(npu, [1, 2, 3], 5, ())
+    assert greedy(npu, PROMPT, 4, ()) == first
+
+
+def test_decode_equals_a_longer_prompt(qwen2: StudentConfig, tmp_path: Path) -> None:
+    npu, _ = sessions(qwen2, tmp_path)
+    npu.prefill(PROMPT)
+    decoded = npu.decode(9, 4)
+    assert cosine(decoded, npu.prefill([*PROMPT, 9])) > 0.9999
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_integers_stay_near(llama: StudentConfig, tmp_path: Path, weights: str) -> None:
+    npu, reference = sessions(llama, tmp_path, RunOptions(weights=weights, group="32"))
+    assert cosine(npu.prefill(PROMPT), reference.prefill(PROMPT)) > {"int8": 0.99, "int4": 0.9}[weights]
+
+
+def test_cost_model_in_several_processes(llama: StudentConfig, qwen2: StudentConfig) -> None:
+    model = CostModel(TARGET, prompt=4)
+    found = model.exact_many([llama, qwen2, llama], jobs=2)
+    assert found[0] == found[2] != found[1]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(workers.estimate, model, llama).result() == (found[0], [])
+
+
+def test_bits_of_one_layer_change_its_cost_alone(llama: StudentConfig) -> None:
+    base = CostModel(TARGET, prompt=4, options=RunOptions(weights="int8")).exact(llama)
+    less = CostModel(TARGET, prompt=4, options=RunOptions(weights="int8", layer_bits=(0, 4))).exact(llama)
+    assert less.weight_bytes < base.weight_bytes
+    bytes_of = {
+        layer.name: (layer.dram_bytes, other.dram_bytes)
+        for layer, other in zip(base.by_layer, less.by_layer, strict=True)
+    }
+    assert bytes_of["layers.1"][0] > bytes_of["layers.1"][1]
+    assert bytes_of["layers.0"][0] == bytes_of["layers.0"][1]
+    assert less.macs == base.macs
