@@ -44,6 +44,8 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self._student = student
         self.weights: dict[str, str] = {}
         self.origin: dict[str, str] = {}
+        self.node = ""
+        """The node being converted."""
         self._lazy: dict[str, Any] = {}
 
     def _parse_graph_initializers(self, graph: Any) -> None:
@@ -71,7 +73,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         """Done beforehand by `check_operators`, which names the nodes."""
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
-        name = attrs["tvm_custom"]["name"]
+        name = self.node = attrs["tvm_custom"]["name"]
         result = super()._convert_operator(op_name, inputs, attrs, opset)
         if isinstance(result, Call) and isinstance(result.ty, relax.TensorType):
             result = self.bb.emit(result)  # a variable of its own, so that its name can carry the node
@@ -79,6 +81,17 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             if isinstance(value, relax.Var):
                 self.origin.setdefault(value.name, name)
         return result
+
+
+@contextlib.contextmanager
+def close_on_error(builder: Any) -> Iterator[None]:
+    """Ends the block that an error leaves open in a block builder, about which TVM would complain on stderr."""
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(RuntimeError):
+            builder._end_block()
+        raise
 
 
 def onnx_dtype(onnx_type: int, name: str) -> Any:
@@ -148,10 +161,12 @@ def import_onnx(student: OnnxStudent) -> Imported:
     with _conversion_table(), warnings.catch_warnings(), contextlib.redirect_stdout(noise):
         warnings.simplefilter("ignore")  # TVM announces every renamed value
         try:
-            module = importer.from_onnx(student.graph, student.opset)
+            with close_on_error(importer.bb):
+                module = importer.from_onnx(student.graph, student.opset)
         except StudentError:
             raise
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError) as error:
-            last = str(error).strip()[-600:]
-            raise StudentError(f"{student.name}: TVM's importer refuses the graph: {last[:300]}") from error
+        except Exception as error:  # TVM checks little of what it reads, so a damaged graph may raise anything
+            reason = (str(error).strip() or type(error).__name__)[-300:]
+            where = f"node {importer.node!r}" if importer.node else "its inputs and weights"
+            raise StudentError(f"{student.name}: TVM's importer refuses {where}: {reason}") from error
     return Imported(module, student, importer.weights, importer.origin, importer.names)

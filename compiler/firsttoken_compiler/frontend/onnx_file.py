@@ -1,5 +1,7 @@
 """An ONNX file, checked and opened without reading its weights."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +14,8 @@ from firsttoken_compiler.errors import StudentError
 
 MAX_PROTO_BYTES: Final = 2 << 30
 MAX_TENSOR_BYTES: Final = 16 << 30
-MAX_NODES: Final = 200_000
+MAX_RANK: Final = 8
+MAX_NODES: Final = 50_000
 MIN_OPSET, MAX_OPSET = 11, 24
 
 
@@ -29,7 +32,7 @@ class Initializer:
     @property
     def elements(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass
@@ -50,14 +53,14 @@ class OnnxStudent:
     @cached_property
     def opset(self) -> int:
         """Version of the default operator set; raises StudentError outside what the importer reads."""
-        versions = [entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")]
-        if not versions or not MIN_OPSET <= versions[0] <= MAX_OPSET:
-            found = versions[0] if versions else "none"
+        versions = {entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")}
+        if len(versions) != 1 or not MIN_OPSET <= min(versions) <= MAX_OPSET:
+            found = " and ".join(map(str, sorted(versions))) or "none"
             raise StudentError(
                 f"{self.name}: ONNX opset {found}, supported are {MIN_OPSET} to {MAX_OPSET}: "
                 "export again with one of them"
             )
-        return int(versions[0])
+        return int(min(versions))
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -75,7 +78,13 @@ class OnnxStudent:
 
         entry = self.initializers[name]
         if entry.external is None:
-            return np.asarray(numpy_helper.to_array(self._embedded[name]))
+            try:
+                return np.asarray(numpy_helper.to_array(self._embedded[name])).reshape(entry.shape)
+            except (ValueError, TypeError, KeyError, MemoryError) as error:
+                raise StudentError(
+                    f"{self.name}: weight {name} of shape {list(entry.shape)}, type {entry.onnx_type}, does not fit "
+                    f"its data ({error}): export the model again"
+                ) from error
         dtype = numpy_helper.helper.tensor_dtype_to_np_dtype(entry.onnx_type)
         needed = entry.elements * dtype.itemsize
         _, offset, length = entry.external
@@ -94,9 +103,15 @@ class OnnxStudent:
 
     def _external_path(self, entry: Initializer) -> Path:
         assert entry.external is not None
-        folder = self.folder.resolve()
-        path = (folder / entry.external[0]).resolve()
-        if folder != path.parent and folder not in path.parents:
+        try:
+            folder = self.folder.resolve()
+            path = (folder / entry.external[0]).resolve()
+            path.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, NUL inside, a loop of links
+            raise StudentError(
+                f"{self.name}: weight {entry.name} points to {entry.external[0][:80]!r}, which is no file name: {error}"
+            ) from error
+        if folder not in path.parents:
             raise StudentError(
                 f"{self.name}: weight {entry.name} points to {entry.external[0]!r}, outside the model's folder: "
                 "put external data beside the model"
@@ -119,7 +134,7 @@ def open_student(path: Path) -> OnnxStudent:
             f"{path}: {size} bytes; an ONNX file has 1 to {MAX_PROTO_BYTES}, larger weights go outside it"
         )
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, OSError) as error:
         raise StudentError(
             f"{path}: not a readable ONNX file ({error}): it may be truncated; export it again"
@@ -128,7 +143,11 @@ def open_student(path: Path) -> OnnxStudent:
 
 
 def from_model(model: Any, folder: Path, name: str) -> OnnxStudent:
-    """Checks a parsed model and lists its initialisers; raises StudentError naming the node or tensor at fault."""
+    """Checks a parsed model and lists its initialisers; raises StudentError naming the node or tensor at fault.
+
+    Nodes without a name, or with the name of an earlier one, are named after their operator and position in `model`:
+    everything that is said about a node later is said by its name.
+    """
     graph = model.graph
     if not graph.node or not graph.output:
         raise StudentError(f"{name}: the file holds no graph ({len(graph.node)} nodes): is it an ONNX model?")
@@ -136,9 +155,21 @@ def from_model(model: Any, folder: Path, name: str) -> OnnxStudent:
         raise StudentError(f"{name}: {len(graph.node)} nodes, the limit is {MAX_NODES}: simplify the graph first")
     embedded = {tensor.name: tensor for tensor in graph.initializer}
     student = OnnxStudent(model, folder, name, {key: _describe(t, name) for key, t in embedded.items()}, embedded)
-    _check_wiring(student)
     _ = student.opset
+    _name_nodes(graph)
+    _check_wiring(student)
+    first_use = {entry.external[0]: entry for entry in student.initializers.values() if entry.external}
+    for entry in first_use.values():
+        student._external_path(entry)
     return student
+
+
+def _name_nodes(graph: Any) -> None:
+    taken: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.name or node.op_type}#{index}"
+        taken.add(node.name)
 
 
 def _describe(tensor: Any, student: str) -> Initializer:
@@ -152,7 +183,7 @@ def _describe(tensor: Any, student: str) -> Initializer:
         except (KeyError, ValueError) as error:
             raise StudentError(f"{student}: weight {tensor.name} has malformed external data ({error})") from error
     described = Initializer(tensor.name, shape, int(tensor.data_type), external)
-    if any(extent < 0 for extent in shape) or described.elements * 4 > MAX_TENSOR_BYTES:
+    if any(extent < 0 for extent in shape) or described.elements * 4 > MAX_TENSOR_BYTES or len(shape) > MAX_RANK:
         raise StudentError(
             f"{student}: weight {tensor.name} declares shape {list(shape)}, beyond {MAX_TENSOR_BYTES} bytes"
         )
@@ -160,16 +191,26 @@ def _describe(tensor: Any, student: str) -> Initializer:
 
 
 def _check_wiring(student: OnnxStudent) -> None:
-    """Every input of a node is made before it; every output of the graph is made."""
-    known = {value.name for value in student.graph.input} | set(student.initializers) | {""}
-    for node in student.graph.node:
+    """Every value is made once, before the nodes that read it; every output of the graph is made."""
+    graph = student.graph
+    for kind, values in (("initialiser", graph.initializer), ("input", graph.input), ("output", graph.output)):
+        repeated = next((n for n, count in Counter(value.name for value in values).items() if count > 1 or not n), None)
+        if repeated is not None:
+            raise StudentError(f"{student.name}: two graph {kind}s are named {repeated!r}, or it has no name")
+    known = {value.name for value in graph.input} | set(student.initializers) | {""}
+    for node in graph.node:
         for value in node.input:
             if value not in known:
                 raise StudentError(
-                    f"{student.name}: node {node.name or node.op_type!r} reads {value!r}, which no earlier node, input "
-                    "or initialiser makes: the file is damaged or not in topological order"
+                    f"{student.name}: node {node.name!r} reads {value!r}, which no earlier node, input or "
+                    "initialiser makes: the file is damaged or not in topological order"
                 )
-        known.update(node.output)
-    for output in student.graph.output:
+        for value in node.output:
+            if value and value in known:
+                raise StudentError(f"{student.name}: node {node.name!r} makes {value!r}, which is made before it")
+            known.add(value)
+        if not any(node.output):
+            raise StudentError(f"{student.name}: node {node.name!r} has no output")
+    for output in graph.output:
         if output.name not in known:
             raise StudentError(f"{student.name}: graph output {output.name!r} is made by no node")

@@ -1,15 +1,17 @@
 """Relax as exporters spell it → the canonical `npu.*` operators on matrices `[tokens, features]`.
 
-Works from the outputs: for each needed value the largest pattern that ends there is taken, what it reads becomes needed.
-After it: every binding is an `npu.*` call of 2-D operands (key and value caches are 3-D); each call knows its ONNX nodes.
+Works from the outputs: for each needed value the largest pattern that ends there is taken, what it reads becomes
+needed. After it: every binding is an `npu.*` call of 2-D operands (key and value caches are 3-D); each call knows its
+ONNX nodes.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from firsttoken_compiler.errors import StudentError
-from firsttoken_compiler.frontend.importer import Imported, unsupported_message
-
+from firsttoken_compiler.frontend.importer import Imported, close_on_error, unsupported_message
 from firsttoken_compiler.passes.patterns import Context, Match, Rule, UnsupportedView
 from firsttoken_compiler.passes.rules import RULES
 from firsttoken_compiler.passes.views import View
@@ -70,7 +72,8 @@ def _plan(imported: Imported, bindings: list[Any], values: dict[Any, Any], outpu
         if isinstance(value, relax.Var):
             needed.add(value)
             continue
-        found = _first_match(context, variable, value)
+        with _blamed_on(imported, variable):
+            found = _first_match(context, variable, value)
         if found is None:
             name = value.op.name if isinstance(value, Call) else type(value).__name__
             unknown.setdefault(_onnx_operator(imported, variable, name), []).append(_node_of(imported, variable))
@@ -94,6 +97,13 @@ def _first_match(context: Context, variable: Any, value: Any) -> tuple[Rule, Mat
 def _emit(imported: Imported, function: Any, bindings: list[Any], plan: Plan, outputs: list[Any]) -> Canonical:
     """Builds the new function: parameters become matrices, rules emit their calls."""
     builder = relax.BlockBuilder()
+    with close_on_error(builder):
+        return _emit_into(builder, imported, function, bindings, plan, outputs)
+
+
+def _emit_into(
+    builder: Any, imported: Imported, function: Any, bindings: list[Any], plan: Plan, outputs: list[Any]
+) -> Canonical:
     env: dict[Any, View] = {}
     parameters = []
     for parameter in function.params:
@@ -114,33 +124,54 @@ def _emit(imported: Imported, function: Any, bindings: list[Any], plan: Plan, ou
                 env[binding.var] = _apply(imported, rule, context, builder, match, env, binding.var)
                 for name in context.take_emitted():
                     emitted[name] = (binding.var, match)
-            result = builder.emit_output(relax.Tuple([env[value].base for value in outputs]))
+            names = [value.name for value in imported.student.graph.output]
+            results = [_output(imported, name, value, env) for name, value in zip(names, outputs, strict=True)]
+            result = builder.emit_output(relax.Tuple(results))
         builder.emit_func_output(result, params=None)
     module = builder.get()
     extra = context.constants
     if extra:
         module = _with_parameters(module, [context.constant_vars[name] for name in extra])
     nodes = _provenance(imported, emitted, {v: env[v].base.name for v in plan if v in env})
-    return Canonical(module, nodes, extra, tuple(value.name for value in imported.student.graph.output))
+    return Canonical(module, nodes, extra, tuple(names))
+
+
+def _output(imported: Imported, name: str, value: Any, env: dict[Any, View]) -> Any:
+    """The matrix or cache behind a graph output, which must lie in memory as the ONNX tensor does."""
+    view = env.get(value)
+    rows = "hmd" if view is not None and len(shape_of(view.base)) == 3 else "mhd"
+    if view is None or not (view.is_laid_out(rows) or view.is_laid_out("mn")):
+        what = f"output {name} laid out as {view.axes}" if view else f"constant output {name}"
+        raise StudentError(unsupported_message(imported.student.name, {what: [getattr(value, "name", name)]}))
+    return view.base
 
 
 def _apply(
     imported: Imported, rule: Rule, context: Context, builder: Any, match: Match, env: dict[Any, View], variable: Any
 ) -> View:
+    with _blamed_on(imported, variable):
+        view = rule.emit(context, builder, match, env)
+        if isinstance(variable.ty, relax.TensorType) and view.shape != shape_of(variable):
+            raise UnsupportedView(f"a result of shape {list(shape_of(variable))} laid out as {view.axes}")
+        return view
+
+
+@contextlib.contextmanager
+def _blamed_on(imported: Imported, variable: Any) -> Iterator[None]:
+    """Turns whatever a graph that no exporter writes can provoke into a StudentError that names the node."""
+    node, student = _node_of(imported, variable), imported.student.name
     try:
-        return rule.emit(context, builder, match, env)
+        yield
     except UnsupportedView as error:
-        name, shape = error.args
-        node = _node_of(imported, variable)
-        raise StudentError(
-            unsupported_message(imported.student.name, {f"{name.removeprefix('relax.')} to {list(shape)}": [node]})
-        ) from None
+        raise StudentError(unsupported_message(student, {str(error): [node]})) from None
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise StudentError(f"{student}: node {node!r} cannot be compiled: {str(error).strip()[-300:]}") from error
 
 
 def _flat_type(parameter: Any) -> Any:
     shape = list(shape_of(parameter))
     while len(shape) > 2 and shape[0] == 1:
-        shape = shape[1:]
+        del shape[0]
     return relax.TensorType(shape, str(parameter.ty.dtype.dtype))
 
 
@@ -148,14 +179,18 @@ def _parameter_view(parameter: Any, flat: Any) -> View:
     shape = shape_of(parameter)
     features = shape[-1] if shape else 1
     tokens = shape[-2] if len(shape) > 1 else 1
-    axes = {0: "", 1: "n", 2: "mn", 3: "1mn", 4: "1hmd"}.get(len(shape), "?")
-    heads = shape[1] if len(shape) == 4 else 1
+    axes = {0: "", 1: "n", 2: "mn", 3: "1mn", 4: "1hmd"}.get(len(shape), "?" * len(shape))
+    if len(shape) > 2 and shape[0] != 1:
+        axes = "?" * len(shape)  # a batch
+    heads = shape[1] if axes == "1hmd" else 1
     return View(flat, axes, tokens, features * heads, heads)
 
 
 def _with_parameters(module: Any, extra: list[Any]) -> Any:
     function = module["main"]
-    wider = relax.Function(list(function.params) + extra, function.body, function.ret_ty, function.is_pure, function.attrs)
+    wider = relax.Function(
+        list(function.params) + extra, function.body, function.ret_ty, function.is_pure, function.attrs
+    )
     return IRModule({"main": wider})
 
 
@@ -171,7 +206,9 @@ def _onnx_operator(imported: Imported, variable: Any, fallback: str) -> str:
     return fallback
 
 
-def _provenance(imported: Imported, emitted: dict[str, tuple[Any, Match]], bases: dict[Any, str]) -> dict[str, tuple[str, ...]]:
+def _provenance(
+    imported: Imported, emitted: dict[str, tuple[Any, Match]], bases: dict[Any, str]
+) -> dict[str, tuple[str, ...]]:
     """ONNX nodes of each emitted call: those whose values its pattern covered, then the views taken of its result."""
     position = {node.name: index for index, node in enumerate(imported.student.graph.node)}
     found: dict[str, set[str]] = {}
@@ -182,4 +219,7 @@ def _provenance(imported: Imported, emitted: dict[str, tuple[Any, Match]], bases
         node = _node_of(imported, variable)
         if base in found and node not in claimed:
             found[base].add(node)
-    return {name: tuple(sorted((n for n in nodes if n in position), key=position.__getitem__)) for name, nodes in found.items()}
+    return {
+        name: tuple(sorted((n for n in nodes if n in position), key=position.__getitem__))
+        for name, nodes in found.items()
+    }

@@ -5,16 +5,18 @@ docs; a new one is a new rule here.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
+import tvm_ffi
 
 from firsttoken_compiler.frontend.importer import Imported
 from firsttoken_compiler.passes import views
 from firsttoken_compiler.passes.views import View
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, GenericConst, is_op, relax, shape_of, wildcard
+from firsttoken_compiler.tvm.api import Call, GenericConst, dtype_of, is_op, relax, shape_of, wildcard
 
 Captured = dict[str, Any]
 Env = dict[Any, View]
@@ -32,6 +34,11 @@ class Context:
     constant_vars: dict[str, Any] = field(default_factory=dict)
     _emitted: list[str] = field(default_factory=list)
     _inverse: dict[Any, Any] | None = None
+
+    @cached_property
+    def bindings(self) -> Any:
+        """`values` as TVM's own map: handing over a dictionary copies all of it at every match."""
+        return tvm_ffi.convert(self.values)
 
     def variable(self, value: Any) -> Any:
         """The variable that a value is bound to; the value itself when it is not bound."""
@@ -101,7 +108,7 @@ class Rule:
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
         """The match rooted at a binding, or None."""
-        found = self.pattern.extract_matched_expr(value, context.values)
+        found = self.pattern.extract_matched_expr(value, context.bindings)
         if found is None:
             return None
         # TVM looks through variables while matching, so what it captures are bound values: name them again.
@@ -127,9 +134,16 @@ def _op(name: str, *args: Any) -> Any:
 
 def _build_gather(context: Context, builder: Any, c: Captured, env: Env) -> View:
     table, ids = env[c["table"]], env[c["ids"]]
-    rows = builder.emit(relax.op.reshape(ids.base, (ids.features,))) if len(shape_of(ids.base)) != 1 else ids.base
+    rows = token_list(builder, ids)
     base = context.emit(builder, "npu.gather", [table.base, rows], out="float32")
-    return views.matrix(base, "1mn", ids.features, table.features)
+    return views.matrix(base, "1" * (len(ids.axes) - 1) + "mn", ids.features, table.features)
+
+
+def token_list(builder: Any, ids: View) -> Any:
+    """Token or position numbers `[1, m]` as `[m]`; raises UnsupportedView for a batch of several prompts."""
+    if not ids.is_laid_out("n") or dtype_of(ids.base) != "int64":
+        raise UnsupportedView(f"{dtype_of(ids.base)} numbers of shape {list(ids.shape)}, expected int64 [1, tokens]")
+    return ids.base if len(shape_of(ids.base)) == 1 else builder.emit(relax.op.reshape(ids.base, (ids.features,)))
 
 
 _table, _ids = wildcard(), wildcard()
@@ -145,7 +159,8 @@ def _last_rows(call: Any) -> tuple[int, int] | None:
     """(first, end) of a slice along the second axis of a 3-D tensor."""
     axes, begins, ends = (getattr(call.args[i], "fields", None) or [] for i in (1, 2, 3))
     numbers = [[int(getattr(v, "value", v)) for v in part] for part in (axes, begins, ends)]
-    if numbers[0] not in ([1], [-2]):
+    steps = getattr(call.args[4], "fields", None) or [] if len(call.args) > 4 else []
+    if numbers[0] not in ([1], [-2]) or any(int(getattr(step, "value", step)) != 1 for step in steps):
         return None
     tokens = shape_of(call.args[0])[1]
     first, end, _ = slice(numbers[1][0], numbers[2][0]).indices(tokens)
@@ -156,13 +171,17 @@ def _build_row(context: Context, builder: Any, c: Captured, env: Env) -> View:
     view = env[c["x"]]
     bounds = _last_rows(c["call"])
     assert bounds is not None
-    base = context.emit(builder, "npu.row", [view.base], index=bounds[0], out="float32")
+    base = context.emit(builder, "npu.row", [matrix_of(view)], index=bounds[0], out="float32")
     return views.matrix(base, "1mn", 1, view.features)
 
 
 def _is_row(_context: Context, c: Captured) -> bool:
     bounds = _last_rows(c["call"]) if len(shape_of(c["x"])) == 3 else None
     return bounds is not None and bounds[1] - bounds[0] == 1
+
+
+INNER: Final = ("turned", "norm", "mean")
+"""Captures that are values inside their pattern."""
 
 
 class _LookThrough(Rule):
@@ -173,8 +192,9 @@ class _LookThrough(Rule):
         found = super().match(context, variable, value)
         if found is None:
             return None
-        leaves = tuple(v for name, v in found.captured.items() if name not in ("turned", "norm"))
-        return Match(found.captured, leaves, found.covered)
+        leaves = tuple(v for name, v in found.captured.items() if name not in INNER)
+        inside = tuple(v for name, v in found.captured.items() if name in INNER and v not in found.covered)
+        return Match(found.captured, leaves, (*inside, *found.covered))
 
 
 class _CallRule(Rule):
@@ -199,8 +219,20 @@ def _build_norm(context: Context, builder: Any, c: Captured, env: Env) -> View:
     view = env[c["x"]]
     gamma = _vector(context, env, c["gamma"])
     eps = context.values[c["norm"]].attrs.epsilon if "norm" in c else context.scalar(c["eps"]) or 0.0
-    base = context.emit(builder, "npu.rms_norm", [view.base, gamma], eps=float(eps), out="float32")
-    return views.View(base, view.axes, view.tokens, view.features)
+    base = context.emit(builder, "npu.rms_norm", [matrix_of(view), gamma], eps=float(eps), out="float32")
+    return replace(view, base=base)
+
+
+def matrix_of(view: View) -> Any:
+    """The base of a tensor that is its matrix row by row; raises UnsupportedView for any other layout."""
+    return laid_out(view, "mn")
+
+
+def laid_out(view: View, axes: str) -> Any:
+    """The base of a tensor whose axes are these; raises UnsupportedView for another layout, or for a cache."""
+    if not view.is_laid_out(axes) or len(shape_of(view.base)) != 2:
+        raise UnsupportedView(f"an operand of shape {list(view.shape)} laid out as {view.axes}, expected {axes}")
+    return view.base
 
 
 def _vector(context: Context, env: Env, value: Any) -> Any:
@@ -210,22 +242,32 @@ def _vector(context: Context, env: Env, value: Any) -> Any:
 
 def _decomposed_norm() -> Rule:
     x, gamma, eps, power, one = (wildcard() for _ in range(5))
-    root = _op("sqrt", _op("add", _op("mean", _op("power", x, power)), eps))
+    mean = _op("mean", _op("power", x, power))
+    root = _op("sqrt", _op("add", mean, eps))
     scaled = _op("multiply", x, _op("divide", one, root)) | _op("divide", x, root)
     pattern = _op("multiply", gamma, scaled)
-    captures = {"x": x, "gamma": gamma, "eps": eps, "power": power}
+    captures = {"x": x, "gamma": gamma, "eps": eps, "power": power, "mean": mean, "one": one}
 
     def condition(context: Context, c: Captured) -> bool:
-        squares = context.scalar(c["power"]) == 2.0
-        return squares and context.scalar(c["eps"]) is not None and len(shape_of(c["gamma"])) == 1
+        attrs, rank = context.values[c["mean"]].attrs, len(shape_of(c["x"]))
+        axes = [int(axis) % rank for axis in attrs.axis or ()]
+        constants = {"power": 2.0, "one": 1.0}
+        exact = all(context.scalar(c[name]) == value for name, value in constants.items() if name in c)
+        rows = axes == [rank - 1] and bool(attrs.keepdims)
+        return exact and rows and context.scalar(c["eps"]) is not None and _has_gamma(context, c)
 
-    return Rule(pattern, captures, _build_norm, condition)
+    return _LookThrough(pattern, captures, _build_norm, condition)
+
+
+def _has_gamma(context: Context, c: Captured) -> bool:
+    constant = context.is_weight(c["gamma"]) or context.known(c["gamma"]) is not None
+    return constant and shape_of(c["gamma"]) == shape_of(c["x"])[-1:]
 
 
 def _fused_norm() -> Rule:
     x, gamma = wildcard(), wildcard()
     pattern = _op("nn.rms_norm", x, gamma)
-    return _LookThrough(pattern, {"x": x, "gamma": gamma, "norm": pattern}, _build_norm)
+    return _LookThrough(pattern, {"x": x, "gamma": gamma, "norm": pattern}, _build_norm, _has_gamma)
 
 
 DECOMPOSED_NORM, FUSED_NORM = _decomposed_norm(), _fused_norm()
@@ -238,11 +280,11 @@ def _build_linear(context: Context, builder: Any, c: Captured, env: Env) -> View
     view, weight = env[c["x"]], env[c["w"]].base
     transposed = "turned" in c
     k, n = shape_of(weight)[::-1] if transposed else shape_of(weight)
-    args = [view.base, weight]
+    args = [matrix_of(view), weight]
     if "bias" in c:
         args.append(_vector(context, env, c["bias"]))
     if "residual" in c:
-        args.append(env[c["residual"]].base)
+        args.append(matrix_of(env[c["residual"]]))
     base = context.emit(
         builder, "npu.linear", args, n=int(n), k=int(k), transposed=int(transposed),
         bias=int("bias" in c), residual=int("residual" in c), out="float32",
@@ -280,6 +322,8 @@ def _linear_rules(*, sums: bool) -> tuple[Rule, ...]:
 def _is_linear(context: Context, c: Captured) -> bool:
     if not context.is_weight(c["w"]) or len(shape_of(c["w"])) != 2:
         return False
+    if "turned" in c and [int(axis) for axis in context.values[c["turned"]].attrs.axes or (1, 0)] != [1, 0]:
+        return False
     n = shape_of(c["w"])[0 if "turned" in c else 1]
     if "bias" in c:
         constant = context.is_weight(c["bias"]) or context.known(c["bias"]) is not None
@@ -299,20 +343,24 @@ LINEAR_SUMS, LINEAR = _linear_rules(sums=True), _linear_rules(sums=False)
 
 def _build_swiglu(context: Context, builder: Any, c: Captured, env: Env) -> View:
     gate, up = env[c["gate"]], env[c["up"]]
-    base = context.emit(builder, "npu.swiglu", [gate.base, up.base], out="float32")
-    return views.View(base, gate.axes, gate.tokens, gate.features)
+    base = context.emit(builder, "npu.swiglu", [matrix_of(gate), matrix_of(up)], out="float32")
+    return replace(gate, base=base)
 
 
 def _swiglu() -> Rule:
     gate, up = wildcard(), wildcard()
     silu = _op("multiply", gate, _op("sigmoid", gate)) | _op("nn.silu", gate)
-    return Rule(_op("multiply", silu, up), {"gate": gate, "up": up}, _build_swiglu)
+
+    def condition(_context: Context, c: Captured) -> bool:
+        return shape_of(c["gate"]) == shape_of(c["up"])
+
+    return Rule(_op("multiply", silu, up), {"gate": gate, "up": up}, _build_swiglu, condition)
 
 
 def _build_add(context: Context, builder: Any, c: Captured, env: Env) -> View:
     a, b = env[c["a"]], env[c["b"]]
-    base = context.emit(builder, "npu.add", [a.base, b.base], out="float32")
-    return views.View(base, a.axes, a.tokens, a.features)
+    base = context.emit(builder, "npu.add", [matrix_of(a), matrix_of(b)], out="float32")
+    return replace(a, base=base)
 
 
 def _add() -> Rule:
@@ -336,7 +384,8 @@ def _reshaped(_context: Context, _builder: Any, c: Captured, env: Env) -> View:
     name = call.op.name
     found: View | None
     if name == "relax.permute_dims":
-        found = views.permute(view, [int(axis) for axis in call.attrs.axes])
+        rank = len(view.axes)
+        found = views.permute(view, [int(axis) for axis in call.attrs.axes or range(rank - 1, -1, -1)])
     elif name == "relax.expand_dims":
         found = views.expand(view, [int(axis) for axis in call.attrs.axis])
     elif name == "relax.squeeze":
@@ -346,12 +395,12 @@ def _reshaped(_context: Context, _builder: Any, c: Captured, env: Env) -> View:
     else:
         found = views.reshape(view, shape_of(call))
     if found is None:
-        raise UnsupportedView(name, shape_of(call))
+        raise UnsupportedView(f"{name.removeprefix('relax.')} to {list(shape_of(call))}")
     return found
 
 
 class UnsupportedView(Exception):
-    """A reshape that is not one of a language model's; the pass turns it into a StudentError with the node."""
+    """A layout that is not one of a language model's; the pass turns it into a StudentError with the node."""
 
 
 def _is_view(_context: Context, c: Captured) -> bool:

@@ -21,6 +21,20 @@ class View:
     repeat: int = 1
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The ONNX tensor's shape."""
+        return tuple(self.extent(axis) for axis in self.axes)
+
+    @property
+    def layout(self) -> str:
+        """The axes that are longer than 1, in order: what decides how the elements lie in memory."""
+        return "".join(axis for axis in self.axes if self.extent(axis) != 1)
+
+    def is_laid_out(self, axes: str) -> bool:
+        """Whether the tensor is `axes` (such as `mn` or `hmd`) once axes of extent 1 are left out of both."""
+        return self.layout == "".join(axis for axis in axes if self.extent(axis) != 1)
+
+    @property
     def width(self) -> int:
         """Features per head."""
         return self.features // self.heads
@@ -28,7 +42,8 @@ class View:
     def extent(self, axis: str) -> int:
         """Extent of a named axis; heads count their repeats unless these have an axis of their own."""
         heads = self.heads if "g" in self.axes else self.heads * self.repeat
-        return {"1": 1, "m": self.tokens, "n": self.features, "h": heads, "g": self.repeat, "d": self.width}[axis]
+        known = {"1": 1, "m": self.tokens, "n": self.features, "h": heads, "g": self.repeat, "d": self.width}
+        return known.get(axis, -1)
 
 
 def matrix(base: Any, axes: str, tokens: int, features: int) -> View:
