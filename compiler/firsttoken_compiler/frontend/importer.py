@@ -169,4 +169,15 @@ def import_onnx(student: OnnxStudent) -> Imported:
             reason = (str(error).strip() or type(error).__name__)[-300:]
             where = f"node {importer.node!r}" if importer.node else "its inputs and weights"
             raise StudentError(f"{student.name}: TVM's importer refuses {where}: {reason}") from error
+    _name_inner_values(module, importer.origin)
     return Imported(module, student, importer.weights, importer.origin, importer.names)
+
+
+def _name_inner_values(module: Any, origin: dict[str, str]) -> None:
+    """What a converter emits on the way belongs to the node whose result follows."""
+    node = ""
+    for block in reversed(module["main"].body.blocks):
+        for binding in reversed(block.bindings):
+            node = origin.get(binding.var.name, node)
+            if node:
+                origin[binding.var.name] = node

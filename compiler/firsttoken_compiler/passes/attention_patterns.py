@@ -5,9 +5,20 @@ from typing import Any
 import numpy as np
 
 from firsttoken_compiler.passes import views
-from firsttoken_compiler.passes.patterns import Captured, Context, Env, Match, Rule
+from firsttoken_compiler.passes.patterns import (
+    Captured,
+    Context,
+    Env,
+    LookThrough,
+    Match,
+    Rule,
+    UnsupportedView,
+    laid_out,
+    slice_bounds,
+    token_list,
+)
 from firsttoken_compiler.passes.views import View
-from firsttoken_compiler.tvm.api import Call, is_op, relax, shape_of, wildcard
+from firsttoken_compiler.tvm.api import Call, dtype_of, is_op, relax, shape_of, wildcard
 
 
 def _op(name: str, *args: Any) -> Any:
@@ -18,14 +29,15 @@ def _op(name: str, *args: Any) -> Any:
 
 
 def _rotary(context: Context, builder: Any, view: View, cos: Any, sin: Any) -> View:
-    base = context.emit(builder, "npu.rope", [view.base, cos, sin], heads=view.heads, out="float32")
+    axes = next((known for known in ("mn", "mhd") if view.is_laid_out(known)), "hmd")
+    base = context.emit(builder, "npu.rope", [laid_out(view, axes), cos, sin], heads=view.heads, out="float32")
     return View(base, view.axes, view.tokens, view.features, view.heads, view.repeat)
 
 
 def _half_table(context: Context, value: Any, tokens: int) -> np.ndarray | None:
     """Rows `[tokens, d/2]` of a constant table `[.., tokens, d]` whose halves repeat; None when it is not one."""
     table = context.known(value)
-    if table is None or table.size % tokens:
+    if table is None or table.size % tokens or table.shape[:-2] != (1,) * (table.ndim - 2):
         return None
     table = table.reshape(-1, table.shape[-1])
     half = table.shape[-1] // 2
@@ -37,13 +49,16 @@ def _half_table(context: Context, value: Any, tokens: int) -> np.ndarray | None:
 def _decomposed_rope() -> Rule:
     """x * cos + concat(-x[half:], x[:half]) * sin."""
     x, cos, sin = wildcard(), wildcard(), wildcard()
-    low, high = is_op("relax.strided_slice"), is_op("relax.strided_slice")
-    turned = _op("concat", relax_tuple(_op("negative", low(x, varg_default_wildcard=True)), high(x, varg_default_wildcard=True)))
+    low = is_op("relax.strided_slice")(x, varg_default_wildcard=True)
+    high = is_op("relax.strided_slice")(x, varg_default_wildcard=True)
+    turned = _op("concat", relax_tuple(_op("negative", low), high))
     pattern = _op("add", _op("multiply", x, cos), _op("multiply", turned, sin))
 
     def condition(context: Context, c: Captured) -> bool:
         shape = shape_of(c["x"])
-        return len(shape) == 4 and all(_half_table(context, c[part], shape[2]) is not None for part in ("cos", "sin"))
+        if len(shape) != 4 or not _turns_halves(context, c, shape[3]):
+            return False
+        return all(_half_table(context, c[part], shape[2]) is not None for part in ("cos", "sin"))
 
     def build(context: Context, builder: Any, c: Captured, env: Env) -> View:
         view = env[c["x"]]
@@ -51,7 +66,16 @@ def _decomposed_rope() -> Rule:
         cos_, sin_ = (context.constant(np.asarray(table), "rotary") for table in tables)
         return _rotary(context, builder, view, cos_, sin_)
 
-    return Rule(pattern, {"x": x, "cos": cos, "sin": sin}, build, condition)
+    captures = {"x": x, "cos": cos, "sin": sin, "low": low, "high": high, "turned": turned}
+    return LookThrough(pattern, captures, build, condition)
+
+
+def _turns_halves(context: Context, c: Captured, width: int) -> bool:
+    """Whether the rotated part is the upper half of every head, negated, then the lower half."""
+    bounds = [slice_bounds(context.values[c[part]]) for part in ("low", "high")]
+    axis = context.values[c["turned"]].attrs.axis
+    whole = int(axis if axis is not None else 0) % 4 == 3
+    return whole and bounds == [(3, width // 2, width), (3, 0, width // 2)]
 
 
 def relax_tuple(*fields: Any) -> Any:
@@ -91,9 +115,7 @@ class RawRope(Rule):
         if key not in cache:
             positions = env[c["positions"]]
             table = env[c[part]].base if c[part] in env else context.constant(np.asarray(context.known(c[part])), "rotary")
-            rows = positions.base
-            if len(shape_of(rows)) != 1:
-                rows = builder.emit(relax.op.reshape(rows, (positions.features,)))
+            rows = token_list(builder, positions)
             cache[key] = context.emit(builder, "npu.gather", [table, rows], out="float32")
         return cache[key]
 
@@ -113,22 +135,23 @@ def causal_mask(mask: np.ndarray, tokens: int) -> bool:
 
 def emit_attention(
     context: Context, builder: Any, query: View, key: View, value: View, *, scale: float, causal: bool,
-    mask: Any | None = None, past: tuple[Any, Any] | None = None, groups: int = 1,
+    mask: Any | None = None, past: tuple[Any, Any] | None = None,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
-    """Emits the caches' appends and the attention; returns (output, present key, present value) variables."""
+    """Emits the caches' appends and the attention; returns (output, present key, present value) variables.
+
+    Without past rows attention reads the keys and values of the prompt where they are, not their copies in the cache.
+    """
     kv_heads, rows = key.heads, shape_of(past[0])[1] if past else 0
     caches = []
     for index, view in enumerate((key, value)):
         args = [view.base] + ([past[index]] if past else [])
-        caches.append(
-            context.emit(builder, "npu.kv_append", args, kv_heads=kv_heads, past=rows, out="float32")
-        )
-    args = [query.base, *caches] + ([mask] if mask is not None else [])
+        caches.append(context.emit(builder, "npu.kv_append", args, kv_heads=kv_heads, past=rows, out="float32"))
+    sources = caches if past else [key.base, value.base]
+    args = [query.base, *sources] + ([mask] if mask is not None else [])
     output = context.emit(
         builder, "npu.attention", args, heads=query.heads, kv_heads=kv_heads, scale=scale, causal=int(causal),
         past=rows, mask=int(mask is not None), out="float32",
     )  # fmt: skip
-    assert groups >= 1
     return output, caches[0], caches[1]
 
 
@@ -151,6 +174,7 @@ class RawAttention(Rule):
         call = match.captured["call"]
         attrs = call.attrs
         query, key, value = (env[arg] for arg in call.args[:3])
+        _check_heads(query, key, value, "mn" if len(shape_of(call.args[0])) == 3 else "hmd")
         if len(shape_of(call.args[0])) == 3:
             query = View(query.base, "1mhd", query.tokens, query.features, int(attrs["heads"]))
             key, value = (View(v.base, "1mhd", v.tokens, v.features, int(attrs["kv_heads"])) for v in (key, value))
@@ -160,7 +184,7 @@ class RawAttention(Rule):
             if context.known(argument) is not None:
                 causal = True
             else:
-                mask = env[argument].base
+                mask = _additive(env[argument])
         past_at = int(attrs["past_at"])
         past = (env[call.args[past_at]].base, env[call.args[past_at + 1]].base) if past_at else None
         scale = float(attrs["scale"]) or float(query.width) ** -0.5
@@ -173,6 +197,21 @@ class RawAttention(Rule):
         cache_views = (_cache_view(keys), _cache_view(values))
         presents[view.base] = cache_views
         return view
+
+
+def _check_heads(query: View, key: View, value: View, axes: str) -> None:
+    """Raises UnsupportedView unless all three lie in memory as attention reads them, keys and values alike."""
+    for view in (query, key, value):
+        laid_out(view, axes)
+    if (key.heads, key.repeat, key.features) != (value.heads, value.repeat, value.features) or query.repeat != 1:
+        raise UnsupportedView(f"attention over keys {list(key.shape)} and values {list(value.shape)}")
+
+
+def _additive(mask: View) -> Any:
+    """A mask `[m, t]` that is added to the scores of every head."""
+    if dtype_of(mask.base) != "float32":
+        raise UnsupportedView(f"a {dtype_of(mask.base)} mask that is no constant: pass 0 or a very negative float32")
+    return laid_out(mask, "mn")
 
 
 def _cache_view(cache: Any) -> View:
@@ -212,10 +251,9 @@ def _scores(query: Any, key: Any, scale: Any, scale_k: Any, mask: Any, form: str
 def _decomposed_attention(form: str, masked: bool, guarded: bool) -> Rule:
     """matmul(softmax(scores [+ mask]), v) with the spelling's way of scaling, with or without SDPA's NaN guard."""
     query, key, value, scale, scale_k, mask, zero = (wildcard() for _ in range(7))
-    weights = _op("nn.softmax", _scores(query, key, scale, scale_k, mask, form, masked))
-    if guarded:
-        weights = _op("where", _op("isnan", weights), zero, weights)
-    captures = {"q": query, "k": key, "v": value}
+    softmax = _op("nn.softmax", _scores(query, key, scale, scale_k, mask, form, masked))
+    weights = _op("where", _op("isnan", softmax), zero, softmax) if guarded else softmax
+    captures = {"q": query, "k": key, "v": value, "weights": softmax}
     if form != "none":
         captures["scale"] = scale
     if form == "both":
@@ -226,6 +264,8 @@ def _decomposed_attention(form: str, masked: bool, guarded: bool) -> Rule:
     def condition(context: Context, c: Captured) -> bool:
         shape = shape_of(c["q"])
         if len(shape) != 4 or any(context.scalar(c[name]) is None for name in ("scale", "scale_k") if name in c):
+            return False
+        if int(context.values[c["weights"]].attrs.axis) not in (-1, 3):
             return False
         if "mask" not in c:
             return True
@@ -241,13 +281,14 @@ def _decomposed_attention(form: str, masked: bool, guarded: bool) -> Rule:
         elif form == "divide":
             factor = 1.0 / factor
         known = context.known(c["mask"]) if "mask" in c else None
-        mask_ = env[c["mask"]].base if "mask" in c and known is None else None
+        mask_ = _additive(env[c["mask"]]) if "mask" in c and known is None else None
+        _check_heads(query_, key_, value_, "hmd")
         output, _, _ = emit_attention(
             context, builder, query_, key_, value_, scale=factor, causal=known is not None, mask=mask_
         )
         return View(output, "1hmd", query_.tokens, query_.features, query_.heads)
 
-    return Rule(_op("matmul", weights, value), captures, build, condition)
+    return LookThrough(_op("matmul", weights, value), captures, build, condition)
 
 
 def attention_rules() -> list[Rule]:

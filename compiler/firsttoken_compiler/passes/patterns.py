@@ -155,16 +155,23 @@ GATHER = Rule(
 )
 
 
+def slice_bounds(call: Any) -> tuple[int, int, int] | None:
+    """(axis, first, end) of a slice along one axis in steps of 1; None for any other."""
+    parts = [getattr(part, "fields", None) or [] for part in call.args[1:]]
+    numbers = [[int(getattr(number, "value", number)) for number in part] for part in parts]
+    axes, begins, ends, steps = (*numbers, [], [], [], [])[:4]
+    if len(axes) != 1 or len(begins) != 1 or len(ends) != 1 or any(step != 1 for step in steps):
+        return None
+    shape = shape_of(call.args[0])
+    axis = axes[0] % len(shape)
+    first, end, _ = slice(begins[0], ends[0]).indices(shape[axis])
+    return axis, first, end
+
+
 def _last_rows(call: Any) -> tuple[int, int] | None:
     """(first, end) of a slice along the second axis of a 3-D tensor."""
-    axes, begins, ends = (getattr(call.args[i], "fields", None) or [] for i in (1, 2, 3))
-    numbers = [[int(getattr(v, "value", v)) for v in part] for part in (axes, begins, ends)]
-    steps = getattr(call.args[4], "fields", None) or [] if len(call.args) > 4 else []
-    if numbers[0] not in ([1], [-2]) or any(int(getattr(step, "value", step)) != 1 for step in steps):
-        return None
-    tokens = shape_of(call.args[0])[1]
-    first, end, _ = slice(numbers[1][0], numbers[2][0]).indices(tokens)
-    return first, end
+    bounds = slice_bounds(call)
+    return bounds[1:] if bounds is not None and bounds[0] == 1 else None
 
 
 def _build_row(context: Context, builder: Any, c: Captured, env: Env) -> View:
@@ -180,11 +187,11 @@ def _is_row(_context: Context, c: Captured) -> bool:
     return bounds is not None and bounds[1] - bounds[0] == 1
 
 
-INNER: Final = ("turned", "norm", "mean")
+INNER: Final = ("turned", "norm", "mean", "low", "high", "weights")
 """Captures that are values inside their pattern."""
 
 
-class _LookThrough(Rule):
+class LookThrough(Rule):
     """A rule whose captures include values inside the pattern, wanted for their attributes only."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
@@ -256,7 +263,7 @@ def _decomposed_norm() -> Rule:
         rows = axes == [rank - 1] and bool(attrs.keepdims)
         return exact and rows and context.scalar(c["eps"]) is not None and _has_gamma(context, c)
 
-    return _LookThrough(pattern, captures, _build_norm, condition)
+    return LookThrough(pattern, captures, _build_norm, condition)
 
 
 def _has_gamma(context: Context, c: Captured) -> bool:
@@ -267,7 +274,7 @@ def _has_gamma(context: Context, c: Captured) -> bool:
 def _fused_norm() -> Rule:
     x, gamma = wildcard(), wildcard()
     pattern = _op("nn.rms_norm", x, gamma)
-    return _LookThrough(pattern, {"x": x, "gamma": gamma, "norm": pattern}, _build_norm, _has_gamma)
+    return LookThrough(pattern, {"x": x, "gamma": gamma, "norm": pattern}, _build_norm, _has_gamma)
 
 
 DECOMPOSED_NORM, FUSED_NORM = _decomposed_norm(), _fused_norm()
@@ -315,7 +322,7 @@ def _linear_rules(*, sums: bool) -> tuple[Rule, ...]:
                 if with_residual:
                     pattern = _op("add", pattern, residual)
                     captures["residual"] = residual
-                rules.append(_LookThrough(pattern, captures, _build_linear, _is_linear))
+                rules.append(LookThrough(pattern, captures, _build_linear, _is_linear))
     return tuple(rules)
 
 

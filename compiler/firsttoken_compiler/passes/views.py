@@ -28,11 +28,15 @@ class View:
     @property
     def layout(self) -> str:
         """The axes that are longer than 1, in order: what decides how the elements lie in memory."""
-        return "".join(axis for axis in self.axes if self.extent(axis) != 1)
+        return self._significant(self.axes)
 
     def is_laid_out(self, axes: str) -> bool:
         """Whether the tensor is `axes` (such as `mn` or `hmd`) once axes of extent 1 are left out of both."""
-        return self.layout == "".join(axis for axis in axes if self.extent(axis) != 1)
+        return self.layout == self._significant(axes)
+
+    def _significant(self, axes: str) -> str:
+        longer = "".join(axis for axis in axes if self.extent(axis) != 1)
+        return longer.replace("d", "n") if self.heads == self.repeat == 1 else longer  # one head is all features
 
     @property
     def width(self) -> int:
