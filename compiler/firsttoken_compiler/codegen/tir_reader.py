@@ -31,28 +31,28 @@ _BINARY = {
 _CALLS = {
     "tirx.exp": "exp", "tirx.sigmoid": "sigmoid", "tirx.rsqrt": "rsqrt", "tirx.sqrt": "sqrt", "tirx.fabs": "abs",
     "tirx.round": "round", "tirx.nearbyint": "round", "tirx.tanh": "tanh", "tirx.floor": "floor", "tirx.ceil": "ceil",
-    "tirx.log": "log", "tirx.sin": "sin", "tirx.cos": "cos", "tirx.pow": "pow", "tirx.if_then_else": "select",
+    "tirx.log": "log", "tirx.sin": "sin", "tirx.cos": "cos", "tirx.pow": "pow", "tirx.if_then_else": "select", "prim.if_then_else": "select",
 }  # fmt: skip
 _SWAPPED = {"GT": "lt", "GE": "le"}
 _MAX_LOCAL_LOOPS = 3
 
 
-def read(function: Any) -> tuple[list[Statement], list[Buffer]]:
-    """Statements and operand buffers (in parameter order) of a lowered PrimFunc.
+def read(function: Any, outer: int = 0) -> tuple[list[Statement], list[Buffer]]:
+    """Statements and operand buffers (in parameter order) of a lowered PrimFunc, to stand inside `outer` more loops.
 
     Raises ProgramError for a statement or an index that no instruction can express.
     """
-    return _Reader(function).run()
+    return _Reader(function, outer).run()
 
 
 class _Reader:
     """One function: names of buffers, the stack of sequential loops, the loops of the present nest."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, outer: int) -> None:
         self.function = function
         self.buffers: dict[Any, Buffer] = {}
         self.alias: dict[Any, Any] = {}
-        self.sequential: list[Any] = []
+        self.sequential: list[Any] = [None] * outer
         self.params: list[Buffer] = []
 
     def run(self) -> tuple[list[Statement], list[Buffer]]:
@@ -230,7 +230,7 @@ class _Reader:
                 if node.same_as(variable):
                     return (lambda _env: 0), [int(i == index) for i in range(len(variables))]
             for depth, variable in enumerate(self.sequential):
-                if node.same_as(variable):
+                if variable is not None and node.same_as(variable):
                     return (lambda env, depth=depth: env[depth]), [0] * len(variables)
             raise ProgramError(f"internal: TIR index uses the unknown variable {node}")
         if kind == "Cast":

@@ -133,8 +133,8 @@ class _Unroller:
         if buffer.param >= 0:
             place = self.places[buffer.param]
             strides = tuple(place.layout.distance(c, narrow) for c in access.coefficients)
-            # The panels before a narrow one are full, so the base always counts in full strides.
-            return Stream(buffer.param, place.space, buffer.dtype, place.layout.distance(base), strides)
+            start = place.layout.start + place.layout.distance(base, narrow)
+            return Stream(buffer.param, place.space, buffer.dtype, start, strides)
         bits = buffer.dtype.bits
         strides = tuple(c * bits for c in access.coefficients)
         room = self.memory.rooms[buffer]

@@ -43,11 +43,15 @@ class Matmul(Instruction):
         kind, address, s0, s1, width = columns(code, 2)
         bits = BITS[kind % 16]
         transposed = (code[:, word.FLAGS] & TRANSPOSED) != 0
-        panels = np.where(transposed, n, -(-n // np.maximum(width, 1)))
+        full, rest = n // np.maximum(width, 1), n % np.maximum(width, 1)
+        panels = np.where(transposed, n, full)
         stride = np.where(transposed, s1, s0)
         rows = np.where(transposed, 1, k)
-        run = np.where(transposed, k * bits // 8, -(-np.minimum(n, width) * bits // 8))
+        run = np.where(transposed, k * bits // 8, -(-width * bits // 8))
         parts.append(region(index, False, kind, address, panels, stride, rows, s1, 1, 0, run))
+        last = (rest > 0) & ~transposed  # of the last panel only the columns in use
+        run = -(-rest * bits // 8)
+        parts.append(region(index, False, kind, address + full * s0, 1, 0, k, s1, 1, 0, run)[last[kind != 0]])
         return np.concatenate(parts)
 
     def execute(self, memory: Memory) -> None:

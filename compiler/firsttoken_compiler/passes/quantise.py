@@ -12,6 +12,7 @@ from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.options import Precision
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
+from firsttoken_compiler.schedule.tiling import panel_of
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import relax, shape_of
@@ -111,7 +112,7 @@ class _State:
         group = 0 if bits == 16 else k if self.precision.group == "channel" else min(k, int(self.precision.group))
         name = f"{argument.name}.packed"
         packing = Packing(
-            source, "panels", k, n, self.target.matrix.columns, bits, group, bool(int(call.attrs["transposed"]))
+            source, "panels", k, n, panel_of(self.target), bits, group, bool(int(call.attrs["transposed"]))
         )
         known = self.packings.setdefault(name, packing)
         if known != packing:

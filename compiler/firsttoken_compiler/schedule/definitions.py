@@ -1,7 +1,7 @@
 """The npu operators as TE: what TVM fuses and plans, and what the row-wise kernels are lowered from.
 
 Arithmetic is fp32; results narrow where they are stored. Integer activations are symmetric per token:
-scale = max(|row|) / qmax, value = round-half-even(x / scale).
+scale = max(|row|) / qmax, value = round-half-even(x * (1 / scale)).
 """
 
 from collections.abc import Callable
@@ -23,6 +23,11 @@ def definition(spec: KernelSpec) -> Any:
     return te.create_prim_func([*inputs, *outputs])
 
 
+def element_definition(spec: KernelSpec, inputs: list[Any]) -> list[Any]:
+    """What the schedule of a row-wise kernel starts from: as `definition`, with the axes of heads spelled out."""
+    return _BY_ELEMENT.get(spec.kind, _DEFINITIONS[spec.kind])(spec, inputs)
+
+
 def _f32(value: Any) -> Any:
     return value.astype("float32")
 
@@ -39,7 +44,9 @@ def _quantise_rows(spec: KernelSpec, x: Any, rows: int, width: int) -> list[Any]
     r = te.reduce_axis((0, width), "r")
     peak = te.compute((rows,), lambda i: te.max(te.abs(x[i, r]), axis=r), name="peak")
     scale = te.compute((rows, 1), lambda i, _: te.max(peak[i], MIN_SCALE) * (1.0 / qmax), name="scale")
-    values = te.compute((rows, width), lambda i, j: te.round(x[i, j] / scale[i, 0]).astype(NAMES[spec.outs[0].dtype]), name="q")
+    inverse = te.compute((rows,), lambda i: 1.0 / scale[i, 0], name="inverse")
+    dtype = NAMES[spec.outs[0].dtype]
+    values = te.compute((rows, width), lambda i, j: te.round(x[i, j] * inverse[i]).astype(dtype), name="q")
     return [values, scale]
 
 
@@ -84,7 +91,23 @@ def _row(spec: KernelSpec, p: list[Any]) -> list[Any]:
 
 
 def _rope(spec: KernelSpec, p: list[Any]) -> list[Any]:
-    """Half-rotate: out[.., s, c] = x[.., s, c] cos[c] + (2s - 1) x[.., 1-s, c] sin[c] for halves s of each head."""
+    """Half-rotate within each head of `width` features."""
+    x, cos, sin = p
+    rows, features = spec.args[0].shape
+    width = features // spec["heads"]
+    half = width // 2
+
+    def element(i: Any, f: Any) -> Any:
+        c = f % width
+        first = c < half
+        turned = te.if_then_else(first, -_f32(x[i, te.min(f + half, features - 1)]), _f32(x[i, te.max(f - half, 0)]))
+        return _store(spec, _f32(x[i, f]) * cos[i, c % half] + turned * sin[i, c % half])
+
+    return [te.compute((rows, features), element, name="out")]
+
+
+def _rope_by_head(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """The same over (row, head, half, column): x[s, c] cos[c] + (2s - 1) x[1 - s, c] sin[c]."""
     x, cos, sin = p
     heads = spec["heads"]
     rows, width = spec.args[0].shape
@@ -112,6 +135,13 @@ def _kv_append(spec: KernelSpec, p: list[Any]) -> list[Any]:
         return te.if_then_else(t < past, p[1][h, te.min(t, past - 1), c], new) if past else new
 
     return [te.compute(spec.outs[0].shape, element, name="out")]
+
+
+def _kv_rows(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """The rows that `kv_append` adds, as (row, head, column); those already there stay where they are."""
+    heads, _, width = spec.outs[0].shape
+    rows = spec.args[0].shape[0]
+    return [te.compute((rows, heads, width), lambda t, h, c: _store(spec, p[0][t, h * width + c]), name="out")]
 
 
 def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
@@ -164,15 +194,20 @@ def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: 
 
 def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
     """Grouped-query attention with an exact softmax over the whole row of scores."""
-    q, keys, values = p[:3]
+    q = p[0]
     heads, kv_heads = spec["heads"], spec["kv_heads"]
     rows, features = spec.args[0].shape
-    total, width = spec.args[1].shape[1:]
+    cached = len(spec.args[1].shape) == 3
+    total, width = spec.args[1].shape[1] if cached else spec.args[1].shape[0], features // heads
     shared = heads // kv_heads
+
+    def at(operand: Any, h: Any, t: Any, d: Any) -> Any:
+        return _f32(operand[h // shared, t, d] if cached else operand[t, h // shared * width + d])
+
     c = te.reduce_axis((0, width), "c")
     shape = (heads, rows, total)
     scores = te.compute(
-        shape, lambda h, i, t: te.sum(_f32(q[i, h * width + c]) * _f32(keys[h // shared, t, c]), axis=c), name="S"
+        shape, lambda h, i, t: te.sum(_f32(q[i, h * width + c]) * at(p[1], h, t, c), axis=c), name="S"
     )
     masked = te.compute(shape, lambda h, i, t: mask(spec, p, scores[h, i, t] * spec["scale"], i, t), name="M")
     r1, r2, r3 = (te.reduce_axis((0, total), f"t{n}") for n in range(3))
@@ -181,7 +216,7 @@ def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
     norm = te.compute((heads, rows), lambda h, i: te.sum(_f32(weights[h, i, r2]), axis=r2), name="norm")
     mixed = te.compute(
         (heads, rows, width),
-        lambda h, i, d: te.sum(_f32(weights[h, i, r3]) * _f32(values[h // shared, r3, d]), axis=r3), name="V",
+        lambda h, i, d: te.sum(_f32(weights[h, i, r3]) * at(p[2], h, r3, d), axis=r3), name="V",
     )  # fmt: skip
     return [
         te.compute(
@@ -204,3 +239,4 @@ _DEFINITIONS: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
     "rms_norm": _rms_norm, "swiglu": _swiglu, "quantise": _quantise, "add": _add, "row": _row, "rope": _rope,
     "gather": _gather, "kv_append": _kv_append, "linear": _linear, "attention": _attention,
 }  # fmt: skip
+_BY_ELEMENT: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {"rope": _rope_by_head, "kv_append": _kv_rows}

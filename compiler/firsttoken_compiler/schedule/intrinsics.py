@@ -107,16 +107,16 @@ def matmul(m: int, p: int, k: int, panel: int, a: str, w: str, acc: str, a_scope
 
 @functools.cache
 def attend(m: int, n: int, k: int, axes: str, transposed: bool, a_scope: str, w_scope: str) -> str:
-    """Name of the intrinsic acc[m, n] += a[m, k] x w in fp16 with fp32 sums; w is [n, k] when transposed, else [k, n].
+    """Name of the intrinsic acc[b, m, n] += a[b, m, k] x w in fp16, fp32 sums, b = 1; w is [b, n, k] if transposed, else [b, k, n].
 
     Becomes `npu.matmul:axes(acc, a, w, m, n, k, panel, strides: acc row, a row, 0, w row)`, panel 0 when transposed.
     """
-    sizes = {"m": m, "n": n, "k": k}
-    c, left = _Operand("C", "mn", sizes, "float32", ACC), _Operand("A", "mk", sizes, "float16", a_scope)
-    right = _Operand("W", "nk" if transposed else "kn", sizes, "float16", w_scope)
+    sizes = {"b": 1, "m": m, "n": n, "k": k}
+    c, left = _Operand("C", "bmn", sizes, "float32", ACC), _Operand("A", "bmk", sizes, "float16", a_scope)
+    right = _Operand("W", "bnk" if transposed else "bkn", sizes, "float16", w_scope)
     panel = 0 if transposed else n
-    numbers = [str(m), str(n), str(k), str(panel), c.stride("m"), left.stride("m"), "0", right.stride(right.axes[0])]
+    numbers = [str(m), str(n), str(k), str(panel), c.stride("m"), left.stride("m"), "0", right.stride(right.axes[1])]
     name = f"npu_attend_{m}x{n}x{k}_{axes}_{transposed}_{a_scope}_{w_scope}"
     value = f'{c.element} + T.Cast("float32", {left.element}) * T.Cast("float32", {right.element})'
-    _register(name, [c, left, right], "mnk", "k", value, f"npu.matmul:{axes}", numbers)
+    _register(name, [c, left, right], "bmnk", "k", value, f"npu.matmul:{axes}", numbers)
     return name

@@ -19,6 +19,8 @@ class Layout:
     bits: tuple[int, ...]
     narrow: tuple[int, ...] = ()
     """The strides inside a last panel that is narrower than the others, where they differ."""
+    start: int = 0
+    """Bits before the first element (rows of a cache that are already there)."""
 
     def coordinates(self, offset: int) -> tuple[int, ...]:
         """Logical coordinates of a flat element offset (or the part of each dimension in a flat coefficient)."""

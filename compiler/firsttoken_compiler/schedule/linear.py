@@ -233,7 +233,7 @@ class _Scheduling:
         i, c, j, g = s.get_loops(total)[-4:]
         g0, g1 = s.split(g, [None, per_tile])
         s.reorder(g0, g1, i, c, j)
-        annotate(s, {g0: f"g:{per_tile}", g1: "g:1", i: "m", c: "p", j: "j"})
+        annotate(s, {g0: f"k:{self.tile.k}", g1: f"k:{self.shape.group}", i: "m", c: "p", j: "j"})
         for loop in (g0, g1):
             s.annotate(loop, "software_pipeline_stage", PIPELINE)
         s.compute_at(sums, g1, preserve_unit_loops=True)

@@ -130,7 +130,8 @@ CANONICAL: dict[str, Infer] = {
     "npu.linear": _linear,  # (a [m, k], weight[, a_scale, w_scale][, bias][, residual]) -> [m, n]
     "npu.rope": _out_like_first,  # (x [m, heads*d], cos [m, d/2], sin [m, d/2]); heads
     "npu.kv_append": _kv_append,  # (x [m, kv*d][, past [kv, c, d]]); kv_heads, past -> [kv, c + m, d], in place
-    "npu.attention": _out_like_first,  # (q [m, heads*d], k [kv, t, d], v [kv, t, d][, mask [m, t]]) -> [m, heads*d]
+    # (q [m, heads*d], k, v[, mask [m, t]]) -> [m, heads*d]; k and v are caches [kv, t, d], or [t, kv*d] without past
+    "npu.attention": _out_like_first,
     "npu.swiglu": _quantised,  # (gate [m, i], up [m, i]) -> [m, i], with int8/int16 out: ([m, i], scale [m, 1])
     "npu.quantise": _quantised,  # (x [m, h]) -> ([m, h], scale [m, 1])
     "npu.add": _out_like_first,  # (a, b) of one shape

@@ -1,0 +1,34 @@
+"""Text forms of what the passes make, for --dump-after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.isa.program import Program
+from firsttoken_compiler.passes.place import Placement
+
+
+def dump(folder: Path, number: int, name: str, made: Any) -> None:
+    """Writes `NN-pass.txt` into `folder`; raises OptionError when the folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:02d}-{name}.txt").write_text(_text(made), encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"cannot write to --dump-dir {folder}: {error.strerror or error}") from error
+
+
+def _text(made: Any) -> str:
+    if isinstance(made, Program):
+        return str(made)
+    if isinstance(made, Placement):
+        lines = [f"{name} at {address:#x}" for name, address in made.resident.items()]
+        return "\n".join([f"resident {made.resident_bytes} of {made.scratchpad_bytes} bytes", *lines]) + "\n"
+    if isinstance(made, dict):
+        return "".join(
+            f"# {spec.kind} {spec.args} -> {spec.outs} in {[space.text for space in spaces]}, tile {template.tile}\n"
+            f"{str(Program(code=template.code, kernels=template.kernels, tensors=(), ops=()))}\n"
+            for (spec, spaces), template in made.items()
+        )
+    return str(made.script()) + "\n"

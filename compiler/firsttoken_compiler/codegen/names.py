@@ -1,0 +1,66 @@
+"""Operators of a program: names a reader knows from the model, dimensions, and multiply-accumulates."""
+
+from __future__ import annotations
+
+import re
+
+from firsttoken_compiler.isa.program import OpInfo
+from firsttoken_compiler.passes.lower import Launch
+from firsttoken_compiler.schedule.spec import KernelSpec
+
+_OWN_NAME = ("linear", "rms_norm", "gather", "row", "add")
+"""Kinds that the module's path names well enough."""
+
+
+class OperatorNames:
+    """Names launches after the ONNX nodes behind them; every name once."""
+
+    def __init__(self, nodes: dict[str, tuple[str, ...]]) -> None:
+        self._nodes = nodes
+        self._used: dict[str, int] = {}
+
+    def describe(self, launch: Launch, tile: str, first: int, last: int) -> OpInfo:
+        """The operator of a launch whose instructions are `[first, last)`."""
+        nodes = self._nodes.get(launch.label, ())
+        spec = launch.spec
+        path = module_path(nodes[0]) if nodes else spec.kind
+        name = path if spec.kind in _OWN_NAME else f"{path}.{spec.kind}"
+        self._used[name] = self._used.get(name, 0) + 1
+        if self._used[name] > 1:
+            name = f"{name}#{self._used[name]}"
+        m, n, k, batch = dimensions(spec)
+        w_bits = spec.args[1].dtype.bits if spec.kind in ("linear", "attention") else 0
+        return OpInfo(
+            name=name, kind=spec.kind, onnx_nodes=nodes, module=path.rpartition(".")[0] if nodes else "", first=first,
+            last=last, m=m, n=n, k=k, batch=batch, w_bits=w_bits, a_bits=spec.args[0].dtype.bits, macs=macs(spec), tile=tile,
+        )  # fmt: skip
+
+
+def module_path(node: str) -> str:
+    """`/model/layers.3/mlp/gate_proj/MatMul` → `layers.3.mlp.gate_proj`; other names stay as they are."""
+    parts = [part for part in node.split("/") if part]
+    if len(parts) < 2:
+        return node
+    if parts[0] == "model":
+        parts = parts[1:]
+    return ".".join(parts[:-1]) or re.sub(r"\W", "_", node)
+
+
+def dimensions(spec: KernelSpec) -> tuple[int, int, int, int]:
+    """(m, n, k, batch) of a product, scores of an attention, or rows and columns of anything else."""
+    rows = spec.args[0].shape[0]
+    if spec.kind == "linear":
+        return rows, int(spec["n"]), int(spec["k"]), 1
+    if spec.kind == "attention":
+        heads = int(spec["heads"])
+        keys = spec.args[1].shape
+        return rows, keys[1] if len(keys) == 3 else keys[0], spec.args[0].shape[1] // heads, heads
+    return spec.outs[0].shape[0], spec.outs[0].shape[-1], 0, 1
+
+
+def macs(spec: KernelSpec) -> int:
+    """Multiply-accumulates that the ONNX operators define: m n k, twice over all heads for an attention."""
+    m, n, k, batch = dimensions(spec)
+    if spec.kind == "linear":
+        return m * n * k
+    return 2 * batch * m * n * k if spec.kind == "attention" else 0

@@ -1,0 +1,68 @@
+"""Decides which planned storages stay in the scratchpad for the whole run, and what is left for the kernels to work in.
+
+Storages that are touched most per byte come first; at least `WORKING_SHARE` of the scratchpad stays free for tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from firsttoken_compiler.errors import AllocationError
+from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.passes.lower import Launches, Value
+from firsttoken_compiler.schedule.tiling import Room
+from firsttoken_compiler.target.target import Target
+
+WORKING_SHARE: Final = 0.45
+"""Share of the scratchpad that residents may not take: half of it holds the kernel that runs, half the next one's
+first tiles, so that weights stream while vector work goes on."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Scratchpad addresses of the resident storages; all others lie in DRAM. Kernels work above `resident_bytes`."""
+
+    resident: dict[str, int]
+    resident_bytes: int
+    scratchpad_bytes: int
+
+    @property
+    def room(self) -> Room:
+        """What one kernel may use."""
+        free = self.scratchpad_bytes - self.resident_bytes
+        return Room(free // 2, free)
+
+    def space(self, value: Value) -> Space:
+        """Where a value lies."""
+        return Space.SPAD if value.kind == "storage" and value.name in self.resident else Space.DRAM
+
+
+@dataclass(frozen=True)
+class Place:
+    """See the module's docstring."""
+
+    target: Target
+
+    def run(self, launches: Launches) -> Placement:
+        """Chooses the residents; raises AllocationError when the scratchpad is smaller than a tile could ever be."""
+        pad = self.target.scratchpad
+        align = pad.alignment_bytes
+        if pad.bytes < 16 * align:
+            raise AllocationError(
+                f"target {self.target.name} has a scratchpad of {pad.bytes} bytes, which cannot hold one tile: "
+                f"at least {16 * align} are needed, raise scratchpad.bytes"
+            )
+        traffic = dict.fromkeys((storage.name for storage in launches.storages), 0)
+        for launch in launches.launches:
+            for value in (*launch.args, *launch.outs):
+                if value.kind == "storage":
+                    traffic[value.name] += value.arg.nbytes
+        sizes = {s.name: -(-s.nbytes // align) * align for s in launches.storages}
+        budget = int(pad.bytes * (1 - WORKING_SHARE))
+        resident: dict[str, int] = {}
+        used = 0
+        for name in sorted(sizes, key=lambda name: (-traffic[name] / max(1, sizes[name]), name)):
+            if used + sizes[name] <= budget:
+                resident[name], used = used, used + sizes[name]
+        return Placement(resident, used, pad.bytes)

@@ -1,0 +1,131 @@
+"""The compiler, pass by pass: read this first.
+
+    ONNX ─ import ─ canonicalise ─ quantise ─ cache-norms ─ lower ─ place ─ schedule ─ emit ─ verify ─ Program
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.frontend.onnx_file import OnnxStudent
+from firsttoken_compiler.isa.program import Program
+from firsttoken_compiler.options import Precision
+from firsttoken_compiler.target.target import Target
+
+PIPELINE: Final = (
+    "import",  # ONNX → Relax; weights stay parameters without data
+    "canonicalise",  # exporters' spellings → npu.* operators on matrices
+    "quantise",  # types of weights and activations, recipes of packed weights
+    "cache-norms",  # what each norm keeps for its consumers
+    "lower",  # TVM: one PrimFunc per operator, fusion, memory plan → kernel launches
+    "place",  # which storages stay in the scratchpad
+    "schedule",  # a tile and a tensorised schedule per distinct kernel → instruction templates
+    "emit",  # templates relocated, semaphores inserted
+    "verify",  # bounds, order, deadlock
+)
+"""Names for --stop-after and --dump-after."""
+
+Progress = Callable[[str, float, float], None]
+
+
+def compile_onnx(
+    student: OnnxStudent, target: Target, precision: Precision, *, meta: dict[str, Any] | None = None,
+    stop_after: str | None = None, dump_after: str | None = None, dump_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Program | None:  # fmt: skip
+    """The program of a student on a target; None when stopped early.
+
+    Raises StudentError (the graph), OptionError (precision, pass names), AllocationError (the target is too small).
+    """
+    for option, name in (("--stop-after", stop_after), ("--dump-after", dump_after)):
+        if name is not None and name not in PIPELINE and not (option == "--dump-after" and name == "all"):
+            raise OptionError(f"{option} {name!r} is no pass; passes are {', '.join(PIPELINE)}")
+    run = _Run(stop_after, dump_after, dump_dir, progress)
+    return run.all(student, target, precision, dict(meta or {}))
+
+
+class _Stopped(Exception):
+    """Raised after the pass that --stop-after names."""
+
+
+class _Run:
+    """One compilation; `done` is called after every pass with what it made."""
+
+    def __init__(self, stop: str | None, dump: str | None, folder: Path | None, progress: Progress | None) -> None:
+        self.stop, self.dump, self.folder, self.progress = stop, dump, folder, progress
+
+    def all(self, student: OnnxStudent, target: Target, precision: Precision, meta: dict[str, Any]) -> Program | None:
+        """Every pass in order."""
+        try:
+            return self._all(student, target, precision, meta)
+        except _Stopped:
+            return None
+
+    def _all(self, student: OnnxStudent, target: Target, precision: Precision, meta: dict[str, Any]) -> Program:
+        from firsttoken_compiler.codegen.assemble import Compiled, assemble, schedule_all
+        from firsttoken_compiler.codegen.verify import verify
+        from firsttoken_compiler.frontend.importer import import_onnx
+        from firsttoken_compiler.passes.cache_norms import CacheNorms
+        from firsttoken_compiler.passes.canonicalise import Canonicalise
+        from firsttoken_compiler.passes.lower import Lower
+        from firsttoken_compiler.passes.place import Place
+        from firsttoken_compiler.passes.quantise import Quantise
+
+        imported = import_onnx(student)
+        self.done("import", imported.module)
+        canonical = Canonicalise().run(imported)
+        self.done("canonicalise", canonical.module)
+        quantised = Quantise(precision, target).run(canonical, imported.weights)
+        self.done("quantise", quantised.module)
+        quantised, decisions = CacheNorms(precision.norm_cache).run(quantised)
+        self.done("cache-norms", quantised.module)
+        launches = Lower().run(quantised)
+        self.done("lower", launches.module)
+        placement = Place(target).run(launches)
+        self.done("place", placement)
+        parameters = [parameter.name for parameter in imported.module["main"].params]
+        inputs = dict(zip(parameters, imported.inputs, strict=False))  # the weights follow the inputs
+        compiled = Compiled(canonical, quantised, launches, placement, imported.weights, inputs)
+        templates = schedule_all(compiled, target, lambda part: self._show("schedule", part))
+        self.done("schedule", templates)
+        program = assemble(compiled, templates, target, {**meta, "norm_decisions": describe_norms(compiled, decisions)})
+        self.done("emit", program)
+        verify(program, target)
+        self.done("verify", program)
+        return program
+
+    def done(self, name: str, made: Any) -> None:
+        """Shows progress, writes the text form, stops."""
+        self._show(name, 1.0)
+        if self.folder is not None and self.dump in (name, "all"):
+            from firsttoken_compiler.codegen.dump import dump
+
+            dump(self.folder, PIPELINE.index(name), name, made)
+        if self.stop == name:
+            raise _Stopped
+
+    def _show(self, name: str, part: float) -> None:
+        if self.progress is not None:
+            self.progress("compile", PIPELINE.index(name) + part, len(PIPELINE))
+
+
+def describe_norms(compiled: Any, decisions: Any) -> list[str]:
+    """A line per norm: what it keeps, for how many products, and where."""
+    from firsttoken_compiler.codegen.names import module_path
+
+    made = {}
+    for launch in compiled.launches.launches:
+        if launch.spec.kind == "rms_norm":
+            made.setdefault(launch.label, launch)
+    lines = []
+    for decision in decisions:
+        nodes = compiled.canonical.nodes.get(decision.name, ())
+        name = module_path(nodes[0]) if nodes else decision.name
+        launch = made.get(decision.name)
+        where = compiled.placement.space(launch.outs[0]).text if launch is not None else "registers"
+        kept = "computed again by each" if decision.cached_as == "off" else f"kept as {decision.cached_as} in {where}"
+        lines.append(f"{name}: {kept} for {decision.consumers} products")
+    return lines

@@ -1,0 +1,38 @@
+"""One kernel: tile chosen, scheduled, lowered, read back, unrolled into a template."""
+
+from __future__ import annotations
+
+from firsttoken_compiler.codegen.staging import over_rows
+from firsttoken_compiler.codegen.template import Template
+from firsttoken_compiler.codegen.tir_reader import read
+from firsttoken_compiler.codegen.unroll import Place, unroll
+from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.schedule import attention, linear, rowwise
+from firsttoken_compiler.schedule.kernel import Scheduled
+from firsttoken_compiler.schedule.spec import KernelSpec
+from firsttoken_compiler.schedule.tiling import Room, choose_attention, choose_linear, choose_rows, panel_of
+from firsttoken_compiler.target.target import Target
+
+
+def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Template:
+    """The template of a kernel whose operands and results lie in `spaces`; raises AllocationError when nothing fits."""
+    if spec.kind == "linear":
+        tile = choose_linear(spec, spaces, target, room)
+        return _template(linear.schedule(spec, spaces, tile, panel_of(target)), spaces, target)
+    if spec.kind == "attention":
+        return _template(attention.schedule(spec, spaces, choose_attention(spec, spaces, target, room)), spaces, target)
+    rows = choose_rows(spec, spaces, target, room)
+    scheduled = rowwise.schedule(spec, rows)
+    body, params = read(scheduled.lowered(), outer=1)
+    copies = spec.kind in rowwise.COPIES
+    body = over_rows(
+        body, params, list(spaces), rowwise.row_elements(spec), rows, rowwise.rows_of(spec), len(spec.outs), copies
+    )
+    places = [Place(space, layout) for space, layout in zip(spaces, scheduled.layouts, strict=True)]
+    return unroll(body, places, scheduled.ragged, target.scratchpad.alignment_bytes, scheduled.tile)
+
+
+def _template(scheduled: Scheduled, spaces: tuple[Space, ...], target: Target) -> Template:
+    body, _ = read(scheduled.lowered())
+    places = [Place(space, layout) for space, layout in zip(spaces, scheduled.layouts, strict=True)]
+    return unroll(body, places, scheduled.ragged, target.scratchpad.alignment_bytes, scheduled.tile)

@@ -1,0 +1,163 @@
+"""Chooses tiles: every candidate that fits is costed, the cheapest is taken.
+
+The cost of a tile is the time of its slowest engine over all tiles, plus what no overlap can hide: the first load, and
+the last product, vector pass and store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from firsttoken_compiler.errors import AllocationError
+from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.isa.vector_kernel import VectorKernel
+from firsttoken_compiler.schedule import attention, rowwise
+from firsttoken_compiler.schedule.linear import Shape, Tile, operand_names
+from firsttoken_compiler.schedule.spec import KernelSpec
+from firsttoken_compiler.target.rates import ceil_div, matmul_cost, pair_name, vector_cycles
+from firsttoken_compiler.target.target import Target
+
+_SCALE = VectorKernel(("add", "s0", ("mul", "s1", "s2")))
+_EPILOGUE = VectorKernel(("add", ("mul", ("mul", "s0", "s1"), "s2"), "s3"))
+DRAM_SHARE = 0.9
+"""Share of the DRAM's peak that long streams reach, for ranking tiles only; the simulator measures the real one."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a kernel may use of the scratchpad: preferably `preferred` bytes, at most `limit`."""
+
+    preferred: int
+    limit: int
+
+
+def panel_of(target: Target) -> int:
+    """Columns of a weight panel: those of the matrix unit, made even so that int4 rows fill whole bytes."""
+    return target.matrix.columns + target.matrix.columns % 2
+
+
+def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Tile:
+    """The cheapest tile of a product; raises AllocationError when not even the smallest fits."""
+    for limit in (room.preferred, room.limit):
+        costs = {
+            tile: linear_cost(spec, spaces, tile, target)
+            for tile in _linear_tiles(spec, target)
+            if linear_bytes(spec, spaces, tile, target)[0] <= limit
+            and linear_bytes(spec, spaces, tile, target)[1] <= target.scratchpad.accumulator_bytes
+        }
+        if costs:
+            return min(costs, key=lambda tile: (costs[tile], tile.m, tile.panels, tile.k))
+    smallest = min((linear_bytes(spec, spaces, tile, target) for tile in _linear_tiles(spec, target)))
+    raise AllocationError(
+        f"target {target.name}: the smallest tile of a product of {spec.args[0].shape} by {spec['n']} columns needs "
+        f"{smallest[0]} bytes of scratchpad and {smallest[1]} of accumulators; {room.limit} and "
+        f"{target.scratchpad.accumulator_bytes} are free: raise scratchpad.bytes or scratchpad.accumulator_bytes"
+    )
+
+
+def _linear_tiles(spec: KernelSpec, target: Target) -> Iterator[Tile]:
+    shape, panel = Shape.of(spec), panel_of(target)
+    count = shape.panels(panel)
+    rows = sorted({min(shape.m, r) for r in (16, 32, 64, 128, 256, 512)} | {shape.m if shape.m <= 1024 else 512})
+    wide = sorted({min(count, 1 << i) for i in range(count.bit_length() + 1)})
+    unit = shape.group or min(shape.k, max(target.matrix.rows, 32))
+    whole = ceil_div(shape.k, unit)
+    deep = sorted({ceil_div(whole, parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, whole)})
+    for m in rows:
+        for panels in wide:
+            for units in deep:
+                k = shape.k if units == whole and not shape.group else units * unit
+                yield Tile(m, panels, k)
+
+
+def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> tuple[int, int]:
+    """(scratchpad, accumulator) bytes of a tile with all its slots."""
+    shape, panel, align = Shape.of(spec), panel_of(target), target.scratchpad.alignment_bytes
+    names = operand_names(spec)
+    where = dict(zip(names, spaces, strict=True))
+    dtypes = {name: arg.dtype for name, arg in zip(names, (*spec.args, *spec.outs), strict=True)}
+    n = tile.panels * panel
+    loops = ceil_div(shape.panels(panel), tile.panels) * ceil_div(shape.m, tile.m)
+    deep = ceil_div(shape.k, tile.k)
+    two, three = (2, 3) if loops * deep > 1 else (1, 1)
+    rows = ceil_div(tile.k, shape.group) * deep if shape.group else 1
+    staged = {
+        "w": two * dtypes["w"].nbytes(tile.k * n), "a": two * dtypes["a"].nbytes(tile.m * tile.k),
+        "w_scale": three * rows * n * 2, "bias": three * n * 2, "a_scale": three * tile.m * 4,
+        "residual": three * tile.m * n * 2, "out": two * dtypes["out"].nbytes(tile.m * n),
+    }  # fmt: skip
+    total = sum(nbytes + 3 * align for name, nbytes in staged.items() if where.get(name) is Space.DRAM)
+    acc = ceil_div(tile.m * n * 4, align) * align
+    if shape.group:
+        total += acc
+    return total, acc * (2 if loops > 1 or shape.group else 1)
+
+
+def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> float:
+    """Cycles of a product with this tile."""
+    shape, panel = Shape.of(spec), panel_of(target)
+    where = dict(zip(operand_names(spec), spaces, strict=True))
+    n = tile.panels * panel
+    across, down, deep = ceil_div(shape.n, n), ceil_div(shape.m, tile.m), ceil_div(shape.k, tile.k)
+    rate = min(target.dram.peak_bytes_per_s * DRAM_SHARE / target.clock_hz, target.dma.bus_bytes_per_cycle)
+    weight = shape.w.nbytes(tile.k * n) / rate + target.dma.setup_cycles
+    loads = across * deep * (down if deep > 1 else 1)
+    dma = loads * weight + across * 2 * target.dma.setup_cycles
+    if where["a"] is Space.DRAM:
+        dma += across * down * deep * (shape.a.nbytes(tile.m * tile.k) / rate + target.dma.setup_cycles)
+    pair = pair_name(shape.a, shape.w)
+    m, k = min(tile.m, shape.m), shape.group or tile.k
+    product = matmul_cost(target, m, n, min(k, shape.k), pair).cycles + target.matrix.issue_cycles
+    products = across * down * ceil_div(shape.k, k)
+    epilogue = vector_cycles(target, _EPILOGUE, (m, tile.panels, panel))
+    vector = across * down * epilogue
+    if shape.group:
+        vector += products * vector_cycles(target, _SCALE, (m, tile.panels, panel))
+    return max(dma, products * product, vector) + weight + product + epilogue
+
+
+def choose_attention(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> attention.AttentionTile:
+    """The tile with the most rows, then keys, that fits; raises AllocationError when none does."""
+    heads = attention.Heads.of(spec)
+    rows = sorted({min(heads.rows, r) for r in (1, 2, 4, 8, 16, 32, 64, 128)}, reverse=True)
+    keys = sorted({min(heads.keys, k) for k in (16, 32, 64, 128, 256, 512, 1024, 2048)}, reverse=True)
+    for limit in (room.preferred, room.limit):
+        for r in rows:
+            for t in keys:
+                tile = attention.AttentionTile(r, t)
+                fits = attention.acc_bytes(spec, tile) <= target.scratchpad.accumulator_bytes
+                if fits and attention.scratch_bytes(spec, spaces, tile) <= limit:
+                    return tile
+    tile = attention.AttentionTile(rows[-1], keys[-1])
+    raise AllocationError(
+        f"target {target.name}: one row of attention over {heads.keys} keys needs "
+        f"{attention.scratch_bytes(spec, spaces, tile)} bytes of scratchpad and {attention.acc_bytes(spec, tile)} of "
+        f"accumulators; {room.limit} and {target.scratchpad.accumulator_bytes} are free: shorten the prompt, or raise "
+        "scratchpad.bytes"
+    )
+
+
+def choose_rows(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> int:
+    """Rows of a block of a row-wise kernel; raises AllocationError when not even one row fits."""
+    total = rowwise.rows_of(spec)
+    for limit in (room.preferred, room.limit):
+        for parts in range(1, total + 1):
+            rows = ceil_div(total, parts)
+            if _row_bytes(spec, spaces, rows, target) <= limit:
+                return rows
+    raise AllocationError(
+        f"target {target.name}: one row of {spec.kind} needs {_row_bytes(spec, spaces, 1, target)} bytes of scratchpad, "
+        f"{room.limit} are free: raise scratchpad.bytes"
+    )
+
+
+def _row_bytes(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: Target) -> int:
+    """Scratchpad of a block: staged operands in their slots, and the numbers per row."""
+    per_row = rowwise.row_elements(spec)
+    operands = rowwise.kernel_operands(spec, (*spec.args, *spec.outs))
+    total = (4 * rows * Dtype.F32.bits // 8) * 4 + 16 * target.scratchpad.alignment_bytes
+    for index, (arg, space) in enumerate(zip(operands, spaces, strict=True)):
+        if space is Space.DRAM and not (spec.kind in rowwise.COPIES and index < len(operands) - len(spec.outs)):
+            total += arg.dtype.nbytes(per_row[index] * rows) * 3 if index in per_row else arg.nbytes
+    return total
