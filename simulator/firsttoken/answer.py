@@ -211,11 +211,13 @@ def lines(result: GenerateResult) -> list[str]:
     ]
     if result.agreement is not None:
         measured = result.agreement
+        equal = measured.equal_prefix_tokens == measured.reference_tokens == len(result.ids)
+        shared = f"the first {measured.equal_prefix_tokens}" if not equal else "all"
         share = f"{100 * measured.next_token_agreement:.1f} % of {measured.steps} steps"
         found += [
             f"{result.student} in onnxruntime (fp32): {result.reference_text}",
-            f"  first difference after {measured.equal_prefix_tokens} of {measured.reference_tokens} tokens; given the "
-            f"same tokens, {share} choose the same next one",
+            f"  {shared} of {measured.reference_tokens} tokens are the same; given the same tokens, {share} choose the "
+            "same next one",
             f"  cosine of logits: at least {measured.logits_cosine_min:.6f}, mean {measured.logits_cosine_mean:.6f}",
         ]
     return found
