@@ -15,7 +15,7 @@ from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
 from firsttoken_compiler.schedule.tiling import panel_of
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import relax, shape_of
+from firsttoken_compiler.tvm.api import Call, relax, shape_of
 
 INTEGER = ("int8", "int16")
 _LAYER = re.compile(r"layers?[._](\d+)")
@@ -57,12 +57,15 @@ class _State:
     def run(self) -> Quantised:
         function = self.canonical.module["main"]
         bindings = [b for block in function.body.blocks for b in block.bindings]
-        self.results = {value for value in bindings[-1].value.fields}
+        self.results = set(bindings[-1].value.fields)
+        self.angles = {a for b in bindings if _operator(b.value) == "npu.rope" for a in b.value.args[1:3]}
         env: dict[Any, Any] = {}
         for parameter in function.params:
             if parameter.name not in self.weights and parameter.name not in self.canonical.constants:
                 env[parameter] = self._parameter(parameter.name, parameter, self._input_type(parameter, bindings))
         self._declare_weights(bindings, env)
+        self._check_layers()
+        env.update({p: self.parameters[p.name] for p in function.params if p.name in self.plain})
         parameters = list(self.parameters.values())
         module, names = rebuild(self.canonical.module, parameters, env, self._visit)
         return Quantised(module, self.packings, names, self.plain)
@@ -76,19 +79,14 @@ class _State:
         """Key and value caches are fp16; other float inputs (masks) stay fp32; token ids int64."""
         for binding in bindings:
             call = binding.value
-            if (
-                getattr(call, "op", None) is not None
-                and call.op.name == "npu.kv_append"
-                and parameter in list(call.args)[1:]
-            ):
+            if _operator(call) == "npu.kv_append" and parameter in list(call.args)[1:]:
                 return "float16"
         return str(parameter.ty.dtype.dtype)
 
     def _declare_weights(self, bindings: list[Any], env: dict[Any, Any]) -> None:
         """One parameter per use of a weight: packed for products, converted for everything else."""
         for binding in bindings[:-1]:
-            call = binding.value
-            name = call.op.name if hasattr(call, "op") else ""
+            call, name = binding.value, _operator(binding.value)
             for index, argument in enumerate(call.args if hasattr(call, "args") else ()):
                 if not isinstance(argument, relax.Var) or argument in env:
                     continue
@@ -96,18 +94,32 @@ class _State:
                     if name == "npu.linear" and index == 1:
                         self._declare_packed(call, argument)
                     else:
-                        self._declare_plain(name, index, argument)
+                        self._declare_plain(argument, argument in self.angles or binding.var in self.angles)
 
-    def _declare_plain(self, operator: str, index: int, argument: Any) -> None:
-        dtype = "float16"
-        if argument.name in self.canonical.constants or _is_rotary(operator, argument):
-            dtype = "float32"  # rotary angles of long prompts need more than 11 bits
+    def _declare_plain(self, argument: Any, rotary: bool) -> None:
+        """fp16; tables of rotary angles, told by their use, are fp32: long prompts need more than 11 bits."""
+        dtype = "float32" if rotary or argument.name in self.canonical.constants else "float16"
+        if self.plain.setdefault(argument.name, dtype) != dtype:
+            raise OptionError(
+                f"weight {self.weights[argument.name]} is used both as rotary angles and as something else"
+            )
         self._parameter(argument.name, argument, dtype)
-        self.plain[argument.name] = dtype
+
+    def _check_layers(self) -> None:
+        """Every layer that `layer_bits` names has products of its own."""
+        found = {layer_of(packing.source) for packing in self.packings.values()}
+        lost = [i for i, bits in enumerate(self.precision.layer_bits) if bits and i not in found]
+        if lost:
+            known = sorted(layer for layer in found if layer is not None)
+            raise OptionError(
+                f"bits are given for layer {lost[0]}, but the names of the student's weights tell of layers {known}: "
+                "name weights like 'layers.0.mlp.up_proj.weight', or give one --weights for all"
+            )
 
     def _declare_packed(self, call: Any, argument: Any) -> None:
         source = self.weights[argument.name]
         bits = self.precision.weight_bits(layer_of(source))
+        self._require_pair(bits)
         k, n = int(call.attrs["k"]), int(call.attrs["n"])
         group = 0 if bits == 16 else k if self.precision.group == "channel" else min(k, int(self.precision.group))
         name = f"{argument.name}.packed"
@@ -124,8 +136,19 @@ class _State:
             self.packings[scales] = Packing(source, "scales", k, n, packing.panel, bits, group, packing.transposed)
             self._parameter(scales, argument, "float16", (groups, n))
 
+    def _require_pair(self, bits: int) -> None:
+        """The matrix unit multiplies these weights by every type of activations that meets them."""
+        weights = {4: "int4", 8: "int8", 16: "fp16"}[bits]
+        cached = [self.precision.norm_cache] if self.precision.norm_cache in INTEGER else []
+        for acts in ("fp16",) if bits == 16 else (self.precision.acts, *cached):
+            if f"{acts}x{weights}" not in self.target.matrix.macs_per_cycle:
+                known = ", ".join(sorted(self.target.matrix.macs_per_cycle))
+                raise OptionError(
+                    f"target {self.target.name} cannot multiply {acts} by {weights}; it has {known}: "
+                    "choose --acts, --norm-cache and --weights so"
+                )
+
     def _visit(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
-        args = [self.parameters.get(a.name, a) if isinstance(a, relax.Var) else a for a in args]
         name = call.op.name
         if not name.startswith("npu."):
             return (
@@ -134,7 +157,7 @@ class _State:
         attrs = {key: _plain_value(value) for key, value in call.attrs.items()}
         if name == "npu.linear":
             return self._linear(state, variable, call, args, attrs)
-        attrs["out"] = "float32" if name == "npu.gather" and _is_rotary_table(args[0]) else "float16"
+        attrs["out"] = "float32" if variable in self.angles else "float16"
         return state.emit(dialect.call(name, args, **attrs))
 
     def _linear(self, state: Rebuild, variable: Any, call: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
@@ -155,13 +178,8 @@ class _State:
         return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))
 
 
-def _is_rotary(operator: str, argument: Any) -> bool:
-    return operator == "npu.rope" or (operator == "npu.gather" and _is_rotary_table(argument))
-
-
-def _is_rotary_table(table: Any) -> bool:
-    """Rotary tables are narrow and hold angles; embeddings feed the residual stream. Told apart by their use."""
-    return "rot" in table.name.lower() or "cos" in table.name.lower() or "sin_" in table.name.lower()
+def _operator(value: Any) -> str:
+    return str(value.op.name) if isinstance(value, Call) else ""
 
 
 def _plain_value(value: Any) -> Any:
