@@ -15,7 +15,7 @@ from firsttoken_compiler.codegen.weights import packed_bytes
 from firsttoken_compiler.errors import AllocationError, StudentError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.program import OpInfo, Packing, Program, Tensor
-from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.lower import Launch, Launches, Value
@@ -136,15 +136,13 @@ class _Memory:
                     self._dram(("output", value.name), names.get(value.name, value.name), kind, value.arg)
 
     def _storage(self, name: str, nbytes: int) -> None:
-        from firsttoken_compiler.isa.types import Dtype
-
-        arg = Arg((nbytes,), Dtype.I8)
-        if name in self.compiled.placement.resident:
-            at = self.compiled.placement.resident[name]
+        placement = self.compiled.placement
+        if name in placement.resident:
+            at, nbytes = placement.resident[name], placement.sizes[name]
             self.address["storage", name] = at
-            self.tensors.append(Tensor(name, "activation", Space.SPAD, at, nbytes, arg.dtype, arg.shape))
+            self.tensors.append(Tensor(name, "activation", Space.SPAD, at, nbytes, Dtype.I8, (nbytes,)))
         else:
-            self._dram(("storage", name), name, "activation", arg)
+            self._dram(("storage", name), name, "activation", Arg((nbytes,), Dtype.I8))
 
     def _weight(self, name: str, arg: Arg) -> None:
         packing = self.compiled.quantised.packings.get(name)

@@ -11,6 +11,7 @@ from typing import Final
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.passes.lower import Launches, Value
+from firsttoken_compiler.schedule.layout import resident_bytes
 from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.target.target import Target
 
@@ -24,6 +25,8 @@ class Placement:
     """Scratchpad addresses of the resident storages; all others lie in DRAM. Kernels work above `resident_bytes`."""
 
     resident: dict[str, int]
+    sizes: dict[str, int]
+    """Bytes of the residents."""
     resident_bytes: int
     scratchpad_bytes: int
 
@@ -58,11 +61,16 @@ class Place:
             for value in (*launch.args, *launch.outs):
                 if value.kind == "storage":
                     traffic[value.name] += value.arg.nbytes
-        sizes = {s.name: -(-s.nbytes // align) * align for s in launches.storages}
+        needed = {storage.name: storage.nbytes for storage in launches.storages}
+        for launch in launches.launches:
+            for value in (*launch.args, *launch.outs):
+                if value.kind == "storage":
+                    needed[value.name] = max(needed[value.name], resident_bytes(value.arg, self.target))
+        sizes = {name: -(-nbytes // align) * align for name, nbytes in needed.items()}
         budget = int(pad.bytes * (1 - WORKING_SHARE))
         resident: dict[str, int] = {}
         used = 0
         for name in sorted(sizes, key=lambda name: (-traffic[name] / max(1, sizes[name]), name)):
             if used + sizes[name] <= budget:
                 resident[name], used = used, used + sizes[name]
-        return Placement(resident, used, pad.bytes)
+        return Placement(resident, {name: sizes[name] for name in resident}, used, pad.bytes)

@@ -12,7 +12,7 @@ from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.options import Precision
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
-from firsttoken_compiler.schedule.tiling import panel_of
+from firsttoken_compiler.schedule.linear import panel_of
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, relax, shape_of

@@ -15,6 +15,7 @@ from firsttoken_compiler.schedule import intrinsics, layout
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
 from firsttoken_compiler.schedule.layout import Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
+from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm.api import Schedule, te, tirx
 
 MASKED = -1e30
@@ -39,8 +40,6 @@ class Heads:
     """Batches per key head."""
     keys: int
     width: int
-    q: tuple[int, int]
-    """Elements between batches and between rows of the queries and of the result."""
     one_token: bool
 
     @staticmethod
@@ -51,20 +50,23 @@ class Heads:
         width, shared = features // heads, heads // kv_heads
         keys = spec.args[1].shape[-2] if len(spec.args[1].shape) == 3 else spec.args[1].shape[0]
         if tokens == 1:
-            return Heads(kv_heads, shared, 1, keys, width, (shared * width, width), True)
-        return Heads(heads, tokens, shared, keys, width, (width, features), False)
+            return Heads(kv_heads, shared, 1, keys, width, True)
+        return Heads(heads, tokens, shared, keys, width, False)
 
 
-def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile) -> Scheduled:
+def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, target: Target) -> Scheduled:
     """The scheduled PrimFunc of an attention; operands q, k, v and the optional mask, then the result."""
     heads = Heads.of(spec)
     rows, keys = (-(-n // t) * t for n, t in ((heads.rows, tile.rows), (heads.keys, tile.keys)))
     s = Schedule(_definition(spec, heads, rows, keys))
     _Scheduling(s, spec, spaces, tile).run()
-    layouts = [_query_layout(spec.args[0], heads, rows), *(_key_layout(arg, heads, keys) for arg in spec.args[1:3])]
+    args = (*spec.args, *spec.outs)
+    q, k, v, *_, out = (layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True))
+    layouts = [_query_layout(spec.args[0], heads, rows, q)]
+    layouts += [_key_layout(arg, heads, keys, pitch) for arg, pitch in zip(spec.args[1:3], (k, v), strict=True)]
     if spec["mask"]:
         layouts.append(layout.dense((spec.args[0].shape[0] if heads.one_token else rows, keys), Dtype.F32, spec.args[3].shape))
-    layouts.append(_query_layout(spec.outs[0], heads, rows))
+    layouts.append(_query_layout(spec.outs[0], heads, rows, out))
     ragged = Ragged({"r": heads.rows, "t": heads.keys})
     return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys")
 
@@ -85,19 +87,20 @@ def acc_bytes(spec: KernelSpec, tile: AttentionTile) -> int:
     return 2 * tile.rows * 4 * (tile.keys + Heads.of(spec).width) + 1024
 
 
-def _query_layout(arg: Arg, heads: Heads, rows: int) -> Layout:
-    batch, row = heads.q
+def _query_layout(arg: Arg, heads: Heads, rows: int, pitch: int) -> Layout:
     bits = arg.dtype.bits
-    return Layout((heads.batches, rows, heads.width), (batch * bits, row * bits, bits))
+    if heads.one_token:
+        return Layout((heads.batches, rows, heads.width), (heads.rows * heads.width * bits, heads.width * bits, bits))
+    return Layout((heads.batches, rows, heads.width), (heads.width * bits, pitch, bits))
 
 
-def _key_layout(arg: Arg, heads: Heads, keys: int) -> Layout:
-    """A cache `[kv_heads, keys, width]`, or a matrix `[keys, kv_heads * width]`."""
+def _key_layout(arg: Arg, heads: Heads, keys: int, pitch: int) -> Layout:
+    """A cache `[kv_heads, keys, width]`, or a matrix `[keys, kv_heads * width]` with rows `pitch` bits apart."""
     bits = arg.dtype.bits
     count = heads.batches // heads.share
     if len(arg.shape) == 3:
         return Layout((count, keys, heads.width), (arg.shape[1] * heads.width * bits, heads.width * bits, bits))
-    return Layout((count, keys, heads.width), (heads.width * bits, arg.shape[1] * bits, bits))
+    return Layout((count, keys, heads.width), (heads.width * bits, pitch, bits))
 
 
 def _definition(spec: KernelSpec, heads: Heads, rows: int, keys: int) -> Any:

@@ -10,7 +10,7 @@ from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.schedule import attention, linear, rowwise
 from firsttoken_compiler.schedule.kernel import Scheduled
 from firsttoken_compiler.schedule.spec import KernelSpec
-from firsttoken_compiler.schedule.tiling import Room, choose_attention, choose_linear, choose_rows, panel_of
+from firsttoken_compiler.schedule.tiling import Room, choose_attention, choose_linear, choose_rows
 from firsttoken_compiler.target.target import Target
 
 
@@ -18,11 +18,12 @@ def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Roo
     """The template of a kernel whose operands and results lie in `spaces`; raises AllocationError when nothing fits."""
     if spec.kind == "linear":
         tile = choose_linear(spec, spaces, target, room)
-        return _template(linear.schedule(spec, spaces, tile, panel_of(target)), spaces, target)
+        return _template(linear.schedule(spec, spaces, tile, target), spaces, target)
     if spec.kind == "attention":
-        return _template(attention.schedule(spec, spaces, choose_attention(spec, spaces, target, room)), spaces, target)
+        chosen = choose_attention(spec, spaces, target, room)
+        return _template(attention.schedule(spec, spaces, chosen, target), spaces, target)
     rows = choose_rows(spec, spaces, target, room)
-    scheduled = rowwise.schedule(spec, rows)
+    scheduled = rowwise.schedule(spec, spaces, rows, target)
     body, params = read(scheduled.lowered(), outer=1)
     copies = spec.kind in rowwise.COPIES
     body = over_rows(

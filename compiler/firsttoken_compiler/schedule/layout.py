@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firsttoken_compiler.isa.types import Dtype
+from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.schedule.spec import Arg
+from firsttoken_compiler.target.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,36 @@ class Layout:
         return sum(c * s for c, s in zip(self.coordinates(offset), strides, strict=True))
 
 
+def pitch_bits(arg: Arg, space: Space, target: Target) -> int:
+    """Bits from one row of a matrix to the next.
+
+    In the scratchpad rows lie an odd number of fetches apart, so that consecutive rows start in different banks; a
+    fetch is what the matrix unit takes of a row at a time, at least one word of a bank.
+    """
+    row = arg.dtype.nbytes(arg.shape[-1])
+    if space is not Space.SPAD or len(arg.shape) != 2 or arg.shape[0] == 1:
+        return arg.shape[-1] * arg.dtype.bits
+    fetch = max(target.scratchpad.bank_bytes, target.matrix.rows * arg.dtype.bits // 8)
+    if row < fetch:
+        return row * 8
+    fetches = -(-row // fetch)
+    return (fetches | 1) * fetch * 8
+
+
+def resident_bytes(arg: Arg, target: Target) -> int:
+    """Bytes of a value in the scratchpad, pitch included."""
+    if len(arg.shape) != 2:
+        return arg.nbytes
+    return (arg.shape[0] - 1) * pitch_bits(arg, Space.SPAD, target) // 8 + arg.dtype.nbytes(arg.shape[1])
+
+
+def matrix(rows: int, arg: Arg, pitch: int) -> Layout:
+    """A matrix of `rows` (padded) rows `pitch` bits apart; vectors and caches are dense."""
+    if len(arg.shape) != 2:
+        return dense((rows, *arg.shape[1:]), arg.dtype)
+    return Layout((rows, arg.shape[1]), (pitch, arg.dtype.bits))
+
+
 def dense(shape: tuple[int, ...], dtype: Dtype, real: tuple[int, ...] | None = None) -> Layout:
     """Row-major; `real` are the extents in memory where `shape` is padded."""
     strides, step = [], dtype.bits
@@ -54,9 +86,9 @@ def panels(count: int, rows: int, panel: int, dtype: Dtype, real_rows: int, colu
     return Layout((count, rows, panel), (per_panel, full, dtype.bits), (per_panel, narrow, dtype.bits))
 
 
-def by_panel(rows: int, count: int, panel: int, dtype: Dtype, columns: int) -> Layout:
-    """A row-major matrix `[rows, columns]` seen as `[rows, panels, columns of a panel]`."""
-    return Layout((rows, count, panel), (columns * dtype.bits, panel * dtype.bits, dtype.bits))
+def by_panel(rows: int, count: int, panel: int, dtype: Dtype, pitch: int) -> Layout:
+    """A matrix whose rows are `pitch` bits apart, seen as `[rows, panels, columns of a panel]`."""
+    return Layout((rows, count, panel), (pitch, panel * dtype.bits, dtype.bits))
 
 
 @dataclass(frozen=True, slots=True)

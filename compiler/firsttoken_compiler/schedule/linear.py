@@ -14,6 +14,7 @@ from firsttoken_compiler.schedule import intrinsics, layout
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
 from firsttoken_compiler.schedule.layout import Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, KernelSpec
+from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm.api import Schedule, te
 
 
@@ -62,6 +63,11 @@ class Shape:
         return "float32" if self.a in (Dtype.F16, Dtype.F32) else "int32"
 
 
+def panel_of(target: Target) -> int:
+    """Columns of a weight panel: those of the matrix unit, made even so that int4 rows fill whole bytes."""
+    return target.matrix.columns + target.matrix.columns % 2
+
+
 def operand_names(spec: KernelSpec) -> list[str]:
     """Names of the operands in the order of the call, and of the result."""
     names = ["a", "w"]
@@ -72,15 +78,19 @@ def operand_names(spec: KernelSpec) -> list[str]:
     return names + [name for name in ("bias", "residual") if spec[name]] + ["out"]
 
 
-def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, panel: int) -> Scheduled:
+def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> Scheduled:
     """The scheduled PrimFunc of a product; `spaces` says where operands and result lie."""
+    panel = panel_of(target)
     shape, names = Shape.of(spec), operand_names(spec)
     padded = _Padded(shape, tile, panel)
     where = dict(zip(names, spaces, strict=True))
     s = Schedule(_definition(spec, names, padded))
     _Scheduling(s, spec, shape, where, padded).run()
     ragged = Ragged({"m": shape.m, "k": shape.k, "g": max(shape.scales, 1)}, shape.n, panel)
-    return Scheduled(s.mod, [padded.layout(name, spec, i) for i, name in enumerate(names)], ragged, tile.text(panel))
+    args = (*spec.args, *spec.outs)
+    pitches = [layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True)]
+    layouts = [padded.layout(name, arg.dtype, pitch) for name, arg, pitch in zip(names, args, pitches, strict=True)]
+    return Scheduled(s.mod, layouts, ragged, tile.text(panel))
 
 
 @dataclass(frozen=True)
@@ -115,17 +125,17 @@ class _Padded:
             "residual": (self.m, self.p, self.panel), "out": (self.m, self.p, self.panel),
         }[name]  # fmt: skip
 
-    def layout(self, name: str, spec: KernelSpec, index: int) -> Layout:
-        """Layout of an operand in memory."""
-        shape, dtype = self.shape, _dtype(spec, index)
+    def layout(self, name: str, dtype: Dtype, pitch: int) -> Layout:
+        """Layout of an operand in memory; `pitch` is what its rows are apart, in bits."""
+        shape = self.shape
         if name == "w":
             return layout.panels(self.p, self.k, self.panel, dtype, shape.k, shape.n)
         if name == "w_scale":
             return layout.panels(self.p, self.groups, self.panel, dtype, shape.scales, shape.n)
         if name in ("residual", "out"):
-            return layout.by_panel(self.m, self.p, self.panel, dtype, shape.n)
+            return layout.by_panel(self.m, self.p, self.panel, dtype, pitch)
         if name == "a":
-            return layout.dense((self.m, self.k), dtype, (shape.m, shape.k))
+            return Layout((self.m, self.k), (pitch, dtype.bits))
         return layout.dense(self.extents(name), dtype)
 
 

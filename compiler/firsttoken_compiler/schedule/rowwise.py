@@ -15,6 +15,7 @@ from firsttoken_compiler.schedule.intrinsics import SPAD
 from firsttoken_compiler.schedule.kernel import Scheduled, annotate
 from firsttoken_compiler.schedule.layout import Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
+from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm.api import Schedule, te
 
 BY_ROWS: Final[dict[str, tuple[int, ...]]] = {
@@ -28,7 +29,7 @@ COPIES: Final = ("gather", "row", "kv_append")
 """Kernels that only move data: they read DRAM themselves."""
 
 
-def schedule(spec: KernelSpec, rows: int) -> Scheduled:
+def schedule(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: Target) -> Scheduled:
     """The scheduled PrimFunc of one block of `rows` rows; layouts and extents are those of the whole kernel."""
     total = rows_of(spec)
     block = _block(spec, rows)
@@ -39,7 +40,9 @@ def schedule(spec: KernelSpec, rows: int) -> Scheduled:
         s.compute_inline(s.get_sblock(name))
     for name in (*statistics, *results):
         _block_of_rows(s, spec, name, name in statistics)
-    return Scheduled(s.mod, _layouts(spec, -(-total // rows) * rows), Ragged({"m": total}), f"{rows} rows")
+    operands = kernel_operands(spec, (*spec.args, *spec.outs))
+    pitches = [layout.pitch_bits(arg, space, target) for arg, space in zip(operands, spaces, strict=True)]
+    return Scheduled(s.mod, _layouts(spec, -(-total // rows) * rows, pitches), Ragged({"m": total}), f"{rows} rows")
 
 
 def rows_of(spec: KernelSpec) -> int:
@@ -83,29 +86,31 @@ def _block(spec: KernelSpec, rows: int) -> KernelSpec:
     return KernelSpec(spec.kind, spec.params, tuple(args[: _operands(spec)]), outs)
 
 
-def _layouts(spec: KernelSpec, padded: int) -> list[Layout]:
+def _layouts(spec: KernelSpec, padded: int, pitches: list[int]) -> list[Layout]:
     """Layouts over all blocks."""
     out: list[Layout] = []
     for index, arg in enumerate(spec.args[: _operands(spec)]):
-        shape = (padded, *arg.shape[1:]) if index in BY_ROWS[spec.kind] else arg.shape
-        out.append(layout.dense(shape, arg.dtype))
-    for result in spec.outs:
+        rows = padded if index in BY_ROWS[spec.kind] else arg.shape[0]
+        out.append(layout.matrix(rows, arg, pitches[index]))
+    for result in spec.outs:  # layouts follow the operands
         bits = result.dtype.bits
         if spec.kind == "kv_append":
             heads, depth, width = result.shape
             start = int(spec["past"]) * width * bits
             out.append(Layout((padded, heads, width), (width * bits, depth * width * bits, bits), start=start))
         else:
-            out.append(layout.dense((padded if spec.kind != "row" else 1, *result.shape[1:]), result.dtype))
+            out.append(layout.matrix(padded if spec.kind != "row" else 1, result, pitches[len(out)]))
     return out
 
 
 def _stages(spec: KernelSpec) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Names of a kernel's blocks: elementwise intermediates, numbers per row, results."""
+    """Names of a kernel's blocks: inlined intermediates, those kept on chip, results."""
     rows = ("square", "factor") if spec.kind == "rms_norm" else ()
     if len(spec.outs) == 1:
         return (), rows, ("out",)
-    inline = {"rms_norm": ("normed",), "swiglu": ("product",), "quantise": ("wide",)}[spec.kind]
+    if spec.kind == "swiglu":  # an exponential per element: worth keeping
+        return (), ("product", "peak", "inverse"), ("scale", "q")
+    inline = {"rms_norm": ("normed",), "quantise": ("wide",)}[spec.kind]
     if spec.kind == "quantise" and spec.args[0].dtype is Dtype.F32:
         inline = ()
     return inline, (*rows, "peak", "inverse"), ("scale", "q")

@@ -13,9 +13,15 @@ from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.schedule import attention, rowwise
-from firsttoken_compiler.schedule.linear import Shape, Tile, operand_names
+from firsttoken_compiler.schedule.linear import Shape, Tile, operand_names, panel_of
 from firsttoken_compiler.schedule.spec import KernelSpec
-from firsttoken_compiler.target.rates import ceil_div, matmul_cost, pair_name, vector_cycles
+from firsttoken_compiler.target.rates import (
+    ceil_div,
+    matmul_cost,
+    matmul_scratchpad_bytes,
+    pair_name,
+    vector_cycles,
+)
 from firsttoken_compiler.target.target import Target
 
 _SCALE = VectorKernel(("add", "s0", ("mul", "s1", "s2")))
@@ -32,11 +38,6 @@ class Room:
     limit: int
 
 
-def panel_of(target: Target) -> int:
-    """Columns of a weight panel: those of the matrix unit, made even so that int4 rows fill whole bytes."""
-    return target.matrix.columns + target.matrix.columns % 2
-
-
 def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Tile:
     """The cheapest tile of a product; raises AllocationError when not even the smallest fits."""
     for limit in (room.preferred, room.limit):
@@ -47,7 +48,7 @@ def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, r
             and linear_bytes(spec, spaces, tile, target)[1] <= target.scratchpad.accumulator_bytes
         }
         if costs:
-            return min(costs, key=lambda tile: (costs[tile], tile.m, tile.panels, tile.k))
+            return min(costs, key=lambda tile: (costs[tile], -tile.m, -tile.k, -tile.panels))
     smallest = min((linear_bytes(spec, spaces, tile, target) for tile in _linear_tiles(spec, target)))
     raise AllocationError(
         f"target {target.name}: the smallest tile of a product of {spec.args[0].shape} by {spec['n']} columns needs "
@@ -108,7 +109,9 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
         dma += across * down * deep * (shape.a.nbytes(tile.m * tile.k) / rate + target.dma.setup_cycles)
     pair = pair_name(shape.a, shape.w)
     m, k = min(tile.m, shape.m), shape.group or tile.k
-    product = matmul_cost(target, m, n, min(k, shape.k), pair).cycles + target.matrix.issue_cycles
+    read, _ = matmul_scratchpad_bytes(target, m, n, min(k, shape.k), shape.a.bits, shape.w.bits)
+    ports = read / (target.scratchpad.banks * target.scratchpad.bank_bytes)
+    product = max(matmul_cost(target, m, n, min(k, shape.k), pair).cycles, ports) + target.matrix.issue_cycles
     products = across * down * ceil_div(shape.k, k)
     epilogue = vector_cycles(target, _EPILOGUE, (m, tile.panels, panel))
     vector = across * down * epilogue

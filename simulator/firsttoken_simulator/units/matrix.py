@@ -1,7 +1,8 @@
 """Matrix unit: cycles from `rates.matmul_cost` (SCALE-Sim's for systolic arrays), operands from the scratchpad.
 
-Activation rows are `min(k, rows)` elements long, weight rows one panel wide (k long when transposed); the bank time
-is that of the slower of the two streams. Instructions do not overlap: the drain of one ends before the next issues.
+Activations come in runs of `rows` elements of k, or of one word of a bank where that is longer (the unit keeps the word
+for the steps that follow); weight rows are one panel wide (k long when transposed). The bank time is that of the slower
+of the two streams. Instructions do not overlap: the drain of one ends before the next issues.
 """
 
 import math
@@ -36,7 +37,8 @@ def _one(
     cost = matmul_cost(target, m, n, k, pair_name(a, w))
     read, acc = matmul_scratchpad_bytes(target, m, n, k, a.bits, w.bits)
     a_bytes = ceil_div(n, target.matrix.columns) * (m * k * a.bits // 8)
-    a_run = max(1, min(k, target.matrix.rows) * a.bits // 8)
+    fetch = max(target.matrix.rows * a.bits // 8, target.scratchpad.bank_bytes)
+    a_run = max(1, min(k * a.bits // 8, fetch))
     w_run = max(1, (k if transposed else min(n, w_s2 or n)) * w.bits // 8)
     banks = max(
         stream_cycles(target, a_bytes, a_run, a_s0 if m > 1 else a_run),
