@@ -81,24 +81,25 @@ def broadcast(view: View, shape: tuple[int, ...]) -> View | None:
     axes = ["1"] * (len(shape) - len(view.axes)) + list(view.axes)
     repeat = view.repeat
     for index, (axis, extent) in enumerate(zip(axes, shape, strict=True)):
-        if axis == "1" and extent != 1:
-            if index == 0 or axes[index - 1] != "h" or repeat != 1:
-                return None
-            axes[index], repeat = "g", extent
+        if extent == view.extent(axis):
+            continue
+        if axis != "1" or index == 0 or axes[index - 1] != "h" or repeat != 1:
+            return None
+        axes[index], repeat = "g", extent
     return replace(view, axes="".join(axes), repeat=repeat)
 
 
 def reshape(view: View, shape: tuple[int, ...]) -> View | None:
-    """Splits features into heads, merges heads into features or repeats, moves unit axes; None for anything else."""
-    core = view.axes.replace("1", "")
-    wanted = tuple(extent for extent in shape if extent != 1)
-    for candidate in _respellings(view, core):
-        extents = tuple(candidate.extent(axis) for axis in candidate.axes)
-        if tuple(extent for extent in extents if extent != 1) == wanted:
-            return replace(candidate, axes=_with_units(candidate.axes, extents, shape))
+    """Splits features into heads, merges heads into features or repeats, and moves unit axes; None for anything else."""
+    if shape == view.shape:
+        return view
+    for candidate in _respellings(view, view.axes.replace("1", "")):
         split = _split_heads(candidate, shape)
         if split is not None:
             return split
+        axes = _with_units(candidate, shape)
+        if axes is not None:
+            return replace(candidate, axes=axes)
     return None
 
 
@@ -114,21 +115,30 @@ def _respellings(view: View, core: str) -> list[View]:
 
 def _split_heads(view: View, shape: tuple[int, ...]) -> View | None:
     """`[.., m, n]` to `[.., m, heads, width]`."""
-    if view.axes != "mn" or len(shape) < 3 or shape[-2] * shape[-1] != view.features or shape[-3] != view.tokens:
+    if not (view.axes == "mn" or (view.axes == "n" and view.tokens == 1)) or len(shape) < 3:
         return None
-    if any(extent != 1 for extent in shape[:-3]):
+    *leading, tokens, heads, width = shape
+    if heads == 1 and not leading:
         return None
-    return replace(view, axes="1" * (len(shape) - 3) + "mhd", heads=shape[-2])
+    if heads * width != view.features or tokens != view.tokens or any(extent != 1 for extent in leading):
+        return None
+    return replace(view, axes="1" * len(leading) + "mhd", heads=heads)
 
 
-def _with_units(axes: str, extents: tuple[int, ...], shape: tuple[int, ...]) -> str:
-    """Places unit axes so that the names line up with `shape`."""
-    names, at = "", 0
-    spare = len(shape) - len(axes)
-    for extent in shape:
-        fits = at < len(axes) and extents[at] == extent
-        if fits and not (extent == 1 and spare > 0 and len(axes) - at < len(shape) - len(names)):
-            names, at = names + axes[at], at + 1
+def _with_units(view: View, shape: tuple[int, ...]) -> str | None:
+    """Names for the axes of `shape`: those longer than 1 in their order, names of extent 1 to the left of them.
+
+    None when the longer axes are not those of the view. A name of extent 1 that finds no axis is left out.
+    """
+    names: list[str] = []
+    left = list(view.axes)
+    for extent in reversed(shape):
+        while left and extent != 1 and view.extent(left[-1]) == 1:
+            left.pop()
+        if left and view.extent(left[-1]) == extent:
+            names.append(left.pop())
+        elif extent == 1:
+            names.append("1")
         else:
-            names, spare = names + "1", spare - 1
-    return names
+            return None
+    return None if any(view.extent(axis) != 1 for axis in left) else "".join(reversed(names))
