@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from importlib import util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,12 @@ import pytest
 import workers
 
 from firsttoken import CostModel, RunOptions, Target
-from firsttoken.answer import Recorder, agreement, equal_prefix, forced
+from firsttoken.answer import Agreement, Recorder, agreement, equal_prefix, forced
 from firsttoken.generation import OrtSession, greedy
 from firsttoken.npu_session import NpuSession
-from firsttoken.student import StudentConfig
+from firsttoken.student import LayerConfig, StudentConfig
 from firsttoken_models.registry import PROVIDER
 from firsttoken_models.weights import write_random_weights
-
-pytestmark = pytest.mark.skipif(
-    util.find_spec("firsttoken_compiler.pipeline") is None, reason="needs the whole compiler"
-)
 
 TARGET = Target.load("systolic-128")
 FP16 = RunOptions(weights="fp16")
@@ -40,20 +36,32 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_same_answer_as_onnxruntime(tiny: StudentConfig, tmp_path: Path) -> None:
-    npu, reference = sessions(tiny, tmp_path, FP16 if not tiny.per_layer else RunOptions(weights="int8"))
+def measured(config: StudentConfig, folder: Path, options: RunOptions) -> Agreement:
+    npu, reference = sessions(config, folder, options)
     recorded, expected = Recorder(npu, "npu", 6, None), Recorder(reference, "ort", 6, None)
     tokens = greedy(expected, PROMPT, 6, ())
     prefix = equal_prefix(greedy(recorded, PROMPT, 6, ()), tokens)
     logits = forced(npu, len(PROMPT), tokens, recorded.logits[: prefix + 1], len(expected.logits))
-    measured = agreement(prefix, 6, logits, expected.logits)
-    assert measured.steps == 6
-    if tiny.per_layer:  # one layer is int4 and the others int8
-        assert measured.logits_cosine_min > 0.9
-    else:
-        assert measured.logits_cosine_min > 0.9999
-        assert measured.equal_prefix_tokens == 6
-        assert measured.next_token_agreement == 1.0
+    return agreement(prefix, len(tokens), logits, expected.logits)
+
+
+@pytest.mark.parametrize("student", ["llama", "qwen2"])
+def test_same_answer_as_onnxruntime(student: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    found = measured(request.getfixturevalue(student), tmp_path, FP16)
+    assert found.logits_cosine_min > 0.9999
+    assert (found.equal_prefix_tokens, found.next_token_agreement, found.steps) == (6, 1.0, 6)
+
+
+def test_layers_that_differ_in_width_and_bits(uneven: StudentConfig, tmp_path: Path) -> None:
+    layers = (uneven.per_layer[0], LayerConfig(6, 2, 32, 4), uneven.per_layer[2])
+    found = measured(replace(uneven, per_layer=layers), tmp_path, RunOptions(weights="int8"))
+    assert found.logits_cosine_min > 0.9
+    assert found.steps == 6
+
+
+@pytest.mark.xfail(strict=True, reason="a cache of one head loses its first dimension on import")
+def test_one_key_head(llama: StudentConfig, tmp_path: Path) -> None:
+    assert measured(replace(llama, kv_heads=1), tmp_path, FP16).logits_cosine_min > 0.9999
 
 
 def test_a_second_prompt_forgets_the_first(llama: StudentConfig, tmp_path: Path) -> None:

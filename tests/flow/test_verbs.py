@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import util
 from pathlib import Path
 
 import onnx
@@ -16,10 +15,6 @@ from students import LLAMA
 
 from firsttoken_models.registry import PROVIDER
 from firsttoken_models.weights import WEIGHTS_FILE
-
-pytestmark = pytest.mark.skipif(
-    util.find_spec("firsttoken_compiler.pipeline") is None, reason="needs the whole compiler"
-)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 MAIN = "import sys; from firsttoken.cli import main; sys.argv[0] = 'firsttoken'; main()"
