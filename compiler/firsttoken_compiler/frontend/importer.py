@@ -5,6 +5,7 @@ TVM's importer has no extension points, so this subclasses it, and replaces its 
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from firsttoken_compiler.tvm.api import Call, onnx_frontend, relax, tvm
 
 CONSTANT_ELEMENTS: Final = 1
 """Embedded initialisers up to this size become constants (shapes, axes, epsilons); larger ones stay parameters."""
+RESERVED: Final = re.compile(r"(lv|gv|vector_|rotary_)\d*")
 FOLDED_DOMAINS: Final = ("", "ai.onnx")
 
 
@@ -47,6 +49,10 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self.node = ""
         """The node being converted."""
         self._lazy: dict[str, Any] = {}
+
+    def _sanitize_name(self, name: str) -> str:
+        """TVM's, but never a name that the block builder or a pass gives to a value of its own."""
+        return str(super()._sanitize_name(f"onnx_{name}" if RESERVED.fullmatch(name) else name))
 
     def _parse_graph_initializers(self, graph: Any) -> None:
         for name, entry in self._student.initializers.items():

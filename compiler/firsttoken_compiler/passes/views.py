@@ -90,7 +90,7 @@ def broadcast(view: View, shape: tuple[int, ...]) -> View | None:
 
 
 def reshape(view: View, shape: tuple[int, ...]) -> View | None:
-    """Splits features into heads, merges heads into features or repeats, and moves unit axes; None for anything else."""
+    """Splits features into heads, merges heads into features or repeats, moves unit axes; None for anything else."""
     if shape == view.shape:
         return view
     for candidate in _respellings(view, view.axes.replace("1", "")):

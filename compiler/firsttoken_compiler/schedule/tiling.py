@@ -6,6 +6,7 @@ the last product, vector pass and store.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from firsttoken_compiler.target.rates import (
     pair_name,
     vector_cycles,
 )
-from firsttoken_compiler.target.target import Target
+from firsttoken_compiler.target.target import Dram, Target
 
 _SCALE = VectorKernel(("add", "s0", ("mul", "s1", "s2")))
 _EPILOGUE = VectorKernel(("add", ("mul", ("mul", "s0", "s1"), "s2"), "s3"))
@@ -102,7 +103,9 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
     n = tile.panels * panel
     across, down, deep = ceil_div(shape.n, n), ceil_div(shape.m, tile.m), ceil_div(shape.k, tile.k)
     rate = min(target.dram.peak_bytes_per_s * DRAM_SHARE / target.clock_hz, target.dma.bus_bytes_per_cycle)
-    weight = shape.w.nbytes(tile.k * n) / rate + target.dma.setup_cycles
+    row = shape.w.nbytes(panel)
+    uneven = camping(target.dram, tile.k * row, shape.k * row, tile.panels) if deep > 1 else 1.0
+    weight = shape.w.nbytes(tile.k * n) * uneven / rate + target.dma.setup_cycles
     loads = across * deep * (down if deep > 1 else 1)
     dma = loads * weight + across * 2 * target.dma.setup_cycles
     if where["a"] is Space.DRAM:
@@ -118,6 +121,25 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
     if shape.group:
         vector += products * vector_cycles(target, _SCALE, (m, tile.panels, panel))
     return max(dma, products * product, vector) + weight + product + epilogue
+
+
+@functools.lru_cache(maxsize=65536)
+def camping(target_dram: Dram, run: int, stride: int, count: int) -> float:
+    """How much longer `count` runs of `run` bytes take because they meet the same DRAM channels: at least 1.
+
+    The busiest channel's bytes over the mean, with runs `stride` bytes apart.
+    """
+    step, channels = target_dram.interleave_bytes, target_dram.channels
+    load = [0] * channels
+    for index in range(min(count, 8 * channels)):
+        at, left = index * stride, run
+        rounds, left = divmod(left, step * channels)
+        load = [nbytes + rounds * step for nbytes in load]
+        while left > 0:
+            part = min(left, step - at % step)
+            load[at // step % channels] += part
+            at, left = at + part, left - part
+    return max(load) * channels / sum(load)
 
 
 def choose_attention(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> attention.AttentionTile:
