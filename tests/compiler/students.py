@@ -94,3 +94,30 @@ def configs(draw: st.DrawFn) -> StudentConfig:
         tie_embeddings=draw(st.booleans()), qkv_bias=draw(st.booleans()), source="made up for tests",
         per_layer=tuple(layers),
     )  # fmt: skip
+
+
+def written(signature: str, body: str, opset: int = 18, **arrays: NDArray[Any]) -> onnx.ModelProto:
+    """A model in ONNX's text form, with these initialisers: `(float[1,4,8] x) => (float[1,4,8] y)` and its nodes."""
+    text = f'<ir_version: 10, opset_import: ["" : {opset}]> written {signature} {{ {body} }}'
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    return model
+
+
+def written_case(model: onnx.ModelProto, seed: int = 0, ids: int = 8) -> Case:
+    """A written model on random inputs: floats of variance 1, ids below `ids`."""
+    generator = np.random.default_rng(seed)
+    feeds: dict[str, NDArray[Any]] = {}
+    for value in model.graph.input:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if value.type.tensor_type.elem_type == onnx.TensorProto.INT64:
+            feeds[value.name] = generator.integers(0, ids, shape)
+        else:
+            feeds[value.name] = generator.standard_normal(shape).astype(np.float32)
+    return case(model, Path(), feeds)
+
+
+def random(*shape: int, seed: int = 1) -> NDArray[np.float32]:
+    """A weight of variance 1/K."""
+    values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    return values * np.float32(shape[0] ** -0.5)

@@ -106,8 +106,9 @@ def _emit_into(
 ) -> Canonical:
     env: dict[Any, View] = {}
     parameters = []
+    caches = _caches(bindings)
     for parameter in function.params:
-        flat = relax.Var(parameter.name, _flat_type(parameter))
+        flat = relax.Var(parameter.name, _flat_type(parameter, parameter in caches))
         parameters.append(flat)
         env[parameter] = _parameter_view(parameter, flat)
     context = Context(imported, {b.var: b.value for b in bindings})
@@ -168,9 +169,17 @@ def _blamed_on(imported: Imported, variable: Any) -> Iterator[None]:
         raise StudentError(f"{student}: node {node!r} cannot be compiled: {str(error).strip()[-300:]}") from error
 
 
-def _flat_type(parameter: Any) -> Any:
+def _caches(bindings: list[Any]) -> set[Any]:
+    """The values that attention takes as past keys and values."""
+    calls = [b.value for b in bindings if isinstance(b.value, Call) and b.value.op.name == "npu.raw_attention"]
+    starts = [(call, int(call.attrs["past_at"])) for call in calls]
+    return {arg for call, at in starts if at for arg in call.args[at : at + 2]}
+
+
+def _flat_type(parameter: Any, cache: bool) -> Any:
+    """The type without leading units: a matrix, or `[heads, rows, width]` for a cache."""
     shape = list(shape_of(parameter))
-    while len(shape) > 2 and shape[0] == 1:
+    while len(shape) > (3 if cache else 2) and shape[0] == 1:
         del shape[0]
     return relax.TensorType(shape, str(parameter.ty.dtype.dtype))
 
