@@ -36,7 +36,7 @@ def test_demo(
     ]  # fmt: skip
     both = next(line for line in shown.out.splitlines() if "weights / activations" in line)
     assert "fp16 (group 128) / fp16" in both
-    assert "int4 (group 128) / int8" in both
+    assert f"int4 (group {demo.RUNS['int4'].group}) / int8" in both
     assert "first / last" in shown.out
     for folder in ("fp16", "int4"):
         assert sorted(path.name for path in (tmp_path / "out" / folder).iterdir()) == sorted(api.REPORTS)
