@@ -76,12 +76,12 @@ class _State:
         return self.parameters[name]
 
     def _input_type(self, parameter: Any, bindings: list[Any]) -> str:
-        """Key and value caches are fp16; other float inputs (masks) stay fp32; token ids int64."""
-        for binding in bindings:
-            call = binding.value
-            if _operator(call) == "npu.kv_append" and parameter in list(call.args)[1:]:
-                return "float16"
-        return str(parameter.ty.dtype.dtype)
+        """Float inputs are fp16, as activations and caches are; masks and rotary angles fp32; token ids int64."""
+        dtype = str(parameter.ty.dtype.dtype)
+        masks = (list(b.value.args[3:]) for b in bindings if _operator(b.value) == "npu.attention")
+        if not dtype.startswith("float") or parameter in self.angles or any(parameter in mask for mask in masks):
+            return dtype
+        return "float16"
 
     def _declare_weights(self, bindings: list[Any], env: dict[Any, Any]) -> None:
         """One parameter per use of a weight: packed for products, converted for everything else."""
