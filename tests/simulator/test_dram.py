@@ -121,7 +121,7 @@ def test_idle_time_is_skipped_and_rows_are_closed_by_refresh() -> None:
     assert bench.probe(1e9, bank=0, row=0) >= 1e9 + 18.75
 
 
-@pytest.mark.parametrize("mapping", ["bank-interleaved", "row-linear"])
+@pytest.mark.parametrize("mapping", ["group-interleaved", "bank-interleaved", "row-linear"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_address_map_is_one_to_one(mapping: str, channels: int) -> None:
     target = make_target(dram_map=mapping, dram_channels=channels, dram_page_bytes=256, dram_interleave_bytes=64)

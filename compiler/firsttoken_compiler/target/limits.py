@@ -72,7 +72,7 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "matrix.kind": ("systolic", "tile"),
     "matrix.dataflow": ("ws", "os", "tile"),
-    "dram.map": ("bank-interleaved", "row-linear"),
+    "dram.map": ("group-interleaved", "bank-interleaved", "row-linear"),
     "dram.refresh": ("all-bank", "per-bank"),
 }
 

@@ -82,7 +82,8 @@ class Dram:
     interleave_bytes: int
     """Consecutive bytes on a channel before the next one."""
     map: str
-    """`bank-interleaved` (bank above the low column bits) or `row-linear` (bank above the whole row)."""
+    """Which banks consecutive bursts of a channel go round: all (`bank-interleaved`), one of each group
+    (`group-interleaved`), or none (`row-linear`, a page at a time)."""
     queue_depth: int
     """Requests that a channel's controller looks ahead over."""
     tcl_ns: float

@@ -33,9 +33,9 @@ SPARE: Final = 8
 
 (
     P_CHANNELS, P_BANKS, P_GROUPS, P_PAGE, P_CHUNK, P_POW2, P_SH_BURST, P_SH_CHUNK, P_SH_CHANNEL, P_SH_BANK, P_SH_PAGE,
-    P_INTERLEAVED, P_DEPTH, P_BATCH, P_BURST_BYTES, P_CL, P_CWL, P_RCD, P_RP, P_RAS, P_WR, P_RTP, P_CCD_S, P_CCD_L,
+    P_ROUND, P_SH_ROUND, P_DEPTH, P_BATCH, P_BURST_BYTES, P_CL, P_CWL, P_RCD, P_RP, P_RAS, P_WR, P_RTP, P_CCD_S, P_CCD_L,
     P_WTR, P_RTW, P_RRD, P_FAW, P_BURST, P_CONTROLLER, P_REFRESH, P_RFC, P_PER_BANK, P_WINDOW, P_COUNT,
-) = range(35)  # fmt: skip
+) = range(36)  # fmt: skip
 """Columns of the parameter array made by `resolve`."""
 
 B_ROW, B_COLUMN, B_PRECHARGE, B_ACTIVATE, B_GROUP, B_FIELDS = range(6)
@@ -77,11 +77,12 @@ def resolve(target: Target) -> np.ndarray:
     burst = d.burst_bytes
     chunk, page = max(1, d.interleave_bytes // burst), max(1, d.page_bytes // burst)
     banks = d.bank_groups * d.banks_per_group
-    shifts = [_shift(value) for value in (burst, chunk, d.channels, banks, page)]
+    together = {"bank-interleaved": banks, "group-interleaved": d.bank_groups, "row-linear": 1}[d.map]
+    shifts = [_shift(value) for value in (burst, chunk, d.channels, banks, page, together)]
     p[P_CHANNELS], p[P_BANKS], p[P_GROUPS], p[P_PAGE], p[P_CHUNK] = d.channels, banks, d.bank_groups, page, chunk
     p[P_POW2] = int(min(shifts) >= 0)
-    p[[P_SH_BURST, P_SH_CHUNK, P_SH_CHANNEL, P_SH_BANK, P_SH_PAGE]] = np.maximum(shifts, 0)
-    p[P_INTERLEAVED] = int(d.map == "bank-interleaved")
+    p[[P_SH_BURST, P_SH_CHUNK, P_SH_CHANNEL, P_SH_BANK, P_SH_PAGE, P_SH_ROUND]] = np.maximum(shifts, 0)
+    p[P_ROUND] = together
     p[P_DEPTH], p[P_BATCH], p[P_BURST_BYTES] = d.queue_depth, max(1, d.queue_depth // 2), burst
     for column, nanoseconds in (
         (P_CL, d.tcl_ns), (P_CWL, d.tcwl_ns), (P_RCD, d.trcd_ns), (P_RP, d.trp_ns), (P_RAS, d.tras_ns),
@@ -125,23 +126,23 @@ def new_state(p: np.ndarray) -> DramState:
 def locate(p: np.ndarray, burst: int) -> tuple[int, int, int]:
     """(channel, bank, row) of burst number `burst` (byte address over burst bytes).
 
-    Chunks of `interleave_bytes` go round the channels. Within a channel `bank-interleaved` puts consecutive bursts in
-    consecutive banks, `row-linear` fills a page before the next bank. Consecutive banks belong to different bank
-    groups.
+    Chunks of `interleave_bytes` go round the channels. Within a channel consecutive bursts go round a set of banks
+    until their pages are full, then round the next set: all banks (`bank-interleaved`), one of each bank group
+    (`group-interleaved`), or a single one (`row-linear`). Consecutive banks belong to different bank groups.
     """
     if p[P_POW2]:
         chunk = burst >> p[P_SH_CHUNK]
         channel = chunk & (p[P_CHANNELS] - 1)
         inner = ((chunk >> p[P_SH_CHANNEL]) << p[P_SH_CHUNK]) | (burst & (p[P_CHUNK] - 1))
         row = inner >> (p[P_SH_BANK] + p[P_SH_PAGE])
-        above = inner if p[P_INTERLEAVED] else inner >> p[P_SH_PAGE]
-        return channel, above & (p[P_BANKS] - 1), row
+        bank = ((inner >> (p[P_SH_ROUND] + p[P_SH_PAGE])) << p[P_SH_ROUND]) | (inner & (p[P_ROUND] - 1))
+        return channel, bank & (p[P_BANKS] - 1), row
     chunk = burst // p[P_CHUNK]
     channel = chunk % p[P_CHANNELS]
     inner = (chunk // p[P_CHANNELS]) * p[P_CHUNK] + burst % p[P_CHUNK]
     row = inner // (p[P_BANKS] * p[P_PAGE])
-    above = inner if p[P_INTERLEAVED] else inner // p[P_PAGE]
-    return channel, above % p[P_BANKS], row
+    bank = inner // (p[P_ROUND] * p[P_PAGE]) * p[P_ROUND] + inner % p[P_ROUND]
+    return channel, bank % p[P_BANKS], row
 
 
 @njit(_nrt=False, error_model="numpy")
