@@ -59,7 +59,7 @@ class Nest:
 
 @dataclass(frozen=True)
 class GatherNest:
-    """`dst[i, :] = table[indices[i], :]` for `rows` rows of `width` elements."""
+    """`dst[i, :] = table[indices[i], :]` for `rows` rows of `width` elements; accesses have the row's coefficient."""
 
     rows: int
     width: int

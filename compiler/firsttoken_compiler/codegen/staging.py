@@ -14,38 +14,41 @@ from firsttoken_compiler.schedule.kernel import PIPELINE
 
 def over_rows(
     body: list[Statement], params: list[Buffer], spaces: list[Space], row_elements: dict[int, int], rows: int, total: int,
-    results: int, copies: bool,
+    results: int, copies: bool, parts: int = 1,
 ) -> list[Statement]:  # fmt: skip
     """The kernel over all its rows.
 
     `body` was read with one outer loop. `row_elements`: elements per row of the operands that have rows; the last
-    `results` of `params` are written. `copies`: the kernel only moves data, so a DRAM operand needs no staging.
+    `results` of `params` are written. `copies`: the kernel only moves its first operand, so a DRAM operand needs no
+    staging. `parts`: in how many runs a row of a result lies in memory (the heads of a cache).
     """
     first_result = len(params) - results
     staged: dict[int, Buffer] = {}
     for index, space in enumerate(spaces):
         result = index >= first_result
-        if space is Space.DRAM and (not copies or (result and Space.SPAD not in spaces[:first_result])):
+        if space is Space.DRAM and (not copies or (result and spaces[0] is Space.DRAM)):
             staged[index] = replace(params[index], name=f"stage{index}", scope="spad", param=-1)
     inner = [_moved(statement, staged, row_elements, rows) for statement in body]
     loads = {i: _load(params[i], b, row_elements.get(i), rows) for i, b in staged.items() if i < first_result}
     once = [statement for i, pair in loads.items() if i not in row_elements for statement in pair]
     before = [statement for i, pair in loads.items() if i in row_elements for statement in pair]
     fresh: list[Statement] = [Alloc(b) for i, b in staged.items() if i >= first_result]
-    after = [_copy(params[i], b, row_elements.get(i), rows, store=True) for i, b in staged.items() if i >= first_result]
+    after = [_copy(params[i], b, row_elements.get(i), rows, parts) for i, b in staged.items() if i >= first_result]
     loop = Loop(0, -(-total // rows), "m", rows, tuple(PIPELINE))
     loop.body = [*before, *fresh, *inner, *after]
     return [*once, loop]
 
 
 def _load(param: Buffer, stage: Buffer, row: int | None, rows: int) -> list[Statement]:
-    return [Alloc(stage), _copy(stage, param, row, rows, store=False)]
+    return [Alloc(stage), _copy(stage, param, row, rows)]
 
 
-def _copy(to: Buffer, source: Buffer, row: int | None, rows: int, store: bool) -> Nest:
-    """All rows of a block, or the whole operand when it has none."""
-    outer = to if store else source
-    extents, axes, steps = ((outer.elements,), ("",), (1,)) if row is None else ((rows, row), ("m", ""), (row, 1))
+def _copy(to: Buffer, source: Buffer, row: int | None, rows: int, parts: int = 1) -> Nest:
+    """All rows of a block, each in `parts` runs, or the whole operand when it has none."""
+    store = to.param >= 0
+    extents, axes, steps = ((source.elements,), ("",), (1,))
+    if row is not None:
+        extents, axes, steps = (rows, parts, row // parts), ("m", "", ""), (row, row // parts, 1)
     offset = _block_offset(None, row, rows)
 
     def zero(_env: list[int]) -> int:

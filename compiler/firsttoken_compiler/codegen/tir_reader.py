@@ -6,6 +6,7 @@ Loop annotations made by the schedules: `npu.axis` (the kernel's axis and step, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from firsttoken_compiler.codegen.loops import (
@@ -79,7 +80,7 @@ class _Reader:
         if kind == "For":
             return self._for(node)
         if kind == "BufferStore":
-            return [self._nest([], node)]
+            return self._leaf([], node)
         if kind == "Evaluate":
             return self._intrinsic(node.value)
         if kind in ("AttrStmt", "SBlockRealize", "SBlock"):
@@ -152,19 +153,21 @@ class _Reader:
         )
 
     def _gather(self, chain: list[Any], store: Any) -> GatherNest | None:
+        """Loops of one iteration may be missing: the one over rows is named, the other runs over columns."""
         load = store.value
         if type(load).__name__ != "TensorLoad" or not _contains_load(load.indices[0]):
             return None
-        row, column = (loop.loop_var for loop in chain)
+        row, column = ([loop for loop in chain if bool(_axis(loop)[0]) is named] for named in (True, False))
+        if len(row) > 1 or len(column) > 1:
+            raise ProgramError("internal: a gather over more than rows and columns")
+        rows, width = (int(loops[0].extent) if loops else 1 for loops in (row, column))
+        variables = [loop.loop_var for loop in (*row, *column)]
         indirect = _find_load(load.indices[0])
+        dst = self._access(store.buffer, store.indices[0], variables)
+        indices = self._access(indirect.source, indirect.indices[0], variables)
+        dst, indices = (replace(a, coefficients=a.coefficients[:1] if row else (0,)) for a in (dst, indices))
         table = self._buffer(load.source)
-        width = int(chain[1].extent)
-        return GatherNest(
-            int(chain[0].extent), width, _axis(chain[0])[0],
-            self._access(store.buffer, store.indices[0], [row, column]),
-            self._access(indirect.source, indirect.indices[0], [row, column]),
-            table, table.elements // width,
-        )  # fmt: skip
+        return GatherNest(rows, width, _axis(row[0])[0] if row else "", dst, indices, table, table.elements // width)
 
     def _access(self, buffer: Any, index: Any, variables: list[Any]) -> Access:
         base, coefficients = self._affine(index, variables)

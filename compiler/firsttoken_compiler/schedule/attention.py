@@ -61,11 +61,11 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, t
     s = Schedule(_definition(spec, heads, rows, keys))
     _Scheduling(s, spec, spaces, tile).run()
     args = (*spec.args, *spec.outs)
-    q, k, v, *_, out = (layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True))
+    q, k, v, *mask, out = (layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True))
     layouts = [_query_layout(spec.args[0], heads, rows, q)]
     layouts += [_key_layout(arg, heads, keys, pitch) for arg, pitch in zip(spec.args[1:3], (k, v), strict=True)]
     if spec["mask"]:
-        layouts.append(layout.dense((spec.args[0].shape[0] if heads.one_token else rows, keys), Dtype.F32, spec.args[3].shape))
+        layouts.append(Layout((1 if heads.one_token else rows, keys), (mask[0], Dtype.F32.bits)))
     layouts.append(_query_layout(spec.outs[0], heads, rows, out))
     ragged = Ragged({"r": heads.rows, "t": heads.keys})
     return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys")

@@ -27,8 +27,9 @@ def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Roo
     body, params = read(scheduled.lowered(), outer=1)
     copies = spec.kind in rowwise.COPIES
     body = over_rows(
-        body, params, list(spaces), rowwise.row_elements(spec), rows, rowwise.rows_of(spec), len(spec.outs), copies
-    )
+        body, params, list(spaces), rowwise.row_elements(spec), rows, rowwise.rows_of(spec), len(spec.outs), copies,
+        rowwise.row_parts(spec),
+    )  # fmt: skip
     places = [Place(space, layout) for space, layout in zip(spaces, scheduled.layouts, strict=True)]
     return unroll(body, places, scheduled.ragged, target.scratchpad.alignment_bytes, scheduled.tile)
 

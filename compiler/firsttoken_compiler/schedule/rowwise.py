@@ -60,6 +60,11 @@ def row_elements(spec: KernelSpec) -> dict[int, int]:
     return found
 
 
+def row_parts(spec: KernelSpec) -> int:
+    """In how many runs a row of the result lies in memory: one per head of a cache."""
+    return spec.outs[0].shape[0] if spec.kind == "kv_append" else 1
+
+
 def _row(arg: Arg) -> int:
     elements = 1
     for extent in arg.shape[1:]:
