@@ -1,5 +1,7 @@
 """Gives every operator its types: weights int4/int8/fp16, activations int8/int16 per token or fp16, the rest fp16.
 
+The residual stream is fp32. Products that the graph returns are fp32, unless the ONNX file declares float16.
+
 After it: products name their weight's packing; integer products read `npu.quantise` of their input, one each.
 """
 
@@ -15,7 +17,7 @@ from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
 from firsttoken_compiler.schedule.linear import panel_of
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, relax, shape_of
+from firsttoken_compiler.tvm.api import Call, dtype_of, relax, shape_of
 
 INTEGER = ("int8", "int16")
 _LAYER = re.compile(r"layers?[._](\d+)")
@@ -57,7 +59,9 @@ class _State:
     def run(self) -> Quantised:
         function = self.canonical.module["main"]
         bindings = [b for block in function.body.blocks for b in block.bindings]
-        self.results = set(bindings[-1].value.fields)
+        outputs = zip(bindings[-1].value.fields, self.canonical.outputs, strict=True)
+        self.results = {value for value, name in outputs if name not in self.canonical.narrow}
+        self.residual = _residual_stream(bindings)
         self.angles = {a for b in bindings if _operator(b.value) == "npu.rope" for a in b.value.args[1:3]}
         env: dict[Any, Any] = {}
         for parameter in function.params:
@@ -157,7 +161,10 @@ class _State:
         attrs = {key: _plain_value(value) for key, value in call.attrs.items()}
         if name == "npu.linear":
             return self._linear(state, variable, call, args, attrs)
-        attrs["out"] = "float32" if variable in self.angles else "float16"
+        wide = variable in self.angles or variable in self.residual
+        attrs["out"] = "float32" if wide else "float16"
+        if name == "npu.row":
+            attrs["out"] = dtype_of(args[0])
         return state.emit(dialect.call(name, args, **attrs))
 
     def _linear(self, state: Rebuild, variable: Any, call: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
@@ -171,11 +178,29 @@ class _State:
             operands.append(state.emit(relax.TupleGetItem(quantised, 1)))
         if packing.group:
             operands.append(self.parameters[f"{weight}.scales"])
-        attrs.update(
-            acts=acts, bits=packing.bits, group=packing.group, out="float32" if variable in self.results else "float16"
-        )
+        wide = variable in self.results or variable in self.residual
+        attrs.update(acts=acts, bits=packing.bits, group=packing.group, out="float32" if wide else "float16")
         del attrs["transposed"]
         return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))
+
+
+def _residual_stream(bindings: list[Any]) -> set[Any]:
+    """Sums that only norms and further sums read: they are kept in fp32, as they add up over all layers."""
+    sums: set[Any] = set()
+    other: set[Any] = set()
+    for binding in bindings:
+        call, name = binding.value, _operator(binding.value)
+        if name == "npu.add" or (name == "npu.linear" and int(call.attrs["residual"])):
+            sums.add(binding.var)
+        last = len(call.args) - 1 if isinstance(call, Call) else 0
+        for index, argument in enumerate(call.args if isinstance(call, Call) else ()):
+            added = name == "npu.linear" and index == last and int(call.attrs["residual"])
+            if not (added or name in ("npu.add", "npu.row") or (name == "npu.rms_norm" and index == 0)):
+                other.add(argument)
+        if not isinstance(call, Call):
+            other.update(getattr(call, "fields", ()))
+    rows = {b.var: b.value.args[0] for b in bindings if _operator(b.value) == "npu.row"}
+    return {value for value in sums if value not in other and all(row not in other for row, of in rows.items() if of == value)}
 
 
 def _operator(value: Any) -> str:
