@@ -1,6 +1,6 @@
 """The compiler, pass by pass: read this first.
 
-    ONNX ─ import ─ canonicalise ─ quantise ─ cache-norms ─ lower ─ place ─ schedule ─ emit ─ verify ─ Program
+ONNX ─ import ─ canonicalise ─ quantise ─ cache-norms ─ lower ─ place ─ schedule ─ emit ─ verify ─ Program
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def describe_norms(compiled: Any, decisions: Any) -> list[str]:
     """A line per norm: what it keeps, for how many products, and where."""
     from firsttoken_compiler.codegen.names import module_path
 
-    made = {}
+    made: dict[str, Any] = {}
     for launch in compiled.launches.launches:
         if launch.spec.kind == "rms_norm":
             made.setdefault(launch.label, launch)

@@ -116,7 +116,9 @@ class _Memory:
             if launch.spec.kind in KINDS_IN_PLACE and len(launch.args) > 1:
                 source, present = launch.args[1], launch.outs[0]
                 if source.kind != "param" or present.name not in names:
-                    raise StudentError(f"the cache {source.name!r} is appended to, but is no graph input with a matching output")
+                    raise StudentError(
+                        f"the cache {source.name!r} is appended to, but is no graph input with a matching output"
+                    )
                 past.add(source.name)
                 self.kv[self.compiled.inputs[source.name]] = names[present.name]
         return past
@@ -127,13 +129,15 @@ class _Memory:
         return {value.name: name for value, name in zip(values, names, strict=True)}
 
     def _outputs(self) -> None:
+        """Caches are three-dimensional; one of a single row may have become a view of what its product writes."""
         names = self._output_names()
-        caches = {l.outs[0].name for l in self.compiled.launches.launches if l.spec.kind in KINDS_IN_PLACE}
+        returned = {value.name: value.arg for value in self.compiled.launches.outputs}
         for launch in self.compiled.launches.launches:
             for value in launch.outs:
                 if value.kind == "output" and ("output", value.name) not in self.address:
-                    kind = "kv" if value.name in caches else "output"
-                    self._dram(("output", value.name), names.get(value.name, value.name), kind, value.arg)
+                    arg = returned.get(value.name, value.arg)
+                    kind = "kv" if len(arg.shape) == 3 else "output"
+                    self._dram(("output", value.name), names.get(value.name, value.name), kind, arg)
 
     def _storage(self, name: str, nbytes: int) -> None:
         placement = self.compiled.placement

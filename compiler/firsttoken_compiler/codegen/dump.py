@@ -28,7 +28,7 @@ def _text(made: Any) -> str:
     if isinstance(made, dict):
         return "".join(
             f"# {spec.kind} {spec.args} -> {spec.outs} in {[space.text for space in spaces]}, tile {template.tile}\n"
-            f"{str(Program(code=template.code, kernels=template.kernels, tensors=(), ops=()))}\n"
+            f"{Program(code=template.code, kernels=template.kernels, tensors=(), ops=())!s}\n"
             for (spec, spaces), template in made.items()
         )
     return str(made.script()) + "\n"

@@ -32,7 +32,8 @@ class OperatorNames:
         w_bits = spec.args[1].dtype.bits if spec.kind in ("linear", "attention") else 0
         return OpInfo(
             name=name, kind=spec.kind, onnx_nodes=nodes, module=path.rpartition(".")[0] if nodes else "", first=first,
-            last=last, m=m, n=n, k=k, batch=batch, w_bits=w_bits, a_bits=spec.args[0].dtype.bits, macs=macs(spec), tile=tile,
+            last=last, m=m, n=n, k=k, batch=batch, w_bits=w_bits, a_bits=spec.args[0].dtype.bits, macs=macs(spec),
+            tile=tile,
         )  # fmt: skip
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from firsttoken_compiler.codegen.loops import Access, Alloc, Buffer, GatherNest, Loop, MatmulCall, Nest, Statement, Value
+from firsttoken_compiler.codegen.loops import (
+    Access,
+    Alloc,
+    Buffer,
+    GatherNest,
+    Loop,
+    MatmulCall,
+    Nest,
+    Statement,
+    Value,
+)
 from firsttoken_compiler.isa.types import Engine, Space
 
 _STAGE_OF = {Engine.DMA_IN: 0, Engine.MATRIX: 1, Engine.VECTOR: 2, Engine.DMA_OUT: 3}

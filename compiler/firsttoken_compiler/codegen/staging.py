@@ -13,8 +13,8 @@ from firsttoken_compiler.schedule.kernel import PIPELINE
 
 
 def over_rows(
-    body: list[Statement], params: list[Buffer], spaces: list[Space], row_elements: dict[int, int], rows: int, total: int,
-    results: int, copies: bool, parts: int = 1,
+    body: list[Statement], params: list[Buffer], spaces: list[Space], row_elements: dict[int, int], rows: int,
+    total: int, results: int, copies: bool, parts: int = 1,
 ) -> list[Statement]:  # fmt: skip
     """The kernel over all its rows.
 
@@ -46,7 +46,9 @@ def _load(param: Buffer, stage: Buffer, row: int | None, rows: int) -> list[Stat
 def _copy(to: Buffer, source: Buffer, row: int | None, rows: int, parts: int = 1) -> Nest:
     """All rows of a block, each in `parts` runs, or the whole operand when it has none."""
     store = to.param >= 0
-    extents, axes, steps = ((source.elements,), ("",), (1,))
+    extents: tuple[int, ...] = (source.elements,)
+    axes: tuple[str, ...] = ("",)
+    steps: tuple[int, ...] = (1,)
     if row is not None:
         extents, axes, steps = (rows, parts, row // parts), ("m", "", ""), (row, row // parts, 1)
     offset = _block_offset(None, row, rows)

@@ -32,7 +32,8 @@ _BINARY = {
 _CALLS = {
     "tirx.exp": "exp", "tirx.sigmoid": "sigmoid", "tirx.rsqrt": "rsqrt", "tirx.sqrt": "sqrt", "tirx.fabs": "abs",
     "tirx.round": "round", "tirx.nearbyint": "round", "tirx.tanh": "tanh", "tirx.floor": "floor", "tirx.ceil": "ceil",
-    "tirx.log": "log", "tirx.sin": "sin", "tirx.cos": "cos", "tirx.pow": "pow", "tirx.if_then_else": "select", "prim.if_then_else": "select",
+    "tirx.log": "log", "tirx.sin": "sin", "tirx.cos": "cos", "tirx.pow": "pow",
+    "tirx.if_then_else": "select", "prim.if_then_else": "select",
 }  # fmt: skip
 _SWAPPED = {"GT": "lt", "GE": "le"}
 _MAX_LOCAL_LOOPS = 3
@@ -193,9 +194,9 @@ class _Reader:
         if words[0] == "npu.matmul":
             m, n, k, panel, acc, a, panel_stride, row_stride = numbers
             first, second, third = words[1].split(",")
-            return [
-                MatmulCall(m, n, k, (first, second, third), *pointers, acc, a, panel_stride, row_stride, panel)
-            ]
+            to, left, right = pointers
+            axes = first, second, third
+            return [MatmulCall(m, n, k, axes, to, left, right, acc, a, panel_stride, row_stride, panel)]
         raise ProgramError(f"internal: unknown intrinsic {name}")
 
     def _value(self, node: Any, variables: list[Any]) -> Value:
@@ -217,7 +218,10 @@ class _Reader:
             base, coefficients = self._affine(node, variables)
             return ("index", base, tuple(coefficients))
         if kind == "Select":
-            return ("select", *(self._value(part, variables) for part in (node.condition, node.true_value, node.false_value)))
+            return (
+                "select",
+                *(self._value(part, variables) for part in (node.condition, node.true_value, node.false_value)),
+            )
         if kind == "Call" and node.op.name in _CALLS:
             return (_CALLS[node.op.name], *(self._value(argument, variables) for argument in node.args))
         raise ProgramError(f"internal: the vector unit has no operation for TIR {kind} {node}")
@@ -243,7 +247,9 @@ class _Reader:
         raise ProgramError(f"internal: TIR index {node} is not affine")
 
 
-def _combine(kind: str, left: tuple[Offset, list[int]], right: tuple[Offset, list[int]], node: Any) -> tuple[Offset, list[int]]:
+def _combine(
+    kind: str, left: tuple[Offset, list[int]], right: tuple[Offset, list[int]], node: Any
+) -> tuple[Offset, list[int]]:
     (a, p), (b, q) = left, right
     if kind == "Add":
         return (lambda env: a(env) + b(env)), [x + y for x, y in zip(p, q, strict=True)]

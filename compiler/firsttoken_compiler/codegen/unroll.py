@@ -47,9 +47,7 @@ Piece = tuple[tuple[int, ...], tuple[int, ...], bool]
 """Extents of a nest after cutting, first iteration of each loop, whether it lies in a narrow last panel."""
 
 
-def unroll(
-    body: list[Statement], places: list[Place], ragged: Ragged, alignment: int, tile: str = ""
-) -> Template:
+def unroll(body: list[Statement], places: list[Place], ragged: Ragged, alignment: int, tile: str = "") -> Template:
     """The template of a kernel; raises ProgramError when an instruction cannot express a statement."""
     memory = slots.assign(body, [place.space for place in places], alignment)
     state = _Unroller(places, ragged, memory)
@@ -158,7 +156,13 @@ class _Unroller:
             self._vector(nest, extents, first, narrow, dst, initial)
 
     def _vector(
-        self, nest: Nest, extents: tuple[int, ...], first: tuple[int, ...], narrow: bool, dst: Stream, initial: float | None
+        self,
+        nest: Nest,
+        extents: tuple[int, ...],
+        first: tuple[int, ...],
+        narrow: bool,
+        dst: Stream,
+        initial: float | None,
     ) -> None:
         streams = Streams(lambda access: self._stream(access, first, narrow), self.env, first)
         folded = any(n > 1 and s == 0 for n, s in zip(extents, dst.bits, strict=True))
@@ -193,7 +197,9 @@ class _Unroller:
                 joined.insert(0, (n, d, s))
         self._descriptor(joined, dst, source, dst.address, source.address)
 
-    def _descriptor(self, loops: list[tuple[int, int, int]], dst: Stream, source: Stream, at: int, source_at: int) -> None:
+    def _descriptor(
+        self, loops: list[tuple[int, int, int]], dst: Stream, source: Stream, at: int, source_at: int
+    ) -> None:
         if len(loops) > 3:
             n, d, s = loops[0]
             for index in range(n):
@@ -250,7 +256,12 @@ class _Unroller:
         return count * access.buffer.dtype.bits
 
     def _emit(
-        self, opcode: int, engine: Engine, flags: int, dims: tuple[int, ...], operands: list[tuple[int, Space, Dtype, int, int, int, int]]
+        self,
+        opcode: int,
+        engine: Engine,
+        flags: int,
+        dims: tuple[int, ...],
+        operands: list[tuple[int, Space, Dtype, int, int, int, int]],
     ) -> None:
         row = [0] * word.WIDTH
         row[word.OPCODE], row[word.QUEUE], row[word.FLAGS] = opcode, int(engine), flags

@@ -25,7 +25,7 @@ def _op(name: str, *args: Any) -> Any:
     return is_op(f"relax.{name}")(*args)
 
 
-# --- rotary embedding ---------------------------------------------------------------------------------------------------
+# --- rotary embedding ---------------------------------------------------------------------------------------
 
 
 def _rotary(context: Context, builder: Any, view: View, cos: Any, sin: Any) -> View:
@@ -47,7 +47,7 @@ def _half_table(context: Context, value: Any, tokens: int) -> np.ndarray | None:
 
 
 def _decomposed_rope() -> Rule:
-    """x * cos + concat(-x[half:], x[:half]) * sin."""
+    """X * cos + concat(-x[half:], x[:half]) * sin."""
     x, cos, sin = wildcard(), wildcard(), wildcard()
     low = is_op("relax.strided_slice")(x, varg_default_wildcard=True)
     high = is_op("relax.strided_slice")(x, varg_default_wildcard=True)
@@ -114,13 +114,15 @@ class RawRope(Rule):
         cache: dict[Any, Any] = context.__dict__.setdefault("gathered", {})
         if key not in cache:
             positions = env[c["positions"]]
-            table = env[c[part]].base if c[part] in env else context.constant(np.asarray(context.known(c[part])), "rotary")
+            table = (
+                env[c[part]].base if c[part] in env else context.constant(np.asarray(context.known(c[part])), "rotary")
+            )
             rows = token_list(builder, positions)
             cache[key] = context.emit(builder, "npu.gather", [table, rows], out="float32")
         return cache[key]
 
 
-# --- attention ----------------------------------------------------------------------------------------------------------
+# --- attention ----------------------------------------------------------------------------------------------
 
 
 def causal_mask(mask: np.ndarray, tokens: int) -> bool:
@@ -302,6 +304,6 @@ def attention_rules() -> list[Rule]:
 
 
 ROPE = _decomposed_rope()
-RAW_ROPE = RawRope(None, {}, lambda *_: None)  # type: ignore[arg-type,return-value]
-RAW_ATTENTION = RawAttention(None, {}, lambda *_: None)  # type: ignore[arg-type,return-value]
-TUPLE_ITEM = TupleItem(None, {}, lambda *_: None)  # type: ignore[arg-type,return-value]
+RAW_ROPE = RawRope(None, {}, lambda *_: None)  # type: ignore[arg-type]
+RAW_ATTENTION = RawAttention(None, {}, lambda *_: None)  # type: ignore[arg-type]
+TUPLE_ITEM = TupleItem(None, {}, lambda *_: None)  # type: ignore[arg-type]

@@ -18,6 +18,8 @@ from firsttoken_compiler.passes.views import View
 from firsttoken_compiler.tvm.api import Call, IRModule, relax, shape_of
 
 Plan = dict[Any, tuple[Rule, Match]]
+FLOAT16 = 10
+"""ONNX's element type."""
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Canonical:
     """Parameters whose values the pass made itself (rotary tables read out of constants): name → array."""
     outputs: tuple[str, ...] = ()
     """ONNX names of the outputs, in order."""
+    narrow: frozenset[str] = frozenset()
+    """Outputs that the ONNX graph declares as float16."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def _plan(imported: Imported, bindings: list[Any], values: dict[Any, Any], outpu
         with _blamed_on(imported, variable):
             found = _first_match(context, variable, value)
         if found is None:
-            name = value.op.name if isinstance(value, Call) else type(value).__name__
+            name = _operator(value)
             unknown.setdefault(_onnx_operator(imported, variable, name), []).append(_node_of(imported, variable))
             continue
         plan[variable] = found
@@ -85,9 +89,14 @@ def _plan(imported: Imported, bindings: list[Any], values: dict[Any, Any], outpu
     return plan
 
 
+def _operator(value: Any) -> str:
+    """Name of a call's operator, of the kind of expression for everything else."""
+    called = value.op if isinstance(value, Call) else value
+    return str(getattr(called, "name", type(called).__name__))
+
+
 def _first_match(context: Context, variable: Any, value: Any) -> tuple[Rule, Match] | None:
-    root = value.op.name if isinstance(value, Call) else type(value).__name__
-    for rule in RULES.get(root, ()):
+    for rule in RULES.get(_operator(value), ()):
         match = rule.match(context, variable, value)
         if match is not None:
             return rule, match
@@ -134,7 +143,9 @@ def _emit_into(
     if extra:
         module = _with_parameters(module, [context.constant_vars[name] for name in extra])
     nodes = _provenance(imported, emitted, {v: env[v].base.name for v in plan if v in env})
-    return Canonical(module, nodes, extra, tuple(names))
+    declared = {value.name: value.type.tensor_type.elem_type for value in imported.student.graph.output}
+    narrow = frozenset(name for name in names if declared[name] == FLOAT16)
+    return Canonical(module, nodes, extra, tuple(names), narrow)
 
 
 def _output(imported: Imported, name: str, value: Any, env: dict[Any, View]) -> Any:
@@ -171,7 +182,7 @@ def _blamed_on(imported: Imported, variable: Any) -> Iterator[None]:
 
 def _caches(bindings: list[Any]) -> set[Any]:
     """The values that attention takes as past keys and values."""
-    calls = [b.value for b in bindings if isinstance(b.value, Call) and b.value.op.name == "npu.raw_attention"]
+    calls = [b.value for b in bindings if _operator(b.value) == "npu.raw_attention"]
     starts = [(call, int(call.attrs["past_at"])) for call in calls]
     return {arg for call, at in starts if at for arg in call.args[at : at + 2]}
 

@@ -1,7 +1,7 @@
 """Typed npu calls → one PrimFunc per distinct spec, fused and planned by TVM → a list of kernel launches.
 
-LegalizeOps gives each call its PrimFunc, FuseOps/FuseTIR merge what is elementwise, StaticPlanBlockMemory shares storage
-between values that are never live together.
+LegalizeOps gives each call its PrimFunc, FuseOps/FuseTIR merge what is elementwise, StaticPlanBlockMemory shares
+storage between values that are never live together.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,9 @@ class Launches:
 
 def _spec(call: Any) -> KernelSpec:
     fields = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
-    params = tuple((key, value if isinstance(value, (int, float)) else str(value)) for key, value in sorted(call.attrs.items()))
+    params = tuple(
+        (key, value if isinstance(value, (int, float)) else str(value)) for key, value in sorted(call.attrs.items())
+    )
     args = tuple(_arg(a.ty) for a in call.args)
     return KernelSpec(call.op.name.removeprefix("npu."), params, args, tuple(_arg(field) for field in fields))
 

@@ -200,7 +200,11 @@ def _residual_stream(bindings: list[Any]) -> set[Any]:
         if not isinstance(call, Call):
             other.update(getattr(call, "fields", ()))
     rows = {b.var: b.value.args[0] for b in bindings if _operator(b.value) == "npu.row"}
-    return {value for value in sums if value not in other and all(row not in other for row, of in rows.items() if of == value)}
+    return {
+        value
+        for value in sums
+        if value not in other and all(row not in other for row, of in rows.items() if of == value)
+    }
 
 
 def _operator(value: Any) -> str:

@@ -140,7 +140,9 @@ def _definition(spec: KernelSpec, heads: Heads, rows: int, keys: int) -> Any:
     )
     factor = te.compute((count, rows), lambda b, r: 1.0 / norm[b, r], name="factor")
     out = te.compute(
-        (count, rows, width), lambda b, r, d: (mixed[b, r, d] * factor[b, r]).astype(NAMES[spec.outs[0].dtype]), name="out"
+        (count, rows, width),
+        lambda b, r, d: (mixed[b, r, d] * factor[b, r]).astype(NAMES[spec.outs[0].dtype]),
+        name="out",
     )
     return te.create_prim_func([*operands, out])
 

@@ -57,7 +57,9 @@ def _rms_norm(spec: KernelSpec, p: list[Any]) -> list[Any]:
     square = te.compute((rows,), lambda i: te.sum(_f32(x[i, k]) * _f32(x[i, k]), axis=k), name="square")
     factor = te.compute((rows,), lambda i: te.rsqrt(square[i] * (1.0 / width) + spec["eps"]), name="factor")
     if len(spec.outs) == 1:
-        return [te.compute((rows, width), lambda i, j: _store(spec, _f32(x[i, j]) * factor[i] * _f32(gamma[j])), name="out")]
+        return [
+            te.compute((rows, width), lambda i, j: _store(spec, _f32(x[i, j]) * factor[i] * _f32(gamma[j])), name="out")
+        ]
     normed = te.compute((rows, width), lambda i, j: _f32(x[i, j]) * factor[i] * _f32(gamma[j]), name="normed")
     return _quantise_rows(spec, normed, rows, width)
 
@@ -206,9 +208,7 @@ def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
 
     c = te.reduce_axis((0, width), "c")
     shape = (heads, rows, total)
-    scores = te.compute(
-        shape, lambda h, i, t: te.sum(_f32(q[i, h * width + c]) * at(p[1], h, t, c), axis=c), name="S"
-    )
+    scores = te.compute(shape, lambda h, i, t: te.sum(_f32(q[i, h * width + c]) * at(p[1], h, t, c), axis=c), name="S")
     masked = te.compute(shape, lambda h, i, t: mask(spec, p, scores[h, i, t] * spec["scale"], i, t), name="M")
     r1, r2, r3 = (te.reduce_axis((0, total), f"t{n}") for n in range(3))
     peak = te.compute((heads, rows), lambda h, i: te.max(masked[h, i, r1], axis=r1), name="peak")

@@ -46,14 +46,21 @@ class _Operand:
         return f'{self.shape}, "{self.dtype}", offset_factor=1, scope="{self.scope}"{names}'
 
 
-def _register(name: str, operands: list[_Operand], axes: str, reduced: str, value: str, call: str, extra: list[str]) -> None:
+def _register(
+    name: str, operands: list[_Operand], axes: str, reduced: str, value: str, call: str, extra: list[str]
+) -> None:
     """Registers `operands[0] = value` over `axes`; `call` is the extern's name, `extra` its numbers."""
     extents = {axis: extent for operand in operands for axis, extent in operand.extents.items()}
     out, *inputs = operands
     reads = ([out.whole] if reduced else []) + [operand.whole for operand in inputs]
     meaning = ["@T.prim_func(s_tir=True)", "def meaning("]
     meaning += [f"    {o.name}: T.Buffer({o.declaration(False)})," for o in (*inputs, out)]
-    meaning += ["):", '    with T.sblock("root"):', f"        T.reads({', '.join(reads)})", f"        T.writes({out.whole})"]
+    meaning += [
+        "):",
+        '    with T.sblock("root"):',
+        f"        T.reads({', '.join(reads)})",
+        f"        T.writes({out.whole})",
+    ]
     indent = "        "
     for axis in axes:
         meaning.append(f"{indent}for {axis} in T.serial({extents[axis]}):")
@@ -96,9 +103,19 @@ def matmul(m: int, p: int, k: int, panel: int, a: str, w: str, acc: str, a_scope
     """
     sizes = {"m": m, "p": p, "j": panel, "k": k}
     c, left, right = (
-        _Operand("C", "mpj", sizes, acc, ACC), _Operand("A", "mk", sizes, a, a_scope), _Operand("W", "pkj", sizes, w, WEIGHTS)
+        _Operand("C", "mpj", sizes, acc, ACC), _Operand("A", "mk", sizes, a, a_scope),
+        _Operand("W", "pkj", sizes, w, WEIGHTS),
     )  # fmt: skip
-    numbers = [str(m), str(p * panel), str(k), str(panel), c.stride("m"), left.stride("m"), right.stride("p"), right.stride("k")]
+    numbers = [
+        str(m),
+        str(p * panel),
+        str(k),
+        str(panel),
+        c.stride("m"),
+        left.stride("m"),
+        right.stride("p"),
+        right.stride("k"),
+    ]
     name = f"npu_matmul_{m}x{p}x{k}x{panel}_{a}_{w}_{acc}_{a_scope}"
     value = f'{c.element} + T.Cast("{acc}", {left.element}) * T.Cast("{acc}", {right.element})'
     _register(name, [c, left, right], "mpjk", "k", value, "npu.matmul:m,p,k", numbers)
@@ -107,7 +124,9 @@ def matmul(m: int, p: int, k: int, panel: int, a: str, w: str, acc: str, a_scope
 
 @functools.cache
 def attend(m: int, n: int, k: int, axes: str, transposed: bool, a_scope: str, w_scope: str) -> str:
-    """Name of the intrinsic acc[b, m, n] += a[b, m, k] x w in fp16, fp32 sums, b = 1; w is [b, n, k] if transposed, else [b, k, n].
+    """Name of the intrinsic acc[b, m, n] += a[b, m, k] x w in fp16 with fp32 sums, b = 1.
+
+    w is [b, n, k] when transposed, else [b, k, n].
 
     Becomes `npu.matmul:axes(acc, a, w, m, n, k, panel, strides: acc row, a row, 0, w row)`, panel 0 when transposed.
     """

@@ -157,12 +157,16 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
         )
         total = te.compute(
             grid,
-            lambda i, c, j: te.sum(sums[g, i, c, j].astype("float32") * p["w_scale"][c, g, j].astype("float32"), axis=g),
+            lambda i, c, j: te.sum(
+                sums[g, i, c, j].astype("float32") * p["w_scale"][c, g, j].astype("float32"), axis=g
+            ),
             name="O",
         )
     else:
         r = te.reduce_axis((0, padded.k), "r")
-        total = te.compute(grid, lambda i, c, j: te.sum(a[i, r].astype(wide) * w[c, r, j].astype(wide), axis=r), name="C")
+        total = te.compute(
+            grid, lambda i, c, j: te.sum(a[i, r].astype(wide) * w[c, r, j].astype(wide), axis=r), name="C"
+        )
 
     def element(i: Any, c: Any, j: Any) -> Any:
         value = total[i, c, j].astype("float32")

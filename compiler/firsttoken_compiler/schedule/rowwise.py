@@ -115,7 +115,7 @@ def _stages(spec: KernelSpec) -> tuple[tuple[str, ...], tuple[str, ...], tuple[s
         return (), rows, ("out",)
     if spec.kind == "swiglu":  # an exponential per element: worth keeping
         return (), ("product", "peak", "inverse"), ("scale", "q")
-    inline = {"rms_norm": ("normed",), "quantise": ("wide",)}[spec.kind]
+    inline: tuple[str, ...] = {"rms_norm": ("normed",), "quantise": ("wide",)}[spec.kind]
     if spec.kind == "quantise" and spec.args[0].dtype is Dtype.F32:
         inline = ()
     return inline, (*rows, "peak", "inverse"), ("scale", "q")

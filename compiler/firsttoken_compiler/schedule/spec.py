@@ -50,7 +50,12 @@ class KernelSpec:
     def to_json(self) -> str:
         """Text form, kept on the PrimFunc as attribute `npu.spec`."""
         return json.dumps(
-            [self.kind, self.params, [(a.shape, int(a.dtype)) for a in self.args], [(a.shape, int(a.dtype)) for a in self.outs]]
+            [
+                self.kind,
+                self.params,
+                [(a.shape, int(a.dtype)) for a in self.args],
+                [(a.shape, int(a.dtype)) for a in self.outs],
+            ]
         )
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Chooses tiles: every candidate that fits is costed, the cheapest is taken.
 
-The cost of a tile is the time of its slowest engine over all tiles, plus what no overlap can hide: the first load, and
-the last product, vector pass and store.
+The cost of a tile is the time of its slowest engine over all tiles, plus what no overlap can hide: the first load
+before the other engines, the last product and vector pass after the loads.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, r
         }
         if costs:
             return min(costs, key=lambda tile: (costs[tile], -tile.m, -tile.k, -tile.panels))
-    smallest = min((linear_bytes(spec, spaces, tile, target) for tile in _linear_tiles(spec, target)))
+    smallest = min(linear_bytes(spec, spaces, tile, target) for tile in _linear_tiles(spec, target))
     raise AllocationError(
         f"target {target.name}: the smallest tile of a product of {spec.args[0].shape} by {spec['n']} columns needs "
         f"{smallest[0]} bytes of scratchpad and {smallest[1]} of accumulators; {room.limit} and "
@@ -110,8 +110,11 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
     dma = loads * weight + across * 2 * target.dma.setup_cycles
     if where["a"] is Space.DRAM:
         dma += across * down * deep * (shape.a.nbytes(tile.m * tile.k) / rate + target.dma.setup_cycles)
-    pair = pair_name(shape.a, shape.w)
     m, k = min(tile.m, shape.m), shape.group or tile.k
+    if where["out"] is Space.DRAM:
+        width = spec.outs[0].dtype
+        dma += across * down * storing(target.dram, width.nbytes(n), width.nbytes(shape.n), m) * target.clock_hz / 1e9
+    pair = pair_name(shape.a, shape.w)
     read, _ = matmul_scratchpad_bytes(target, m, n, min(k, shape.k), shape.a.bits, shape.w.bits)
     ports = read / (target.scratchpad.banks * target.scratchpad.bank_bytes)
     product = max(matmul_cost(target, m, n, min(k, shape.k), pair).cycles, ports) + target.matrix.issue_cycles
@@ -120,7 +123,7 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
     vector = across * down * epilogue
     if shape.group:
         vector += products * vector_cycles(target, _SCALE, (m, tile.panels, panel))
-    return max(dma, products * product, vector) + weight + product + epilogue
+    return max(dma + product, weight + products * product, weight + product + vector) + epilogue
 
 
 @functools.lru_cache(maxsize=65536)
@@ -142,7 +145,28 @@ def camping(target_dram: Dram, run: int, stride: int, count: int) -> float:
     return max(load) * channels / sum(load)
 
 
-def choose_attention(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> attention.AttentionTile:
+@functools.lru_cache(maxsize=65536)
+def storing(dram: Dram, run: int, stride: int, rows: int) -> float:
+    """Nanoseconds that storing `rows` runs of `run` bytes keeps the DRAM from a stream of reads.
+
+    The data bus turns round twice for every batch of writes, and each run opens rows that the reads do not use.
+    """
+    bursts = ceil_div(run, dram.burst_bytes)
+    used = min(dram.channels, ceil_div(run, dram.interleave_bytes))
+    each = ceil_div(bursts, used)
+    banks = {"row-linear": 1, "group-interleaved": dram.bank_groups}.get(
+        dram.map, dram.bank_groups * dram.banks_per_group
+    )
+    opened = max(min(banks, each), ceil_div(each * dram.burst_bytes, dram.page_bytes))
+    burst_ns = dram.burst_length * 1e3 / dram.data_rate_mtps
+    turn = (dram.trtw_ns + dram.tcwl_ns + burst_ns + dram.twtr_ns) / max(1, dram.queue_depth // 2)
+    run_ns = each * (burst_ns + turn) + opened * max(dram.trrd_ns, dram.tfaw_ns / 4)
+    return rows * used / dram.channels * run_ns * camping(dram, run, stride, rows)
+
+
+def choose_attention(
+    spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room
+) -> attention.AttentionTile:
     """The tile with the most rows, then keys, that fits; raises AllocationError when none does."""
     heads = attention.Heads.of(spec)
     rows = sorted({min(heads.rows, r) for r in (1, 2, 4, 8, 16, 32, 64, 128)}, reverse=True)
@@ -172,8 +196,8 @@ def choose_rows(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, roo
             if _row_bytes(spec, spaces, rows, target) <= limit:
                 return rows
     raise AllocationError(
-        f"target {target.name}: one row of {spec.kind} needs {_row_bytes(spec, spaces, 1, target)} bytes of scratchpad, "
-        f"{room.limit} are free: raise scratchpad.bytes"
+        f"target {target.name}: one row of {spec.kind} needs {_row_bytes(spec, spaces, 1, target)} bytes of "
+        f"scratchpad, {room.limit} are free: raise scratchpad.bytes"
     )
 
 
