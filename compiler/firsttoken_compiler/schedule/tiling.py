@@ -87,7 +87,8 @@ def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target
     staged = {
         "w": two * dtypes["w"].nbytes(tile.k * n), "a": two * dtypes["a"].nbytes(tile.m * tile.k),
         "w_scale": three * rows * n * 2, "bias": three * n * 2, "a_scale": three * tile.m * 4,
-        "residual": three * tile.m * n * 2, "out": two * dtypes["out"].nbytes(tile.m * n),
+        "residual": three * dtypes.get("residual", Dtype.F16).nbytes(tile.m * n),
+        "out": two * dtypes["out"].nbytes(tile.m * n),
     }  # fmt: skip
     total = sum(nbytes + 3 * align for name, nbytes in staged.items() if where.get(name) is Space.DRAM)
     acc = ceil_div(tile.m * n * 4, align) * align
