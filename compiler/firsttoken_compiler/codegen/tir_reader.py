@@ -194,9 +194,9 @@ class _Reader:
         if words[0] == "npu.matmul":
             m, n, k, panel, acc, a, panel_stride, row_stride = numbers
             first, second, third = words[1].split(",")
-            to, left, right = pointers
+            sums, left, right = pointers
             axes = first, second, third
-            return [MatmulCall(m, n, k, axes, to, left, right, acc, a, panel_stride, row_stride, panel)]
+            return [MatmulCall(m, n, k, axes, sums, left, right, acc, a, panel_stride, row_stride, panel)]
         raise ProgramError(f"internal: unknown intrinsic {name}")
 
     def _value(self, node: Any, variables: list[Any]) -> Value:
