@@ -5,6 +5,7 @@ TVM's importer has no extension points, so this subclasses it, and replaces its 
 
 import contextlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ import numpy as np
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.converters import CONVERTERS
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
-from firsttoken_compiler.tvm.api import Call, onnx_frontend, relax, tvm
+from firsttoken_compiler.tvm.api import Call, GenericConst, onnx_frontend, relax, tvm
 
 CONSTANT_ELEMENTS: Final = 1
 """Embedded initialisers up to this size become constants (shapes, axes, epsilons); larger ones stay parameters."""
 RESERVED: Final = re.compile(r"(lv|gv|vector_|rotary_)\d*")
-FOLDED_DOMAINS: Final = ("", "ai.onnx")
+MAX_FOLDED_ELEMENTS: Final = 1 << 24
 
 
 @dataclass
@@ -80,6 +81,12 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
         name = self.node = attrs["tvm_custom"]["name"]
+        elements = _folded_elements(op_name, inputs)
+        if elements > MAX_FOLDED_ELEMENTS:
+            raise StudentError(
+                f"{self._student.name}: node {name!r} makes a constant of {elements} elements, the limit is "
+                f"{MAX_FOLDED_ELEMENTS}: make it smaller or store it as a weight"
+            )
         result = super()._convert_operator(op_name, inputs, attrs, opset)
         if isinstance(result, Call) and isinstance(result.ty, relax.TensorType):
             result = self.bb.emit(result)  # a variable of its own, so that its name can carry the node
@@ -110,6 +117,20 @@ def onnx_dtype(onnx_type: int, name: str) -> Any:
         raise StudentError(f"tensor {name} has the unknown ONNX element type {onnx_type}") from None
 
 
+def _folded_elements(op_name: str, inputs: Any) -> int:
+    """Elements of what TVM computes at import, out of constants, by an operator that can make much of little."""
+    if op_name not in ("ConstantOfShape", "Expand", "Range", "Tile") or not inputs:
+        return 0
+    if not all(isinstance(value, GenericConst) for value in inputs):
+        return 0
+    values = [value.value.numpy() for value in inputs]
+    if op_name == "Range":
+        start, limit, step = (float(value.reshape(-1)[0]) for value in values)
+        return max(0, int((limit - start) / step)) if step else 0
+    factors = [max(int(extent), 0) for extent in values[-1].reshape(-1).tolist()]
+    return math.prod(factors) * (int(values[0].size) if len(values) > 1 else 1)
+
+
 @contextlib.contextmanager
 def _conversion_table() -> Iterator[None]:
     """TVM's table with ours on top; built once here, where TVM builds it once per node."""
@@ -129,11 +150,31 @@ def check_operators(student: OnnxStudent) -> None:
     known = set(onnx_frontend._get_convert_map()) | set(CONVERTERS) | {"Constant"}
     unknown: dict[str, list[str]] = {}
     for node in student.graph.node:
-        if node.op_type not in known or node.domain not in FOLDED_DOMAINS:
+        if node.op_type not in known or node.domain:
             operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             unknown.setdefault(operator, []).append(node.name or node.output[0])
     if unknown:
         raise StudentError(unsupported_message(student.name, unknown))
+
+
+def check_nodes(student: OnnxStudent) -> None:
+    """Raises StudentError for a node with inputs, outputs or attributes that its operator does not have.
+
+    TVM follows an absent input, of those that must be there, into a segmentation fault.
+    """
+    from onnx import checker, defs
+
+    context = checker.C.CheckerContext()
+    context.ir_version, context.opset_imports = student.model.ir_version, {"": student.opset}
+    for node in student.graph.node:
+        try:
+            checker.check_node(node, context)
+        except Exception as error:  # the checker's own error derives from nothing narrower
+            reason = str(error).strip().splitlines()[0]
+            raise StudentError(f"{student.name}: node {node.name!r} is malformed: {reason}") from error
+        formal = defs.get_schema(node.op_type, student.opset).inputs
+        if formal and formal[-1].option == defs.OpSchema.FormalParameterOption.Variadic and "" in node.input:
+            raise StudentError(f"{student.name}: node {node.name!r} is malformed: one of its inputs has no name")
 
 
 def unsupported_message(student: str, unknown: dict[str, list[str]], shown: int = 8) -> str:
@@ -148,20 +189,32 @@ def unsupported_message(student: str, unknown: dict[str, list[str]], shown: int 
     )
 
 
+def _check_inputs(student: OnnxStudent) -> None:
+    """Raises StudentError for an input that is not a tensor of numbers with a static shape."""
+    for value in student.graph.input:
+        if value.name in student.initializers:
+            continue
+        tensor = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+            raise StudentError(f"{student.name}: input {value.name!r} is no tensor of known rank: declare its shape")
+        if np.dtype(onnx_dtype(tensor.elem_type, value.name)).kind not in "fiubV":
+            raise StudentError(f"{student.name}: input {value.name!r} holds no numbers (type {tensor.elem_type})")
+        loose = [d.dim_param or "?" for d in tensor.shape.dim if not d.HasField("dim_value") or d.dim_value <= 0]
+        if loose:
+            raise StudentError(
+                f"{student.name}: input {value.name!r} has the dynamic or empty dimensions {', '.join(loose)}: "
+                "export it with static shapes"
+            )
+
+
 def import_onnx(student: OnnxStudent) -> Imported:
     """The graph as a Relax function whose parameters are the inputs, then the weights (never read).
 
     Raises StudentError for unsupported operators, dynamic shapes, and graphs that TVM cannot type.
     """
     check_operators(student)
-    for value in student.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        loose = [d.dim_param or "?" for d in dims if not d.HasField("dim_value") or d.dim_value <= 0]
-        if loose and value.name not in student.initializers:
-            raise StudentError(
-                f"{student.name}: input {value.name!r} has the dynamic or empty dimensions {', '.join(loose)}: "
-                "export it with static shapes"
-            )
+    check_nodes(student)
+    _check_inputs(student)
     importer = _Importer(student)
     noise = io.StringIO()
     with _conversion_table(), warnings.catch_warnings(), contextlib.redirect_stdout(noise):

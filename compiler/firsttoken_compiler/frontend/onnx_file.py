@@ -145,8 +145,8 @@ def open_student(path: Path) -> OnnxStudent:
 def from_model(model: Any, folder: Path, name: str) -> OnnxStudent:
     """Checks a parsed model and lists its initialisers; raises StudentError naming the node or tensor at fault.
 
-    Nodes without a name, or with the name of an earlier one, are named after their operator and position in `model`:
-    everything that is said about a node later is said by its name.
+    Nodes of `model` without a name, or with the name of an earlier one, are named after their operator and position:
+    everything that is said about a node later is said by its name. The domain `ai.onnx` becomes the empty one.
     """
     graph = model.graph
     if not graph.node or not graph.output:
@@ -156,7 +156,7 @@ def from_model(model: Any, folder: Path, name: str) -> OnnxStudent:
     embedded = {tensor.name: tensor for tensor in graph.initializer}
     student = OnnxStudent(model, folder, name, {key: _describe(t, name) for key, t in embedded.items()}, embedded)
     _ = student.opset
-    _name_nodes(graph)
+    _normalise_nodes(graph)
     _check_wiring(student)
     first_use = {entry.external[0]: entry for entry in student.initializers.values() if entry.external}
     for entry in first_use.values():
@@ -164,12 +164,14 @@ def from_model(model: Any, folder: Path, name: str) -> OnnxStudent:
     return student
 
 
-def _name_nodes(graph: Any) -> None:
+def _normalise_nodes(graph: Any) -> None:
     taken: set[str] = set()
     for index, node in enumerate(graph.node):
         if not node.name or node.name in taken:
             node.name = f"{node.name or node.op_type}#{index}"
         taken.add(node.name)
+        if node.domain == "ai.onnx":
+            node.domain = ""
 
 
 def _describe(tensor: Any, student: str) -> Initializer:
