@@ -20,7 +20,7 @@ def test_fp16_gives_the_reference_tokens(question: str) -> None:
     assert found.ids == found.reference_ids
     assert len(found.ids) == TOKENS or found.text.strip().endswith((".", "!", "?"))
     assert found.agreement is not None
-    print(f"cosine of logits: min {found.agreement.logits_cosine_min:.6f}, mean {found.agreement.logits_cosine_mean:.6f}")
+    print(f"least cosine of logits: {found.agreement.logits_cosine_min:.6f}")
     assert found.agreement.logits_cosine_min >= 0.9999
 
 
