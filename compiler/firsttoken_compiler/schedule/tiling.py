@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.schedule import attention, rowwise
+from firsttoken_compiler.schedule.layout import fetch_bytes
 from firsttoken_compiler.schedule.linear import Shape, Tile, operand_names, panel_of
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.target.rates import (
@@ -30,6 +31,10 @@ _EPILOGUE = VectorKernel(("add", ("mul", ("mul", "s0", "s1"), "s2"), "s3"))
 DRAM_SHARE = 0.9
 """Share of the DRAM's peak that long streams reach, for ranking tiles only; the simulator measures the real one."""
 
+_ROWS = (16, 32, 64, 128, 256, 512, 1024)
+_FEW_ROWS = (1, 2, 4, 8)
+"""Tried when nothing larger fits."""
+
 
 @dataclass(frozen=True)
 class Room:
@@ -41,16 +46,17 @@ class Room:
 
 def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Tile:
     """The cheapest tile of a product; raises AllocationError when not even the smallest fits."""
-    for limit in (room.preferred, room.limit):
+    for limit, rows in ((room.preferred, _ROWS), (room.limit, _ROWS), (room.limit, _FEW_ROWS)):
         costs = {
             tile: linear_cost(spec, spaces, tile, target)
-            for tile in _linear_tiles(spec, target)
+            for plain in _linear_tiles(spec, target, rows)
+            for tile in ((plain, replace(plain, whole=True)) if spaces[0] is Space.DRAM else (plain,))
             if linear_bytes(spec, spaces, tile, target)[0] <= limit
             and linear_bytes(spec, spaces, tile, target)[1] <= target.scratchpad.accumulator_bytes
         }
         if costs:
             return min(costs, key=lambda tile: (costs[tile], -tile.m, -tile.k, -tile.panels))
-    smallest = min(linear_bytes(spec, spaces, tile, target) for tile in _linear_tiles(spec, target))
+    smallest = min(linear_bytes(spec, spaces, tile, target) for tile in _linear_tiles(spec, target, _FEW_ROWS))
     raise AllocationError(
         f"target {target.name}: the smallest tile of a product of {spec.args[0].shape} by {spec['n']} columns needs "
         f"{smallest[0]} bytes of scratchpad and {smallest[1]} of accumulators; {room.limit} and "
@@ -58,10 +64,10 @@ def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, r
     )
 
 
-def _linear_tiles(spec: KernelSpec, target: Target) -> Iterator[Tile]:
+def _linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...]) -> Iterator[Tile]:
     shape, panel = Shape.of(spec), panel_of(target)
     count = shape.panels(panel)
-    rows = sorted({min(shape.m, r) for r in (16, 32, 64, 128, 256, 512)} | {shape.m if shape.m <= 1024 else 512})
+    rows = sorted({min(shape.m, r) for r in choices})
     wide = sorted({min(count, 1 << i) for i in range(count.bit_length() + 1)})
     unit = shape.group or min(shape.k, max(target.matrix.rows, 32))
     whole = ceil_div(shape.k, unit)
@@ -85,7 +91,7 @@ def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target
     two, three = (2, 3) if loops * deep > 1 else (1, 1)
     rows = ceil_div(tile.k, shape.group) * deep if shape.group else 1
     staged = {
-        "w": two * dtypes["w"].nbytes(tile.k * n), "a": two * dtypes["a"].nbytes(tile.m * tile.k),
+        "w": two * dtypes["w"].nbytes(tile.k * n), "a": _activation_bytes(shape, tile, two, target),
         "w_scale": three * rows * n * 2, "bias": three * n * 2, "a_scale": three * tile.m * 4,
         "residual": three * dtypes.get("residual", Dtype.F16).nbytes(tile.m * n),
         "out": two * dtypes["out"].nbytes(tile.m * n),
@@ -95,6 +101,15 @@ def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target
     if shape.group:
         total += acc
     return total, acc * (2 if loops > 1 or shape.group else 1)
+
+
+def _activation_bytes(shape: Shape, tile: Tile, slots: int, target: Target) -> int:
+    """Scratchpad of the activations when they lie in DRAM: a tile in its slots, or all of them once."""
+    pitch = 2 * fetch_bytes(shape.a, target)
+    if not tile.whole:
+        return slots * tile.m * (shape.a.nbytes(tile.k) + pitch)
+    rows, k = (ceil_div(n, t) * t for n, t in ((shape.m, tile.m), (shape.k, tile.k)))
+    return rows * (shape.a.nbytes(k) + pitch)
 
 
 def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> float:
@@ -109,8 +124,11 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
     weight = shape.w.nbytes(tile.k * n) * uneven / rate + target.dma.setup_cycles
     loads = across * deep * (down if deep > 1 else 1)
     dma = loads * weight + across * 2 * target.dma.setup_cycles
+    first = weight
     if where["a"] is Space.DRAM:
-        dma += across * down * deep * (shape.a.nbytes(tile.m * tile.k) / rate + target.dma.setup_cycles)
+        once = down * deep * (shape.a.nbytes(tile.m * tile.k) / rate + target.dma.setup_cycles)
+        dma += once if tile.whole else once * across
+        first += once if tile.whole else once / (down * deep)
     m, k = min(tile.m, shape.m), shape.group or tile.k
     if where["out"] is Space.DRAM:
         width = spec.outs[0].dtype
@@ -124,7 +142,7 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
     vector = across * down * epilogue
     if shape.group:
         vector += products * vector_cycles(target, _SCALE, (m, tile.panels, panel))
-    return max(dma + product, weight + products * product, weight + product + vector) + epilogue
+    return max(dma + product, first + products * product, first + product + vector) + epilogue
 
 
 @functools.lru_cache(maxsize=65536)
