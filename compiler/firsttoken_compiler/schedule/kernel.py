@@ -44,11 +44,18 @@ def annotate(s: Any, axes: dict[Any, str]) -> None:
         s.annotate(loop, "npu.axis", text)
 
 
-def fetch(s: Any, reader: Any, name: str, at: Any, axes: str, scope: str = intrinsics.SPAD) -> Any:
-    """Copies what `reader` reads of operand `name` into the scratchpad inside loop `at`, as one DMA transfer."""
+def fetch(s: Any, reader: Any, name: str, at: Any, axes: str, scope: str = intrinsics.SPAD, align: int = 0) -> Any:
+    """Copies what `reader` reads of operand `name` into the scratchpad inside loop `at`, as one DMA transfer.
+
+    Without a loop all of the operand is copied first. `align`: rows start an odd number of so many elements apart, so
+    that consecutive ones lie in different banks.
+    """
     block = s.cache_read(reader, _operand(s, reader, name), scope)
-    s.compute_at(block, at, preserve_unit_loops=True)
+    if at is not None:
+        s.compute_at(block, at, preserve_unit_loops=True)
     _tensorize_copy(s, block, axes, "global", scope, reading=True)
+    if align:  # after tensorize, which would forget it
+        s.storage_align(s.get_sblock(f"{name}_{scope}_o"), 0, 0, 2 * align, align)
     return block
 
 

@@ -48,11 +48,16 @@ def pitch_bits(arg: Arg, space: Space, target: Target) -> int:
     row = arg.dtype.nbytes(arg.shape[-1])
     if space is not Space.SPAD or len(arg.shape) != 2 or arg.shape[0] == 1:
         return arg.shape[-1] * arg.dtype.bits
-    fetch = max(target.scratchpad.bank_bytes, target.matrix.rows * arg.dtype.bits // 8)
+    fetch = fetch_bytes(arg.dtype, target)
     if row < fetch:
         return row * 8
     fetches = -(-row // fetch)
     return (fetches | 1) * fetch * 8
+
+
+def fetch_bytes(dtype: Dtype, target: Target) -> int:
+    """What the matrix unit takes of a row of activations at a time: `rows` elements of k, at least a word of a bank."""
+    return max(target.scratchpad.bank_bytes, target.matrix.rows * dtype.bits // 8)
 
 
 def resident_bytes(arg: Arg, target: Target) -> int:

@@ -25,6 +25,8 @@ class Tile:
     m: int
     panels: int
     k: int
+    whole: bool = False
+    """Activations that lie in DRAM are fetched once, all of them, instead of tile by tile."""
 
     def text(self, panel: int) -> str:
         """`m x n x k` for reports."""
@@ -85,7 +87,10 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Ta
     padded = _Padded(shape, tile, panel)
     where = dict(zip(names, spaces, strict=True))
     s = Schedule(_definition(spec, names, padded))
-    _Scheduling(s, spec, shape, where, padded).run()
+    align = layout.fetch_bytes(shape.a, target) * 8 // shape.a.bits
+    if tile.m == 1 or tile.k < align:
+        align = 0
+    _Scheduling(s, spec, shape, where, padded, align).run()
     ragged = Ragged({"m": shape.m, "k": shape.k, "g": max(shape.scales, 1)}, shape.n, panel)
     args = (*spec.args, *spec.outs)
     pitches = [layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True)]
@@ -187,7 +192,8 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
 class _Scheduling:
     """The steps of the schedule, outermost loop first."""
 
-    def __init__(self, s: Any, spec: KernelSpec, shape: Shape, where: dict[str, Space], padded: _Padded) -> None:
+    def __init__(self, s: Any, spec: KernelSpec, shape: Shape, where: dict[str, Space], padded: _Padded, align: int) -> None:
+        self.align = align
         self.s, self.spec, self.shape, self.where, self.padded = s, spec, shape, where, padded
         self.names = list(where)
         self.tile, self.panel = padded.tile, padded.panel
@@ -262,7 +268,7 @@ class _Scheduling:
 
     def _activations(self, sums: Any, k0: Any) -> None:
         if self.where["a"] is Space.DRAM:
-            fetch(self.s, sums, "a", k0, "m,k")
+            fetch(self.s, sums, "a", None if self.tile.whole else k0, "m,k", align=self.align)
 
     def _products(self, sums: Any) -> None:
         spec, tile, shape = self.spec, self.tile, self.shape
