@@ -26,6 +26,9 @@ from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm.api import Call, dtype_of, relax, shape_of
 
 TARGET: Target = load_target("systolic-128")
+# About 30 independent roundings in a row add up to some six steps: of fp16 (2^-11 of the value), or of int8 (2^-7 of
+# the largest value of the token).
+FP16_STEPS, INT8_STEPS = 6 * 2.0**-11, 6 * 2.0**-7
 FP16 = Precision("fp16", "fp16", "128", "fp16")
 PRECISIONS = [
     FP16,
@@ -84,12 +87,11 @@ def quantised_weights(checked: Case, canonical: Canonical, quantised: Quantised)
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=name_of)
 def test_only_activations_are_rounded(student: Case, precision: Precision) -> None:
-    """Tolerance: about 30 roundings in a row, each of the half step of fp16 (2^-11) or of int8 (2^-8) per token."""
     canonical, quantised, cached, _ = typed(student, precision)
     values = quantised_weights(student, canonical, quantised)
     expected = interpret(canonical.module, values)[0]
     integer = {precision.acts, precision.norm_cache} & {"int8"}
-    tolerance = (6 * 2.0**-7 if integer else 6 * 2.0**-11) * float(np.abs(expected).max())
+    tolerance = (INT8_STEPS if integer else FP16_STEPS) * float(np.abs(expected).max())
     for module in (quantised, cached):
         actual = interpret(module.module, quantised_values(student.imported, module, values))[0]
         np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
@@ -101,7 +103,7 @@ def test_fp16_is_close_to_onnxruntime(student: Case) -> None:
     outputs = interpret(cached.module, quantised_values(student.imported, cached, values))
     for name, actual in zip(canonical.outputs, outputs, strict=True):
         expected = student.expected[name]
-        atol = 6 * 2.0**-11 * float(np.abs(expected).max())
+        atol = FP16_STEPS * float(np.abs(expected).max())
         np.testing.assert_allclose(actual.reshape(expected.shape), expected, rtol=0, atol=atol, err_msg=name)
 
 
@@ -113,7 +115,7 @@ def test_caching_norms_in_fp16_changes_nothing(student: Case, weights_: str) -> 
     before = interpret(quantised.module, quantised_values(student.imported, quantised, values))[0]
     after = interpret(cached.module, quantised_values(student.imported, cached, values))[0]
     # SwiGLU quantises what it has in fp32 instead of what it would have stored in fp16.
-    tolerance = 0.0 if weights_ == "fp16" else 2.0**-6 * float(np.abs(before).max())
+    tolerance = 0.0 if weights_ == "fp16" else INT8_STEPS * float(np.abs(before).max())
     np.testing.assert_allclose(after, before, rtol=0, atol=tolerance)
 
 
