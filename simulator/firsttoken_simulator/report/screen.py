@@ -32,6 +32,11 @@ def _tpot(run: RunDocument) -> str:
     return "-" if run.tpot_ms is None else f"{run.tpot_ms:.2f} ms ({run.tokens_per_s:.1f} tokens/s)"
 
 
+def _group(run: RunDocument) -> str:
+    """Float weights have no scales."""
+    return "" if run.weights == "fp16" else f" (group {run.group})"
+
+
 def _kinds(run: RunDocument) -> str:
     return ", ".join(f"{name} {amount(count)}" for name, count in run.dram_bytes_by_kind.items())
 
@@ -40,7 +45,7 @@ ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
     ("student", lambda r: plain(r.student)),
     ("target", lambda r: f"{r.target} ({r.target_hash})"),
     ("prompt", lambda r: f"{r.prompt_tokens} tokens" + (f" after {r.past}" if r.past else "")),
-    ("weights / activations", lambda r: f"{r.weights} (group {r.group}) / {r.activations}"),
+    ("weights / activations", lambda r: f"{r.weights}{_group(r)} / {r.activations}"),
     ("norm cache", lambda r: r.norm_cache),
     ("time to first token", lambda r: f"{r.ttft_ms:.2f} ms ({r.ttft_cycles:,} cycles)"),
     ("  NPU + host", lambda r: f"{r.npu_ms:.2f} ms + {r.host_ms:.2f} ms"),
