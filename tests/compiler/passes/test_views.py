@@ -138,6 +138,8 @@ def test_other_broadcasts_are_refused() -> None:
     assert views.broadcast(matrix(2, 3), (4, 2, 3)) is None
     twice = View(np.zeros((4, 6)), "1hgm1d", 4, 6, 2, 3)
     assert views.broadcast(twice, (1, 2, 3, 4, 5, 3)) is None
+    one_token = View(np.zeros((1, 6)), "1hmd", 1, 6, 2)
+    assert views.broadcast(one_token, (1, 2, 5, 3)) is None  # tokens that grow are not copies of heads
     same = views.broadcast(keys, (1, 2, 4, 3))
     assert same == keys
 
