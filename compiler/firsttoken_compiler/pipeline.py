@@ -1,6 +1,6 @@
 """The compiler, pass by pass: read this first.
 
-ONNX ─ import ─ canonicalise ─ quantise ─ cache-norms ─ lower ─ place ─ schedule ─ emit ─ verify ─ Program
+ONNX ─ import ─ canonicalise ─ quantise ─ cache-norms ─ fuse ─ lower ─ place ─ schedule ─ emit ─ verify ─ Program
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ PIPELINE: Final = (
     "canonicalise",  # exporters' spellings → npu.* operators on matrices
     "quantise",  # types of weights and activations, recipes of packed weights
     "cache-norms",  # what each norm keeps for its consumers
+    "fuse",  # SwiGLU into the products that make its operands
     "lower",  # TVM: one PrimFunc per operator, fusion, memory plan → kernel launches
     "place",  # which storages stay in the scratchpad
     "schedule",  # a tile and a tensorised schedule per distinct kernel → instruction templates
@@ -70,6 +71,7 @@ class _Run:
         from firsttoken_compiler.frontend.importer import import_onnx
         from firsttoken_compiler.passes.cache_norms import CacheNorms
         from firsttoken_compiler.passes.canonicalise import Canonicalise
+        from firsttoken_compiler.passes.fuse import Fuse
         from firsttoken_compiler.passes.lower import Lower
         from firsttoken_compiler.passes.place import Place
         from firsttoken_compiler.passes.quantise import Quantise
@@ -82,6 +84,8 @@ class _Run:
         self.done("quantise", quantised.module)
         quantised, decisions = CacheNorms(precision.norm_cache).run(quantised)
         self.done("cache-norms", quantised.module)
+        quantised, canonical = Fuse().run(quantised, canonical)
+        self.done("fuse", quantised.module)
         launches = Lower().run(quantised)
         self.done("lower", launches.module)
         placement = Place(target).run(launches)

@@ -136,6 +136,10 @@ def _linear(p: list[Array], a: Attributes) -> Any:
         total *= _wide(a_scale)
     for name in ("bias", "residual"):
         total = total + _wide(rest.pop(0)) if a[name] else total
+    if a.get("silu"):
+        total = total / (1 + np.exp(-total))
+    if a.get("factor"):
+        total = total * _wide(rest.pop(0))
     assert not rest
     return _out(total, a)
 

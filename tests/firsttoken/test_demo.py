@@ -35,7 +35,7 @@ def test_demo(
         (64, "fp16", "fp16", "fp16"), (64, "int4", "int8", "int8"),
     ]  # fmt: skip
     both = next(line for line in shown.out.splitlines() if "weights / activations" in line)
-    assert "fp16 (group 128) / fp16" in both
+    assert "fp16 / fp16" in both
     assert f"int4 (group {demo.RUNS['int4'].group}) / int8" in both
     assert "first / last" in shown.out
     for folder in ("fp16", "int4"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from firsttoken_compiler.isa.program import OpInfo
 from firsttoken_compiler.passes.lower import Launch
 from firsttoken_compiler.schedule.spec import KernelSpec
@@ -44,7 +42,7 @@ def module_path(node: str) -> str:
         return node
     if parts[0] == "model":
         parts = parts[1:]
-    return ".".join(parts[:-1]) or re.sub(r"\W", "_", node)
+    return ".".join(parts[:-1]) or parts[-1]
 
 
 def dimensions(spec: KernelSpec) -> tuple[int, int, int, int]:

@@ -43,6 +43,9 @@ def rebuild(module: Any, parameters: list[Any], env: dict[Any, Any], visit: Visi
                 value = binding.value
                 if isinstance(value, Call):
                     state.env[binding.var] = visit(state, binding.var, value, [env.get(a, a) for a in value.args])
+                elif isinstance(value, relax.TupleGetItem):
+                    pair = env.get(value.tuple_value, value.tuple_value)
+                    state.env[binding.var] = state.emit(relax.TupleGetItem(pair, value.index))
                 else:
                     state.env[binding.var] = env.get(value, value)
             result = state.builder.emit_output(relax.Tuple([env[value] for value in outputs]))

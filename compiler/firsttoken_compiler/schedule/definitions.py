@@ -12,6 +12,8 @@ from firsttoken_compiler.schedule.spec import NAMES, KernelSpec
 from firsttoken_compiler.tvm.api import te, tirx
 
 QMAX = {"int8": 127.0, "int16": 32767.0, "int4": 7.0}
+ADDED = ("bias", "residual", "factor")
+"""Operands of a product's epilogue, in the order of the call: two are added, the last one multiplied."""
 MIN_SCALE = 1e-12
 """Smallest activation scale, so that a row of zeros divides by something."""
 
@@ -171,18 +173,18 @@ def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
 
 
 def linear_operands(spec: KernelSpec, p: list[Any]) -> dict[str, Any]:
-    """Optional operands of a product by name: a_scale, w_scale, bias, residual (the order of the call)."""
+    """Optional operands of a product by name: a_scale, w_scale, bias, residual, factor (the order of the call)."""
     names = []
     if spec["acts"] in ("int8", "int16"):
         names.append("a_scale")
     if spec["group"]:
         names.append("w_scale")
-    names += [name for name in ("bias", "residual") if spec[name]]
+    names += [name for name in ADDED if spec.get(name)]
     return dict(zip(names, p[2:], strict=True))
 
 
 def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: Any, *, single: bool) -> Any:
-    """Scales, bias, residual and narrowing of one element; `single`: the weight's scale is per channel."""
+    """Scales, bias, residual, SiLU, factor, narrowing of one element; `single`: the weight's scale is per channel."""
     if "a_scale" in operands:
         value = value * operands["a_scale"][i, 0]
     if "w_scale" in operands and single:
@@ -191,6 +193,10 @@ def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: 
         value = value + _f32(operands["bias"][j])
     if "residual" in operands:
         value = value + _f32(operands["residual"][i, j])
+    if spec.get("silu"):
+        value = value * te.sigmoid(value)
+    if "factor" in operands:
+        value = value * _f32(operands["factor"][i, j])
     return _store(spec, value)
 
 

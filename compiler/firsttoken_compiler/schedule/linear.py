@@ -11,6 +11,7 @@ from typing import Any
 
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule import intrinsics, layout
+from firsttoken_compiler.schedule.definitions import ADDED
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
 from firsttoken_compiler.schedule.layout import Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, KernelSpec
@@ -77,7 +78,7 @@ def operand_names(spec: KernelSpec) -> list[str]:
         names.append("a_scale")
     if spec["group"]:
         names.append("w_scale")
-    return names + [name for name in ("bias", "residual") if spec[name]] + ["out"]
+    return names + [name for name in ADDED if spec.get(name)] + ["out"]
 
 
 def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> Scheduled:
@@ -127,7 +128,8 @@ class _Padded:
         return {
             "a": (self.m, self.k), "w": (self.p, self.k, self.panel), "a_scale": (self.m, 1),
             "w_scale": (self.p, self.groups, self.panel), "bias": (self.p, self.panel),
-            "residual": (self.m, self.p, self.panel), "out": (self.m, self.p, self.panel),
+            "residual": (self.m, self.p, self.panel), "factor": (self.m, self.p, self.panel),
+            "out": (self.m, self.p, self.panel),
         }[name]  # fmt: skip
 
     def layout(self, name: str, dtype: Dtype, pitch: int) -> Layout:
@@ -137,7 +139,7 @@ class _Padded:
             return layout.panels(self.p, self.k, self.panel, dtype, shape.k, shape.n)
         if name == "w_scale":
             return layout.panels(self.p, self.groups, self.panel, dtype, shape.scales, shape.n)
-        if name in ("residual", "out"):
+        if name in ("residual", "factor", "out"):
             return layout.by_panel(self.m, self.p, self.panel, dtype, pitch)
         if name == "a":
             return Layout((self.m, self.k), (pitch, dtype.bits))
@@ -183,6 +185,10 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
             value = value + p["bias"][c, j].astype("float32")
         if "residual" in p:
             value = value + p["residual"][i, c, j].astype("float32")
+        if spec.get("silu"):
+            value = value * te.sigmoid(value)
+        if "factor" in p:
+            value = value * p["factor"][i, c, j].astype("float32")
         return value.astype(NAMES[spec.outs[0].dtype])
 
     out = te.compute(grid, element, name="out")
@@ -192,7 +198,9 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
 class _Scheduling:
     """The steps of the schedule, outermost loop first."""
 
-    def __init__(self, s: Any, spec: KernelSpec, shape: Shape, where: dict[str, Space], padded: _Padded, align: int) -> None:
+    def __init__(
+        self, s: Any, spec: KernelSpec, shape: Shape, where: dict[str, Space], padded: _Padded, align: int
+    ) -> None:
         self.align = align
         self.s, self.spec, self.shape, self.where, self.padded = s, spec, shape, where, padded
         self.names = list(where)
@@ -228,9 +236,10 @@ class _Scheduling:
         return p0, m0
 
     def _operands(self, total: Any, out: Any, p0: Any, m0: Any) -> None:
-        """Brings scales, bias and residual on chip: per column tile, or per row tile."""
+        """Brings scales, bias, residual and factor on chip: per column tile, or per row tile."""
         for name, axes, at in (
             ("w_scale", "p,g,j", p0), ("bias", "p,j", p0), ("a_scale", "m,one", m0), ("residual", "m,p,j", m0),
+            ("factor", "m,p,j", m0),
         ):  # fmt: skip
             if self.where.get(name) is Space.DRAM:
                 reader = total if name == "w_scale" and self.shape.group else out

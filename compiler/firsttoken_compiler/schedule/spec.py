@@ -42,6 +42,10 @@ class KernelSpec:
         """An attribute by name; raises KeyError."""
         return dict(self.params)[name]
 
+    def get(self, name: str) -> Any:
+        """An attribute by name; 0 when the spec has none of that name."""
+        return dict(self.params).get(name, 0)
+
     @property
     def rows(self) -> int:
         """Rows of the result (tokens)."""

@@ -28,6 +28,7 @@ from firsttoken_compiler.target.target import Dram, Target
 
 _SCALE = VectorKernel(("add", "s0", ("mul", "s1", "s2")))
 _EPILOGUE = VectorKernel(("add", ("mul", ("mul", "s0", "s1"), "s2"), "s3"))
+_SILU = VectorKernel(("mul", ("mul", ("mul", "s0", "s1"), "s2"), ("sigmoid", ("mul", ("mul", "s0", "s1"), "s2"))))
 DRAM_SHARE = 0.9
 """Share of the DRAM's peak that long streams reach, for ranking tiles only; the simulator measures the real one."""
 
@@ -94,6 +95,7 @@ def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target
         "w": two * dtypes["w"].nbytes(tile.k * n), "a": _activation_bytes(shape, tile, two, target),
         "w_scale": three * rows * n * 2, "bias": three * n * 2, "a_scale": three * tile.m * 4,
         "residual": three * dtypes.get("residual", Dtype.F16).nbytes(tile.m * n),
+        "factor": three * tile.m * n * 2,
         "out": two * dtypes["out"].nbytes(tile.m * n),
     }  # fmt: skip
     total = sum(nbytes + 3 * align for name, nbytes in staged.items() if where.get(name) is Space.DRAM)
@@ -138,7 +140,7 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
     ports = read / (target.scratchpad.banks * target.scratchpad.bank_bytes)
     product = max(matmul_cost(target, m, n, min(k, shape.k), pair).cycles, ports) + target.matrix.issue_cycles
     products = across * down * ceil_div(shape.k, k)
-    epilogue = vector_cycles(target, _EPILOGUE, (m, tile.panels, panel))
+    epilogue = vector_cycles(target, _SILU if spec.get("silu") else _EPILOGUE, (m, tile.panels, panel))
     vector = across * down * epilogue
     if shape.group:
         vector += products * vector_cycles(target, _SCALE, (m, tile.panels, panel))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from students import TINY, TORCH, imported_file, random, written
+from cases import TINY, TORCH, imported_file, random, written
 
 from firsttoken.student import StudentConfig
 from firsttoken_compiler.errors import StudentError

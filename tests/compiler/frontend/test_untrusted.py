@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from cases import TINY, TORCH, random, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from students import TINY, TORCH, random, written
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.importer import import_onnx

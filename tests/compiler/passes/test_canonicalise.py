@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from interpret import calls, canonical_values, interpret
-from students import (
+from cases import (
     TINY,
     TORCH,
     Case,
@@ -26,6 +23,9 @@ from students import (
     written,
     written_case,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interpret import calls, canonical_values, interpret
 
 from firsttoken.student import StudentConfig
 from firsttoken_compiler.errors import StudentError

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import TINY, TORCH, Case, built_case, random, torch_case, written, written_case
 from interpret import calls, canonical_values, interpret, quantised_values
-from students import TINY, TORCH, Case, built_case, random, torch_case, written, written_case
 
 from firsttoken_compiler.codegen import weights
 from firsttoken_compiler.errors import OptionError
