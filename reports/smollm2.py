@@ -75,8 +75,9 @@ def page(rows: list[str], answers: list[str]) -> str:
     notes = [
         "",
         "What limits the integer formats here is quantisation, not arithmetic: int32 sums are exact (tests/compiler/schedule), "
-        "and int4 weights give the same answers with int8, int16 and fp16 activations. The file's weights are Q4_1 (groups of "
-        "32 with a minimum); symmetric int4 rounds them a second time, the tied head included.",
+        "and the machine's fp16 answers on int4-dequantised weights have a cosine of 0.99999 and more with onnxruntime's on "
+        "the same weights. The file's weights are Q4_1 (groups of 32 with a minimum); symmetric int4 rounds them a second "
+        "time, the tied head included.",
         "",
         "## Answers",
         "",
