@@ -65,6 +65,11 @@ def row_parts(spec: KernelSpec) -> int:
     return spec.outs[0].shape[0] if spec.kind == "kv_append" else 1
 
 
+def kept_elements(spec: KernelSpec) -> int:
+    """fp32 intermediates per row that stay on chip between the kernel's stages, beyond a number per row."""
+    return spec.args[0].shape[1] if spec.kind == "swiglu" and len(spec.outs) > 1 else 0
+
+
 def _row(arg: Arg) -> int:
     elements = 1
     for extent in arg.shape[1:]:

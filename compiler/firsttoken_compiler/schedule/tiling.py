@@ -227,6 +227,7 @@ def _row_bytes(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: T
     per_row = rowwise.row_elements(spec)
     operands = rowwise.kernel_operands(spec, (*spec.args, *spec.outs))
     total = (4 * rows * Dtype.F32.bits // 8) * 4 + 16 * target.scratchpad.alignment_bytes
+    total += rows * rowwise.kept_elements(spec) * Dtype.F32.bits // 8
     for index, (arg, space) in enumerate(zip(operands, spaces, strict=True)):
         if space is Space.DRAM and not (spec.kind in rowwise.COPIES and index < len(operands) - len(spec.outs)):
             total += arg.dtype.nbytes(per_row[index] * rows) * 3 if index in per_row else arg.nbytes
