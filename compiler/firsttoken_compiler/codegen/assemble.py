@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from firsttoken_compiler.codegen.build import build
 from firsttoken_compiler.codegen.names import OperatorNames
 from firsttoken_compiler.codegen.sync import insert_semaphores
 from firsttoken_compiler.codegen.template import Template
@@ -21,7 +22,6 @@ from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.lower import Launch, Launches, Value
 from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.passes.quantise import Quantised
-from firsttoken_compiler.schedule.build import build
 from firsttoken_compiler.schedule.rowwise import KINDS_IN_PLACE, kernel_operands
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
 from firsttoken_compiler.target.target import Target

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_bench import small_target, with_scratchpad
 
+from firsttoken_compiler.codegen.build import build
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule import tiling
 from firsttoken_compiler.schedule.attention import AttentionTile
-from firsttoken_compiler.schedule.build import build
 from firsttoken_compiler.schedule.linear import operand_names
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
 from firsttoken_compiler.schedule.tiling import Room, camping, choose_attention, choose_linear, choose_rows
