@@ -72,7 +72,7 @@ def kernels(draw: st.DrawFn) -> tuple[KernelSpec, tuple[Space, ...], Target]:
     return spec, tuple(draw(st.sampled_from([D, S])) for _ in (*spec.args, *spec.outs)), target
 
 
-@settings(max_examples=60, deadline=None, print_blob=True)
+@settings(max_examples=40, deadline=None, print_blob=True)
 @given(kernels(), st.integers(40, 700))
 def test_what_is_chosen_fits(kernel: tuple[KernelSpec, tuple[Space, ...], Target], granules: int) -> None:
     """The template takes at most the room, or the error says that nothing does."""
