@@ -85,6 +85,8 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Ta
     """The scheduled PrimFunc of a product; `spaces` says where operands and result lie."""
     panel = panel_of(target)
     shape, names = Shape.of(spec), operand_names(spec)
+    if shape.group and tile.k % shape.group:
+        raise ValueError(f"a tile of {tile.k} rows of k cuts through groups of {shape.group}; use a multiple")
     padded = _Padded(shape, tile, panel)
     where = dict(zip(names, spaces, strict=True))
     s = Schedule(_definition(spec, names, padded))
