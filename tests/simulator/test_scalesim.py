@@ -41,6 +41,6 @@ def test_every_row_that_is_at_hand() -> None:
     rows = list(csv.DictReader(FILE.read_text("utf-8").splitlines())) if FILE.is_file() else []
     for row in rows:
         if row["dataflow"] != "is":
-            shape = (int(row["M"]), int(row["K"]), int(row["N"]), row["dataflow"], int(row["array_h"]), int(row["array_w"]))
-            assert cycles(*shape) == int(row["compute_cycles"]) + 1, row
+            m, k, n, height, width = (int(row[name]) for name in ("M", "K", "N", "array_h", "array_w"))
+            assert cycles(m, k, n, row["dataflow"], height, width) == int(row["compute_cycles"]) + 1, row
     assert len(rows) > 50 or not FILE.is_file()
