@@ -1,4 +1,4 @@
-"""What torch.onnx.export (dynamo) writes, through the whole compiler: numbers of onnxruntime, every node accounted for."""
+"""What torch.onnx.export (dynamo) writes, through the whole compiler: onnxruntime's numbers, no node left out."""
 
 from pathlib import Path
 
