@@ -67,6 +67,7 @@ class _Run:
 
     def _all(self, student: OnnxStudent, target: Target, precision: Precision, meta: dict[str, Any]) -> Program:
         from firsttoken_compiler.codegen.assemble import Compiled, assemble, schedule_all
+        from firsttoken_compiler.codegen.names import norm_lines
         from firsttoken_compiler.codegen.verify import verify
         from firsttoken_compiler.frontend.importer import import_onnx
         from firsttoken_compiler.passes.cache_norms import CacheNorms
@@ -95,7 +96,8 @@ class _Run:
         compiled = Compiled(canonical, quantised, launches, placement, imported.weights, inputs)
         templates = schedule_all(compiled, target, lambda part: self._show("schedule", part))
         self.done("schedule", templates)
-        program = assemble(compiled, templates, target, {**meta, "norm_decisions": describe_norms(compiled, decisions)})
+        kept = norm_lines(canonical.nodes, launches, placement, decisions)
+        program = assemble(compiled, templates, target, {**meta, "norm_decisions": kept})
         self.done("emit", program)
         verify(program, target)
         self.done("verify", program)
@@ -114,22 +116,3 @@ class _Run:
     def _show(self, name: str, part: float) -> None:
         if self.progress is not None:
             self.progress("compile", PIPELINE.index(name) + part, len(PIPELINE))
-
-
-def describe_norms(compiled: Any, decisions: Any) -> list[str]:
-    """A line per norm: what it keeps, for how many products, and where."""
-    from firsttoken_compiler.codegen.names import module_path
-
-    made: dict[str, Any] = {}
-    for launch in compiled.launches.launches:
-        if launch.spec.kind == "rms_norm":
-            made.setdefault(launch.label, launch)
-    lines = []
-    for decision in decisions:
-        nodes = compiled.canonical.nodes.get(decision.name, ())
-        name = module_path(nodes[0]) if nodes else decision.name
-        launch = made.get(decision.name)
-        where = compiled.placement.space(launch.outs[0]).text if launch is not None else "registers"
-        kept = "computed again by each" if decision.cached_as == "off" else f"kept as {decision.cached_as} in {where}"
-        lines.append(f"{name}: {kept} for {decision.consumers} products")
-    return lines

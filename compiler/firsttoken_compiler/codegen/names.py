@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from firsttoken_compiler.isa.program import OpInfo
-from firsttoken_compiler.passes.lower import Launch
+from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.passes.cache_norms import NormDecision
+from firsttoken_compiler.passes.lower import Launch, Launches
+from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.schedule.spec import KernelSpec
 
 _OWN_NAME = ("linear", "rms_norm", "gather", "row", "add")
 """Kinds that the module's path names well enough."""
+_PLACES = {Space.SPAD: "scratchpad", Space.DRAM: "DRAM"}
 
 
 class OperatorNames:
@@ -63,3 +69,19 @@ def macs(spec: KernelSpec) -> int:
     if spec.kind == "linear":
         return m * n * k
     return 2 * batch * m * n * k if spec.kind == "attention" else 0
+
+
+def norm_lines(
+    nodes: dict[str, tuple[str, ...]], launches: Launches, placement: Placement, decisions: Iterable[NormDecision]
+) -> list[str]:
+    """A line per norm: what it keeps, for how many products, and where."""
+    made = {launch.label: launch for launch in launches.launches if launch.spec.kind == "rms_norm"}
+    lines = []
+    for decision in decisions:
+        behind = nodes.get(decision.name, ())
+        name = module_path(behind[0]) if behind else decision.name
+        kept = "computed again"
+        if decision.cached_as != "off" and decision.name in made:
+            kept = f"kept as {decision.cached_as} in {_PLACES[placement.space(made[decision.name].outs[0])]}"
+        lines.append(f"{name}: {kept} for {decision.consumers} products")
+    return lines
