@@ -238,6 +238,8 @@ def matrix_of(view: View) -> Any:
 def laid_out(view: View, axes: str) -> Any:
     """The base of a tensor whose axes are these; raises UnsupportedView for another layout, or for a cache."""
     if not view.is_laid_out(axes) or len(shape_of(view.base)) != 2:
+        if "?" in view.axes:
+            raise UnsupportedView(f"an input of shape {list(shape_of(view.base))}, expected [1, tokens, features]")
         raise UnsupportedView(f"an operand of shape {list(view.shape)} laid out as {view.axes}, expected {axes}")
     return view.base
 
