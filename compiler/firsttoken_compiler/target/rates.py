@@ -46,7 +46,7 @@ def matmul_cost(target: Target, m: int, n: int, k: int, pair: str) -> MatmulCost
     Raises OptionError when the unit has no rate for the pair.
 
     With weight double-buffering only the first load (R) and the last drain (R + C - 2) show; between them each
-    pass takes the longer of its M rows and the R rows of the next weights.
+    pass takes the longer of its M rows and the R rows of the next weights, the last one its M rows.
     """
     unit = target.matrix
     if pair not in unit.macs_per_cycle:
@@ -66,7 +66,7 @@ def matmul_cost(target: Target, m: int, n: int, k: int, pair: str) -> MatmulCost
         return MatmulCost(ceil_div(m, r) * ceil_div(n, c), r + c + k * repeat - 2, 0, 0)
     passes = ceil_div(k, r) * ceil_div(n, c)
     if unit.double_buffered:
-        return MatmulCost(passes, max(m * repeat, r), r, r + c - 2)
+        return MatmulCost(passes, max(m * repeat, r), r, r + c - 2 - max(0, r - m * repeat))
     return MatmulCost(passes, 2 * r + c + m * repeat - 2, 0, 0)
 
 
