@@ -28,14 +28,10 @@ def target_document(name: str) -> dict[str, Any]:
     target = load_target(name)
     rows = []
     for path, provenance in target.provenance.items():
-        section, *rest = path.split(".")
-        value: Any = target if section == "npu" else getattr(target, section)
-        for part in rest:
-            value = value[part] if isinstance(value, dict) else getattr(value, part)
         rows.append(
             {
                 "path": path,
-                "value": value,
+                "value": target.value(path),
                 "unit": unit_of(path),
                 "grade": provenance.grade,
                 "source": provenance.source,

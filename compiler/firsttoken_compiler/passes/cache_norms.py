@@ -86,7 +86,7 @@ class _State:
         if call.op.name != "npu.linear":
             return state.emit(Call(call.op, args, call.attrs))
         source, quantise = self._quantise_behind(call.args[0])
-        attrs = {key: value if isinstance(value, (int, float)) else str(value) for key, value in call.attrs.items()}
+        attrs = dialect.plain_attributes(call)
         rest = args[3:] if quantise is not None else args[2:]
         acts = str(attrs["acts"])
         if self._is(source, "npu.rms_norm"):
@@ -103,7 +103,7 @@ class _State:
     def _normed(self, state: Rebuild, norm: Any, acts: str) -> list[Any]:
         """The product's input as the mode has it: [matrix] or [matrix, scale]."""
         call = self.producers[norm]
-        attrs = {key: value if isinstance(value, (int, float)) else str(value) for key, value in call.attrs.items()}
+        attrs = dialect.plain_attributes(call)
         arguments = [state.env.get(a, a) for a in call.args]
         if self.mode == "fp16":
             return self._quantised(state, norm, acts) if acts in INTEGER else [state.env[norm]]

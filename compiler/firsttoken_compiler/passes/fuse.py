@@ -68,7 +68,7 @@ class _State:
 
     def _visit(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
         if variable in self.silu:
-            return state.emit(dialect.call("npu.linear", args, **{**plain_attributes(call), "silu": 1}))
+            return state.emit(dialect.call("npu.linear", args, **{**dialect.plain_attributes(call), "silu": 1}))
         if variable in self.late:
             return relax.Tuple(args)  # emitted where the gate is known
         pair = self._pair(call)
@@ -76,17 +76,12 @@ class _State:
             return state.emit(Call(call.op, args, call.attrs))
         gate, up = args
         swiglu, state.current = state.current, pair[1].name
-        attributes = {**plain_attributes(self.values[pair[1]]), "factor": 1}
+        attributes = {**dialect.plain_attributes(self.values[pair[1]]), "factor": 1}
         product = state.emit(dialect.call("npu.linear", [*up.fields, gate], **attributes))
         state.current = swiglu
         out = str(call.attrs["out"])
         self.joined[pair[1].name] = swiglu
         return state.emit(dialect.call("npu.quantise", [product], out=out)) if out in INTEGER else product
-
-
-def plain_attributes(call: Any) -> dict[str, Any]:
-    """Attributes of a call as Python numbers and strings."""
-    return {key: value if isinstance(value, (int, float)) else str(value) for key, value in call.attrs.items()}
 
 
 def _reads(value: Any) -> list[Any]:

@@ -60,9 +60,7 @@ class Launches:
 
 def _spec(call: Any) -> KernelSpec:
     fields = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
-    params = tuple(
-        (key, value if isinstance(value, (int, float)) else str(value)) for key, value in sorted(call.attrs.items())
-    )
+    params = tuple(sorted(dialect.plain_attributes(call).items()))
     args = tuple(_arg(a.ty) for a in call.args)
     return KernelSpec(call.op.name.removeprefix("npu."), params, args, tuple(_arg(field) for field in fields))
 

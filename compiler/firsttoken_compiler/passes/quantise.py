@@ -158,7 +158,7 @@ class _State:
             return (
                 state.emit(relax.op.reshape(args[0], shape_of(call))) if name == "relax.reshape" else state.emit(call)
             )
-        attrs = {key: _plain_value(value) for key, value in call.attrs.items()}
+        attrs = dialect.plain_attributes(call)
         if name == "npu.linear":
             return self._linear(state, variable, call, args, attrs)
         wide = variable in self.angles or variable in self.residual
@@ -209,13 +209,6 @@ def _residual_stream(bindings: list[Any]) -> set[Any]:
 
 def _operator(value: Any) -> str:
     return str(value.op.name) if isinstance(value, Call) else ""
-
-
-def _plain_value(value: Any) -> Any:
-    """Attribute values as Python numbers and strings."""
-    if isinstance(value, (int, float)):
-        return value
-    return str(value)
 
 
 def layer_of(name: str) -> int | None:

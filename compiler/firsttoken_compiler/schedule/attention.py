@@ -12,14 +12,12 @@ from typing import Any
 
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule import intrinsics, layout
+from firsttoken_compiler.schedule.definitions import MASKED
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
 from firsttoken_compiler.schedule.layout import Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm.api import Schedule, te, tirx
-
-MASKED = -1e30
-"""Stands for minus infinity: its exponential is exactly 0."""
 
 
 @dataclass(frozen=True, slots=True)

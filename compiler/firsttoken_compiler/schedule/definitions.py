@@ -14,6 +14,8 @@ from firsttoken_compiler.tvm.api import te, tirx
 QMAX = {"int8": 127.0, "int16": 32767.0, "int4": 7.0}
 ADDED = ("bias", "residual", "factor")
 """Operands of a product's epilogue, in the order of the call: two are added, the last one multiplied."""
+MASKED = -1e30
+"""Stands for minus infinity: its exponential is exactly 0."""
 MIN_SCALE = 1e-12
 """Smallest activation scale, so that a row of zeros divides by something."""
 
@@ -233,11 +235,11 @@ def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
 
 
 def mask(spec: KernelSpec, p: list[Any], value: Any, i: Any, t: Any) -> Any:
-    """Adds the mask operand, or removes keys behind the query; -1e30 stands for minus infinity."""
+    """Adds the mask operand, or removes keys behind the query; `MASKED` stands for minus infinity."""
     if spec["mask"]:
         return value + p[3][i, t]
     if spec["causal"]:
-        return te.if_then_else(t <= i + spec["past"], value, tirx.const(-1e30, "float32"))
+        return te.if_then_else(t <= i + spec["past"], value, tirx.const(MASKED, "float32"))
     return value
 
 

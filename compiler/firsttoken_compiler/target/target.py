@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 GRADES = ("datasheet", "measured", "derived", "fitted", "assumed")
 """How a value is known. `assumed`: not public, chosen within physical bounds until it is calibrated."""
@@ -193,6 +194,14 @@ class Target:
         for key in ("description", "provenance", "not_modelled"):
             document.pop(key)
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+    def value(self, path: str) -> Any:
+        """The value at a dotted path of `provenance`, e.g. `matrix.macs_per_cycle.int8xint4`."""
+        section, *rest = path.split(".")
+        found: Any = self if section == "npu" else getattr(self, section)
+        for part in rest:
+            found = found[part] if isinstance(found, dict) else getattr(found, part)
+        return found
 
     def fs(self, nanoseconds: float) -> int:
         """Nanoseconds to femtoseconds."""

@@ -40,6 +40,11 @@ def call(name: str, args: list[Any], **attrs: object) -> Any:
     return Call(Op.get(name), args, attributes(**attrs))
 
 
+def plain_attributes(call: Any) -> dict[str, Any]:
+    """Attributes of a call as Python numbers and strings."""
+    return {key: value if isinstance(value, (int, float)) else str(value) for key, value in call.attrs.items()}
+
+
 def _same(c: Any, _context: Any) -> Any:
     return c.args[0].ty
 

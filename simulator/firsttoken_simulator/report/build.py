@@ -313,9 +313,5 @@ def _decode_section(phase: Phase) -> DecodeSection:
 def _target_values(target: Target) -> list[TargetValue]:
     rows = []
     for path, provenance in target.provenance.items():
-        section, *rest = path.split(".")
-        value: Any = target if section == "npu" else getattr(target, section)
-        for part in rest:
-            value = value[part] if isinstance(value, dict) else getattr(value, part)
-        rows.append(TargetValue(path=path, value=value, grade=provenance.grade, source=provenance.source))
+        rows.append(TargetValue(path=path, value=target.value(path), grade=provenance.grade, source=provenance.source))
     return rows
