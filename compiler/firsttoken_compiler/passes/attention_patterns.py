@@ -29,6 +29,8 @@ def _op(name: str, *args: Any) -> Any:
 
 
 def _rotary(context: Context, builder: Any, view: View, cos: Any, sin: Any) -> View:
+    if view.dims is not None:
+        raise UnsupportedView(f"rotary embedding of a tensor {list(view.dims)}")
     axes = next((known for known in ("mn", "mhd") if view.is_laid_out(known)), "hmd")
     base = context.emit(builder, "npu.rope", [laid_out(view, axes), cos, sin], heads=view.heads, out="float32")
     return View(base, view.axes, view.tokens, view.features, view.heads, view.repeat)

@@ -6,12 +6,14 @@ ONNX nodes.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.importer import Imported, close_on_error, unsupported_message
+from firsttoken_compiler.passes import views
 from firsttoken_compiler.passes.patterns import Context, Match, Rule, UnsupportedView
 from firsttoken_compiler.passes.rules import RULES
 from firsttoken_compiler.passes.views import View
@@ -188,22 +190,20 @@ def _caches(bindings: list[Any]) -> set[Any]:
 
 
 def _flat_type(parameter: Any, cache: bool) -> Any:
-    """The type without leading units: a matrix, or `[heads, rows, width]` for a cache."""
-    shape = list(shape_of(parameter))
-    while len(shape) > (3 if cache else 2) and shape[0] == 1:
-        del shape[0]
-    return relax.TensorType(shape, str(parameter.ty.dtype.dtype))
+    """A matrix over all leading axes, `[n]` for one axis, `[heads, rows, width]` for a cache."""
+    shape = shape_of(parameter)
+    if cache and len(shape) == 4 and shape[0] == 1:
+        shape = shape[1:]
+    elif len(shape) > 2:
+        shape = (math.prod(shape[:-1]), shape[-1])
+    return relax.TensorType(list(shape), str(parameter.ty.dtype.dtype))
 
 
 def _parameter_view(parameter: Any, flat: Any) -> View:
     shape = shape_of(parameter)
-    features = shape[-1] if shape else 1
-    tokens = shape[-2] if len(shape) > 1 else 1
-    axes = {0: "", 1: "n", 2: "mn", 3: "1mn", 4: "1hmd"}.get(len(shape), "?" * len(shape))
-    if len(shape) > 2 and shape[0] != 1:
-        axes = "?" * len(shape)  # a batch
-    heads = shape[1] if axes == "1hmd" else 1
-    return View(flat, axes, tokens, features * heads, heads)
+    if len(shape_of(flat)) == 3:
+        return View(flat, "1hmd", shape[2], shape[1] * shape[3], shape[1])
+    return views.dense(flat, shape)
 
 
 def _with_parameters(module: Any, extra: list[Any]) -> Any:

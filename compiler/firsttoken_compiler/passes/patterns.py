@@ -4,6 +4,7 @@ Rules are tried in order for the operator at their root, larger patterns first. 
 docs; a new one is a new rule here.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ import tvm_ffi
 
 from firsttoken_compiler.frontend.importer import Imported
 from firsttoken_compiler.passes import views
-from firsttoken_compiler.passes.views import View
+from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, GenericConst, dtype_of, is_op, relax, shape_of, wildcard
 
@@ -178,13 +179,13 @@ def _build_row(context: Context, builder: Any, c: Captured, env: Env) -> View:
     view = env[c["x"]]
     bounds = _last_rows(c["call"])
     assert bounds is not None
-    base = context.emit(builder, "npu.row", [matrix_of(view)], index=bounds[0], out="float32")
+    base = context.emit(builder, "npu.row", [matrix_of(builder, view)], index=bounds[0], out="float32")
     return views.matrix(base, "1mn", 1, view.features)
 
 
 def _is_row(_context: Context, c: Captured) -> bool:
     bounds = _last_rows(c["call"]) if len(shape_of(c["x"])) == 3 else None
-    return bounds is not None and bounds[1] - bounds[0] == 1
+    return bounds is not None and bounds[1] - bounds[0] == 1 and is_float(c["x"])
 
 
 INNER: Final = ("turned", "norm", "mean", "low", "high", "weights")
@@ -226,20 +227,37 @@ def _build_norm(context: Context, builder: Any, c: Captured, env: Env) -> View:
     view = env[c["x"]]
     gamma = _vector(context, env, c["gamma"])
     eps = context.values[c["norm"]].attrs.epsilon if "norm" in c else context.scalar(c["eps"]) or 0.0
-    base = context.emit(builder, "npu.rms_norm", [matrix_of(view), gamma], eps=float(eps), out="float32")
-    return replace(view, base=base)
+    base = context.emit(builder, "npu.rms_norm", [matrix_of(builder, view), gamma], eps=float(eps), out="float32")
+    return like(builder, view, base)
 
 
-def matrix_of(view: View) -> Any:
-    """The base of a tensor that is its matrix row by row; raises UnsupportedView for any other layout."""
-    return laid_out(view, "mn")
+def matrix_of(builder: Any, view: View) -> Any:
+    """The matrix `[prod(shape[:-1]), shape[-1]]` that a row-major tensor is; raises UnsupportedView for another one."""
+    if not views.is_row_major(view):
+        raise UnsupportedView(f"an operand of shape {list(view.shape)} laid out as {view.axes}, expected rows")
+    width = view.shape[-1] if view.shape else 1
+    wanted = (math.prod(view.shape) // max(1, width), width)
+    return view.base if shape_of(view.base) == wanted else builder.emit(relax.op.reshape(view.base, wanted))
+
+
+def like(builder: Any, view: View, base: Any, width: int | None = None) -> View:
+    """The view of an operator's result `base`, made from `matrix_of(view)` row by row; `width`: its features."""
+    if view.dims is not None or (width is not None and "h" in view.axes):
+        return views.dense(base, (*view.shape[:-1], width or (view.shape[-1] if view.shape else 1)))
+    if width is not None:
+        return View(base, view.axes, view.tokens, width)
+    whole = (view.tokens, view.features)
+    return replace(view, base=base if shape_of(base) == whole else builder.emit(relax.op.reshape(base, whole)))
+
+
+def is_float(*values: Any) -> bool:
+    """Whether all are tensors of float16 or float32."""
+    return all(dtype_of(value) in ("float16", "float32") for value in values)
 
 
 def laid_out(view: View, axes: str) -> Any:
     """The base of a tensor whose axes are these; raises UnsupportedView for another layout, or for a cache."""
-    if not view.is_laid_out(axes) or len(shape_of(view.base)) != 2:
-        if "?" in view.axes:
-            raise UnsupportedView(f"an input of shape {list(shape_of(view.base))}, expected [1, tokens, features]")
+    if view.dims is not None or not view.is_laid_out(axes) or len(shape_of(view.base)) != 2:
         raise UnsupportedView(f"an operand of shape {list(view.shape)} laid out as {view.axes}, expected {axes}")
     return view.base
 
@@ -289,16 +307,16 @@ def _build_linear(context: Context, builder: Any, c: Captured, env: Env) -> View
     view, weight = env[c["x"]], env[c["w"]].base
     transposed = "turned" in c
     k, n = shape_of(weight)[::-1] if transposed else shape_of(weight)
-    args = [matrix_of(view), weight]
+    args = [matrix_of(builder, view), weight]
     if "bias" in c:
         args.append(_vector(context, env, c["bias"]))
     if "residual" in c:
-        args.append(matrix_of(env[c["residual"]]))
+        args.append(matrix_of(builder, env[c["residual"]]))
     base = context.emit(
         builder, "npu.linear", args, n=int(n), k=int(k), transposed=int(transposed),
         bias=int("bias" in c), residual=int("residual" in c), out="float32",
     )  # fmt: skip
-    return views.View(base, view.axes, view.tokens, int(n))
+    return like(builder, view, base, int(n))
 
 
 def _linear_rules(*, sums: bool) -> tuple[Rule, ...]:
@@ -329,7 +347,7 @@ def _linear_rules(*, sums: bool) -> tuple[Rule, ...]:
 
 
 def _is_linear(context: Context, c: Captured) -> bool:
-    if not context.is_weight(c["w"]) or len(shape_of(c["w"])) != 2:
+    if not context.is_weight(c["w"]) or len(shape_of(c["w"])) != 2 or not is_float(c["x"], c["w"]):
         return False
     if "turned" in c and [int(axis) for axis in context.values[c["turned"]].attrs.axes or (1, 0)] != [1, 0]:
         return False
@@ -352,8 +370,8 @@ LINEAR_SUMS, LINEAR = _linear_rules(sums=True), _linear_rules(sums=False)
 
 def _build_swiglu(context: Context, builder: Any, c: Captured, env: Env) -> View:
     gate, up = env[c["gate"]], env[c["up"]]
-    base = context.emit(builder, "npu.swiglu", [matrix_of(gate), matrix_of(up)], out="float32")
-    return replace(gate, base=base)
+    base = context.emit(builder, "npu.swiglu", [matrix_of(builder, gate), matrix_of(builder, up)], out="float32")
+    return like(builder, gate, base)
 
 
 def _swiglu() -> Rule:
@@ -361,15 +379,15 @@ def _swiglu() -> Rule:
     silu = _op("multiply", gate, _op("sigmoid", gate)) | _op("nn.silu", gate)
 
     def condition(_context: Context, c: Captured) -> bool:
-        return shape_of(c["gate"]) == shape_of(c["up"])
+        return is_float(c["gate"], c["up"]) and shape_of(c["gate"]) == shape_of(c["up"])
 
     return Rule(_op("multiply", silu, up), {"gate": gate, "up": up}, _build_swiglu, condition)
 
 
 def _build_add(context: Context, builder: Any, c: Captured, env: Env) -> View:
     a, b = env[c["a"]], env[c["b"]]
-    base = context.emit(builder, "npu.add", [matrix_of(a), matrix_of(b)], out="float32")
-    return replace(a, base=base)
+    base = context.emit(builder, "npu.add", [matrix_of(builder, a), matrix_of(builder, b)], out="float32")
+    return like(builder, a, base)
 
 
 def _add() -> Rule:
@@ -377,7 +395,7 @@ def _add() -> Rule:
 
     def condition(_context: Context, c: Captured) -> bool:
         computed = all(isinstance(c[name], relax.Var) for name in "ab")
-        return computed and shape_of(c["a"]) == shape_of(c["b"])
+        return computed and is_float(c["a"], c["b"]) and shape_of(c["a"]) == shape_of(c["b"])
 
     return Rule(_op("add", a, b), {"a": a, "b": b}, _build_add, condition)
 
@@ -406,10 +424,6 @@ def _reshaped(_context: Context, _builder: Any, c: Captured, env: Env) -> View:
     if found is None:
         raise UnsupportedView(f"{name.removeprefix('relax.')} to {list(shape_of(call))}")
     return found
-
-
-class UnsupportedView(Exception):
-    """A layout that is not one of a language model's; the pass turns it into a StudentError with the node."""
 
 
 def _is_view(_context: Context, c: Captured) -> bool:

@@ -1,7 +1,12 @@
 """Layouts of a matrix `[tokens, features]` as ONNX graphs spell them: reshapes and transposes become bookkeeping."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
+
+
+class UnsupportedView(Exception):
+    """A layout, type or shape that no npu operator takes; what asked for it runs on the host."""
 
 
 @dataclass(frozen=True)
@@ -11,6 +16,7 @@ class View:
     `axes` names the ONNX tensor's dimensions: `1` unit, `m` tokens, `n` features, `h` heads, `g` repeats of a head, `d`
     head width.
     `repeat` > 1: each head stands for that many consecutive heads (grouped-query attention's expanded keys).
+    `dims`: a dense view, any tensor whose elements lie in the base in row-major order; its axes are `?`.
     """
 
     base: Any
@@ -19,11 +25,12 @@ class View:
     features: int
     heads: int = 1
     repeat: int = 1
+    dims: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The ONNX tensor's shape."""
-        return tuple(self.extent(axis) for axis in self.axes)
+        return self.dims if self.dims is not None else tuple(self.extent(axis) for axis in self.axes)
 
     @property
     def layout(self) -> str:
@@ -32,6 +39,8 @@ class View:
 
     def is_laid_out(self, axes: str) -> bool:
         """Whether the tensor is `axes` (such as `mn` or `hmd`) once axes of extent 1 are left out of both."""
+        if self.dims is not None:
+            return axes == "mn"
         return self.layout == self._significant(axes)
 
     def _significant(self, axes: str) -> str:
@@ -55,13 +64,57 @@ def matrix(base: Any, axes: str, tokens: int, features: int) -> View:
     return View(base, axes, tokens, features)
 
 
+def dense(base: Any, shape: tuple[int, ...]) -> View:
+    """A tensor of any shape that lies row-major over a base `[prod(shape[:-1]), shape[-1]]` (`[n]` for one axis).
+
+    A batch of one is a matrix view, which heads can be split from.
+    """
+    tokens, features = math.prod(shape[:-1]), shape[-1] if shape else 1
+    if shape and tokens == (shape[-2] if len(shape) > 1 else 1):
+        return View(base, ("1" * (len(shape) - 2) + "mn") if len(shape) > 1 else "n", tokens, features)
+    return View(base, "?" * len(shape), tokens, features, dims=shape)
+
+
+def is_row_major(view: View) -> bool:
+    """Whether the tensor's elements lie in the base in the tensor's own order."""
+    return view.dims is not None or (view.repeat == 1 and (view.is_laid_out("mn") or view.is_laid_out("mhd")))
+
+
+def strides(view: View) -> tuple[int, ...]:
+    """Strides of the ONNX tensor's axes in elements of the base; 0 along repeats.
+
+    The base is a matrix `[tokens, features]`, or a cache `[heads, tokens, width]`.
+    """
+    if view.dims is not None:
+        return tuple(math.prod(view.dims[i + 1 :]) for i in range(len(view.dims)))
+    cache = len(view.base.ty.shape) == 3
+    across = view.tokens * view.width if cache else view.width
+    down = view.width if cache else view.features
+    if view.repeat > 1 and "g" not in view.axes and "h" in view.axes:
+        raise UnsupportedView(f"repeated heads merged into an axis of {view.extent('h')}")
+    known = {"1": 0, "m": down, "n": 1, "h": across, "g": 0, "d": 1}
+    if any(axis not in known for axis in view.axes) or (cache and "n" in view.axes and view.heads > 1):
+        raise UnsupportedView(f"a tensor laid out as {view.axes}")
+    return tuple(known[axis] for axis in view.axes)
+
+
 def permute(view: View, order: list[int]) -> View:
-    """Transposes the axes."""
+    """Transposes the axes; of a dense view only those of extent 1 can move."""
+    if view.dims is not None:
+        longer = [axis for axis in order if view.dims[axis] != 1]
+        if longer != sorted(longer):
+            raise UnsupportedView(f"a transpose of {list(view.dims)} by {order}")
+        return dense(view.base, tuple(view.dims[axis] for axis in order))
     return replace(view, axes="".join(view.axes[i] for i in order))
 
 
 def expand(view: View, axes: list[int]) -> View:
     """Inserts unit axes."""
+    if view.dims is not None:
+        dims = list(view.dims)
+        for axis in sorted(axis % (len(dims) + len(axes)) for axis in axes):
+            dims.insert(axis, 1)
+        return dense(view.base, tuple(dims))
     names = list(view.axes)
     for axis in sorted(axis % (len(view.axes) + len(axes)) for axis in axes):
         names.insert(axis, "1")
@@ -78,6 +131,8 @@ def squeeze(view: View, rank: int) -> View:
 
 def broadcast(view: View, shape: tuple[int, ...]) -> View | None:
     """A unit axis right behind the heads that grows becomes the repeat axis; None for any other broadcast."""
+    if view.dims is not None:
+        return dense(view.base, shape) if math.prod(shape) == math.prod(view.dims) else None
     axes = ["1"] * (len(shape) - len(view.axes)) + list(view.axes)
     repeat = view.repeat
     for index, (axis, extent) in enumerate(zip(axes, shape, strict=True)):
@@ -90,9 +145,14 @@ def broadcast(view: View, shape: tuple[int, ...]) -> View | None:
 
 
 def reshape(view: View, shape: tuple[int, ...]) -> View | None:
-    """Splits features into heads, merges heads into features or repeats, moves unit axes; None for anything else."""
+    """Splits features into heads, merges heads into features or repeats, moves unit axes.
+
+    Any other reshape of a row-major tensor is a dense view; of anything else None.
+    """
     if shape == view.shape:
         return view
+    if view.dims is not None:
+        return dense(view.base, shape)
     for candidate in _respellings(view, view.axes.replace("1", "")):
         split = _split_heads(candidate, shape)
         if split is not None:
@@ -100,7 +160,7 @@ def reshape(view: View, shape: tuple[int, ...]) -> View | None:
         axes = _with_units(candidate, shape)
         if axes is not None:
             return replace(candidate, axes=axes)
-    return None
+    return dense(view.base, shape) if is_row_major(view) else None
 
 
 def _respellings(view: View, core: str) -> list[View]:

@@ -16,6 +16,8 @@ Array = np.ndarray[Any, Any]
 
 def tensor(view: View) -> Array:
     """What the axes of a view say that the ONNX tensor is, out of the matrix `[tokens, features]`."""
+    if view.dims is not None:
+        return np.asarray(view.base.reshape(view.dims))
     split = view.base.reshape(view.tokens, view.heads, view.width)
     split = np.repeat(split[:, :, None], view.repeat, axis=2)  # m h g d
     if "g" not in view.axes:
