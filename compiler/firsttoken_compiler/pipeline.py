@@ -35,16 +35,17 @@ Progress = Callable[[str, float, float], None]
 def compile_onnx(
     student: OnnxStudent, target: Target, precision: Precision, *, meta: dict[str, Any] | None = None,
     stop_after: str | None = None, dump_after: str | None = None, dump_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, fallback: bool = True,
 ) -> Program | None:  # fmt: skip
     """The program of a student on a target; None when stopped early.
 
+    `fallback`: nodes that the NPU cannot run go to the host; without it they are a StudentError.
     Raises StudentError (the graph), OptionError (precision, pass names), AllocationError (the target is too small).
     """
     for option, name in (("--stop-after", stop_after), ("--dump-after", dump_after)):
         if name is not None and name not in PIPELINE and not (option == "--dump-after" and name == "all"):
             raise OptionError(f"{option} {name!r} is no pass; passes are {', '.join(PIPELINE)}")
-    run = _Run(stop_after, dump_after, dump_dir, progress)
+    run = _Run(stop_after, dump_after, dump_dir, progress, fallback)
     return run.all(student, target, precision, dict(meta or {}))
 
 
@@ -55,8 +56,10 @@ class _Stopped(Exception):
 class _Run:
     """One compilation; `done` is called after every pass with what it made."""
 
-    def __init__(self, stop: str | None, dump: str | None, folder: Path | None, progress: Progress | None) -> None:
-        self.stop, self.dump, self.folder, self.progress = stop, dump, folder, progress
+    def __init__(
+        self, stop: str | None, dump: str | None, folder: Path | None, progress: Progress | None, fallback: bool
+    ) -> None:
+        self.stop, self.dump, self.folder, self.progress, self.fallback = stop, dump, folder, progress, fallback
 
     def all(self, student: OnnxStudent, target: Target, precision: Precision, meta: dict[str, Any]) -> Program | None:
         """Every pass in order."""
@@ -69,18 +72,14 @@ class _Run:
         from firsttoken_compiler.codegen.assemble import Compiled, assemble, schedule_all
         from firsttoken_compiler.codegen.names import norm_lines
         from firsttoken_compiler.codegen.verify import verify
-        from firsttoken_compiler.frontend.importer import import_onnx
         from firsttoken_compiler.passes.cache_norms import CacheNorms
-        from firsttoken_compiler.passes.canonicalise import Canonicalise
         from firsttoken_compiler.passes.fuse import Fuse
         from firsttoken_compiler.passes.lower import Lower
         from firsttoken_compiler.passes.place import Place
         from firsttoken_compiler.passes.quantise import Quantise
+        from firsttoken_compiler.passes.split import split
 
-        imported = import_onnx(student)
-        self.done("import", imported.module)
-        canonical = Canonicalise().run(imported)
-        self.done("canonicalise", canonical.module)
+        imported, canonical = split(student, self.fallback, self.done)
         quantised = Quantise(precision, target).run(canonical, imported.weights)
         self.done("quantise", quantised.module)
         quantised, decisions = CacheNorms(precision.norm_cache).run(quantised)
@@ -93,7 +92,7 @@ class _Run:
         self.done("place", placement)
         parameters = [parameter.name for parameter in imported.module["main"].params]
         inputs = dict(zip(parameters, imported.inputs, strict=False))  # the weights follow the inputs
-        compiled = Compiled(canonical, quantised, launches, placement, imported.weights, inputs)
+        compiled = Compiled(canonical, quantised, launches, placement, imported.weights, inputs, imported.segments)
         templates = schedule_all(compiled, target, lambda part: self._show("schedule", part))
         self.done("schedule", templates)
         kept = norm_lines(canonical.nodes, launches, placement, decisions)

@@ -27,7 +27,7 @@ _FJ_PER_PJ: Final = 1000
 class EnergyResult:
     """Femtojoules: `fj[op, component]` in the order of `program.ops` and `COMPONENTS`.
 
-    `dispatch_fj` is static power while the host dispatches the graph and computes what falls back; no operator owns it.
+    `dispatch_fj` is static power while the host dispatches the graph; no operator owns it.
     """
 
     fj: np.ndarray
@@ -109,6 +109,5 @@ def energy(program: Program, timeline: Timeline, target: Target) -> EnergyResult
     time_fs = op_time(program, critical_path(program, timeline))
     # One watt is one femtojoule per femtosecond.
     static = np.rint(time_fs * table.static_w).astype(np.int64)
-    host_us = target.host.dispatch_us + target.host.fallback_us * len(program.meta.get("host_fallbacks", ()))
-    dispatch = round(host_us * 1e9 * table.static_w)
+    dispatch = round(target.host.dispatch_us * 1e9 * table.static_w)
     return EnergyResult(np.concatenate([fj, static[:, None]], axis=1), dispatch)

@@ -6,11 +6,12 @@ from typing import Final
 import numpy as np
 
 from firsttoken_compiler.errors import ProgramError
-from firsttoken_compiler.isa.instruction import Instruction
+from firsttoken_compiler.isa.instruction import HostCallState, Instruction
 from firsttoken_compiler.isa.program import Program, Tensor
 from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Dtype, Space, pack_int4, unpack_int4
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.target.target import Target
+from firsttoken_simulator.host import HostRuntime
 
 DRAM_LIMIT_BYTES: Final = 32 << 30
 """Default bound on the simulated DRAM; untouched pages cost the simulating machine nothing."""
@@ -37,6 +38,7 @@ class FunctionalMachine:
         used = 1 + max((i.queue for i in self._instructions), default=0) // ENGINES_PER_CORE
         if used > program.cores:
             raise ProgramError(f"the program's queues reach core {used - 1}, it declares {program.cores} cores")
+        self._host = HostRuntime(program.hosts)
         self._dram = np.zeros(program.dram_bytes, np.uint8)
         local = target.scratchpad
         self._local = {
@@ -57,6 +59,10 @@ class FunctionalMachine:
         if not 0 <= index < len(self.program.kernels):
             raise ProgramError(f"microprogram {index}, the program has {len(self.program.kernels)}")
         return self.program.kernels[index]
+
+    def host_call(self, index: int) -> HostCallState:
+        """See `isa.instruction.Memory`."""
+        return self._host.call(index)
 
     def write_bytes(self, address: int, data: np.ndarray) -> None:
         """Stores bytes in DRAM; what `codegen.weights.materialise` calls. Raises ProgramError outside DRAM."""

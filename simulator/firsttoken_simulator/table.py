@@ -10,12 +10,14 @@ import numpy as np
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.dma import Gather, Load, Store
+from firsttoken_compiler.isa.host import HostLoad, HostRun, HostStore
+from firsttoken_compiler.isa.instruction import columns
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.program import Program
 from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Space, queue_name
 from firsttoken_compiler.isa.vector import Vector
 from firsttoken_compiler.target.target import Target
-from firsttoken_simulator.units import compute, dma, matrix, scratchpad, vector
+from firsttoken_simulator.units import compute, dma, host, matrix, scratchpad, vector
 from firsttoken_simulator.units.dram import burst_fs
 from firsttoken_simulator.units.layout import (
     COMPUTE,
@@ -27,12 +29,16 @@ from firsttoken_simulator.units.layout import (
     T_KIND,
     T_RUN,
     T_SIGNAL,
+    T_SLICES,
     T_TABLE,
     T_TABLE_COUNT,
     T_TAIL,
     T_WAITS,
     WRITE,
 )
+
+
+HOST_OPCODES = (HostLoad.OPCODE, HostRun.OPCODE, HostStore.OPCODE)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ def build(program: Program, target: Target) -> Table:
             bursts += _gather(rows, account, index, code[index], target)
         else:
             bursts += _copy(rows, account, index, code[index], target, kind)
+    _host(rows, account, np.flatnonzero(np.isin(opcode, HOST_OPCODES)), program, target)
     order = np.argsort(code[:, word.QUEUE], kind="stable")
     first = np.searchsorted(code[order, word.QUEUE], np.arange(queues + 1))
     return Table(rows, order.astype(np.int64), first.astype(np.int64), bursts, account)
@@ -121,6 +128,17 @@ def _compute(
     account.spad_write_bytes[index] = cost.spad_write_bytes
     account.acc_bytes[index] = cost.acc_bytes
     account.busy_fs[index] = (cost.head_cycles + cost.body_cycles + cost.tail_cycles) * target.period_fs
+
+
+def _host(rows: np.ndarray, account: Account, index: np.ndarray, program: Program, target: Target) -> None:
+    """The host computes in one slice that books no scratchpad ports; its bytes count as DRAM traffic."""
+    code = program.code[index]
+    rows[index, T_KIND] = COMPUTE
+    rows[index, T_SLICES] = 1
+    rows[index, T_HEAD] = account.busy_fs[index] = host.durations_fs(code, program.hosts, target)
+    nbytes = columns(code, 0)[2]
+    account.dram_read_bytes[index] = nbytes * (code[:, word.OPCODE] == HostLoad.OPCODE)
+    account.dram_write_bytes[index] = nbytes * (code[:, word.OPCODE] == HostStore.OPCODE)
 
 
 def _copy(rows: np.ndarray, account: Account, index: np.ndarray, code: np.ndarray, target: Target, kind: int) -> int:

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 from firsttoken_compiler.codegen.build import build
+from firsttoken_compiler.codegen.host import host_call, host_code
 from firsttoken_compiler.codegen.names import OperatorNames
 from firsttoken_compiler.codegen.sync import insert_semaphores
 from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.weights import packed_bytes
 from firsttoken_compiler.errors import AllocationError, StudentError
+from firsttoken_compiler.frontend.importer import host_dtype
+from firsttoken_compiler.frontend.partition import Segment, TensorType
 from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.host_call import HostCall
 from firsttoken_compiler.isa.program import OpInfo, Packing, Program, Tensor
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
@@ -23,7 +27,7 @@ from firsttoken_compiler.passes.lower import Launch, Launches, Value
 from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.passes.quantise import Quantised
 from firsttoken_compiler.schedule.rowwise import KINDS_IN_PLACE, kernel_operands
-from firsttoken_compiler.schedule.spec import Arg, KernelSpec
+from firsttoken_compiler.schedule.spec import DTYPES, Arg, KernelSpec
 from firsttoken_compiler.target.target import Target
 
 
@@ -39,6 +43,8 @@ class Compiled:
     """Parameter → initialiser."""
     inputs: dict[str, str]
     """Parameter → ONNX input."""
+    segments: tuple[Segment, ...] = ()
+    """What the host computes."""
 
 
 Templates = dict[tuple[KernelSpec, tuple[Space, ...]], Template]
@@ -52,7 +58,8 @@ def kernel_key(launch: Launch, placement: Placement) -> tuple[KernelSpec, tuple[
 
 def schedule_all(compiled: Compiled, target: Target, progress: Callable[[float], None]) -> Templates:
     """One template per distinct kernel."""
-    keys = list(dict.fromkeys(kernel_key(launch, compiled.placement) for launch in compiled.launches.launches))
+    kernels = [launch for launch in compiled.launches.launches if launch.spec.kind != "host"]
+    keys = list(dict.fromkeys(kernel_key(launch, compiled.placement) for launch in kernels))
     templates: Templates = {}
     for index, (spec, spaces) in enumerate(keys):
         templates[spec, spaces] = build(spec, spaces, target, compiled.placement.room)
@@ -77,7 +84,8 @@ def assemble(compiled: Compiled, templates: Templates, target: Target, meta: dic
         spad_bytes=emitter.spad_bytes,
         acc_bytes=max((template.acc_bytes for template in templates.values()), default=0),
         cores=1,
-        meta={**meta, "kv": memory.kv, "host_fallbacks": []},
+        meta={**meta, "kv": memory.kv},
+        hosts=tuple(emitter.hosts),
     )
 
 
@@ -107,6 +115,9 @@ class _Memory:
         for name, arg in launches.params.items():
             if name not in self.compiled.inputs:
                 self._weight(name, arg)
+        for segment in self.compiled.segments:
+            for name in segment.weights:
+                self._host_weight(name, segment.types[name])
 
     def _caches(self) -> set[str]:
         """Past caches share the tensor of the present one; returns their parameters."""
@@ -161,6 +172,14 @@ class _Memory:
             plain = Packing(self.compiled.weights[name], "plain", 0, 0, 0, arg.dtype.bits, 0, False)
             self._dram(("param", name), name, "weight", arg, plain)
 
+    def _host_weight(self, name: str, kind: TensorType) -> None:
+        """An initialiser as the ONNX file has it, for the host alone."""
+        if ("host", name) in self.address:
+            return
+        arg = Arg(kind.shape, DTYPES[host_dtype(kind.elem_type, name)])
+        plain = Packing(name, "plain", 0, 0, 0, arg.dtype.bits, 0, False)
+        self._dram(("host", name), f"host:{name}", "weight", arg, plain)
+
     def _dram(
         self, key: tuple[str, str], name: str, kind: str, arg: Arg, packing: Packing | None = None, nbytes: int = 0
     ) -> None:
@@ -183,6 +202,7 @@ class _Emitter:
     code: list[np.ndarray] = field(default_factory=list)
     ops: list[OpInfo] = field(default_factory=list)
     kernels: dict[VectorKernel, int] = field(default_factory=dict)
+    hosts: list[HostCall] = field(default_factory=list)
     spad_bytes: int = 0
 
     def run(self) -> None:
@@ -192,6 +212,10 @@ class _Emitter:
         first, cursor = 0, placement.resident_bytes
         self.spad_bytes = placement.resident_bytes
         for number, launch in enumerate(self.compiled.launches.launches):
+            if launch.spec.kind == "host":
+                self._host(launch, names, number, first)
+                first += len(self.code[-1])
+                continue
             template = self.templates[kernel_key(launch, placement)]
             if cursor + template.scratch_bytes > placement.scratchpad_bytes:
                 cursor = placement.resident_bytes
@@ -207,6 +231,19 @@ class _Emitter:
             self.spad_bytes = max(self.spad_bytes, cursor)
             self.ops.append(names.describe(launch, template.tile, first, first + len(template.code)))
             first += len(template.code)
+
+    def _host(self, launch: Launch, names: OperatorNames, number: int, first: int) -> None:
+        """A call of the host: loads, run, stores."""
+        segment = self.compiled.segments[int(launch.spec["segment"])]
+        site = self.compiled.canonical.hosts[int(launch.spec["segment"])]
+        loads = [(self._address(value), value.arg.nbytes, value.arg.dtype) for value in launch.args]
+        for name in segment.weights:
+            arg = Arg(segment.types[name].shape, DTYPES[host_dtype(segment.types[name].elem_type, name)])
+            loads.append((self.memory.address["host", name], arg.nbytes, arg.dtype))
+        stores = [(self._address(value), value.arg.nbytes, value.arg.dtype) for value in launch.outs]
+        self.code.append(host_code(len(self.hosts), number, loads, stores))
+        self.hosts.append(host_call(segment, site, [dtype for _, _, dtype in loads], [dtype for _, _, dtype in stores]))
+        self.ops.append(names.describe_host(segment.nodes, first, first + len(self.code[-1])))
 
     def _address(self, value: Value) -> int:
         return self.memory.address[value.kind, value.name]

@@ -28,10 +28,7 @@ class OperatorNames:
         nodes = self._nodes.get(launch.label, ())
         spec = launch.spec
         path = module_path(nodes[0]) if nodes else spec.kind
-        name = path if spec.kind in _OWN_NAME else f"{path}.{spec.kind}"
-        self._used[name] = self._used.get(name, 0) + 1
-        if self._used[name] > 1:
-            name = f"{name}#{self._used[name]}"
+        name = self._unique(path if spec.kind in _OWN_NAME else f"{path}.{spec.kind}")
         m, n, k, batch = dimensions(spec)
         w_bits = spec.args[1].dtype.bits if spec.kind in ("linear", "attention") else 0
         return OpInfo(
@@ -39,6 +36,17 @@ class OperatorNames:
             last=last, m=m, n=n, k=k, batch=batch, w_bits=w_bits, a_bits=spec.args[0].dtype.bits, macs=macs(spec),
             tile=tile,
         )  # fmt: skip
+
+
+    def describe_host(self, nodes: tuple[str, ...], first: int, last: int) -> OpInfo:
+        """The operator of a call of the host."""
+        path = module_path(nodes[0])
+        name = self._unique(f"{path}.host")
+        return OpInfo(name, "host", nodes, path.rpartition(".")[0], first, last)
+
+    def _unique(self, name: str) -> str:
+        self._used[name] = self._used.get(name, 0) + 1
+        return f"{name}#{self._used[name]}" if self._used[name] > 1 else name
 
 
 def module_path(node: str) -> str:

@@ -22,7 +22,7 @@ from firsttoken_compiler.isa.instruction import BITS, columns
 from firsttoken_compiler.isa.matmul import TRANSPOSED
 from firsttoken_compiler.isa.opcodes import BY_MNEMONIC, BY_OPCODE, decode
 from firsttoken_compiler.isa.program import Program
-from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Dtype, Engine, Space, queue_name
+from firsttoken_compiler.isa.types import COMPUTED, ENGINES_PER_CORE, Dtype, Engine, Space, queue_name
 from firsttoken_compiler.isa.vector import KERNEL_SHIFT
 from firsttoken_compiler.target.target import Target
 
@@ -31,8 +31,9 @@ MAX_EXTENT: Final = 1 << 22
 MAX_OFFSET: Final = 1 << 38
 """Bounds of extents and of addresses and strides, so that no footprint overflows 64 bits."""
 
-_LOAD, _STORE, _GATHER, _MATMUL, _VECTOR = (
-    BY_MNEMONIC[name].OPCODE for name in ("load", "store", "gather", "matmul", "vector")
+_LOAD, _STORE, _GATHER, _MATMUL, _VECTOR, _HOST_LOAD, _HOST_RUN, _HOST_STORE = (
+    BY_MNEMONIC[name].OPCODE
+    for name in ("load", "store", "gather", "matmul", "vector", "host_load", "host_run", "host_store")
 )
 _ENGINE = {
     _LOAD: Engine.DMA_IN,
@@ -40,9 +41,12 @@ _ENGINE = {
     _STORE: Engine.DMA_OUT,
     _MATMUL: Engine.MATRIX,
     _VECTOR: Engine.VECTOR,
+    _HOST_LOAD: Engine.HOST,
+    _HOST_RUN: Engine.HOST,
+    _HOST_STORE: Engine.HOST,
 }
 _ANY = tuple(Dtype)
-_WIDE = tuple(dtype for dtype in Dtype if dtype is not Dtype.I4)
+_WIDE = tuple(dtype for dtype in COMPUTED if dtype is not Dtype.I4)
 _FACTORS = (Dtype.F32, Dtype.F16, Dtype.I16, Dtype.I8)
 _INTEGER = (Dtype.I16, Dtype.I8, Dtype.I4)
 _OPERANDS: dict[int, tuple[tuple[tuple[Space, ...], tuple[Dtype, ...]], ...]] = {
@@ -55,6 +59,8 @@ _OPERANDS: dict[int, tuple[tuple[tuple[Space, ...], tuple[Dtype, ...]], ...]] = 
         ((Space.SPAD,), (*_FACTORS, Dtype.I4)),
     ),
     _VECTOR: (((Space.SPAD, Space.ACC), _WIDE),) * word.MAX_OPERANDS,
+    _HOST_LOAD: (((Space.DRAM,), _ANY),),
+    _HOST_STORE: (((Space.DRAM,), _ANY),),
 }
 """Spaces and element types that each operand of each opcode may have."""
 _WRITABLE = ("output", "kv", "activation")

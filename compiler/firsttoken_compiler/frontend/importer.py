@@ -4,12 +4,14 @@ TVM's importer has no extension points, so this subclasses it, and replaces its 
 """
 
 import contextlib
+import functools
 import io
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -17,12 +19,19 @@ import numpy as np
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.converters import CONVERTERS
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
+from firsttoken_compiler.frontend.partition import OPERATOR, Segment, TensorType, value_types
+from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, GenericConst, onnx_frontend, relax, tvm
 
 CONSTANT_ELEMENTS: Final = 1
 """Embedded initialisers up to this size become constants (shapes, axes, epsilons); larger ones stay parameters."""
 RESERVED: Final = re.compile(r"(lv|gv|vector_|rotary_)\d*")
 MAX_FOLDED_ELEMENTS: Final = 1 << 24
+CONTROL: Final = ("If", "Loop", "Scan", "SequenceMap")
+MEMORY_TYPES: Final = (
+    "float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool",
+)  # fmt: skip
+"""Types of values that NPU and host exchange."""
 
 
 @dataclass
@@ -37,14 +46,22 @@ class Imported:
     """Relax variable name → ONNX node name."""
     inputs: tuple[str, ...] = ()
     """ONNX names of the graph inputs, in parameter order."""
+    segments: tuple[Segment, ...] = ()
+    """What the host computes."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """ONNX value name → Relax expression."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Nodes that the importer cannot convert → why; their results stand in the module as results of the host."""
 
 
 class _Importer(onnx_frontend.ONNXGraphImporter):
     """TVM's importer with lazy weights and a record of which node made which variable."""
 
-    def __init__(self, student: OnnxStudent) -> None:
+    def __init__(self, student: OnnxStudent, segments: tuple[Segment, ...]) -> None:
         super().__init__(None, "float32", keep_params_in_input=False)
-        self._student = student
+        self._student, self._segments = student, segments
+        self._types: dict[str, TensorType] | None = None
+        self.unreadable: dict[str, str] = {}
         self.weights: dict[str, str] = {}
         self.origin: dict[str, str] = {}
         self.node = ""
@@ -77,10 +94,51 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self._inputs.update(self._lazy)
 
     def _check_for_unsupported_ops(self, graph: Any) -> None:
-        """Done beforehand by `check_operators`, which names the nodes."""
+        """What no converter reads is left to the host."""
+
+    def _construct_nodes(self, graph: Any) -> None:
+        """TVM's, node by node: what one of them cannot be is recorded, its results become results of the host."""
+        for node in graph.node:
+            self.node = node.name
+            if node.op_type == OPERATOR:
+                self._host(node, self._segments[node.attribute[0].i].types)
+                continue
+            reason = _unreadable(node)
+            if reason is None:
+                try:
+                    super()._construct_nodes(SimpleNamespace(node=[node]))
+                    continue
+                except StudentError as error:
+                    reason = str(error)
+                except Exception as error:  # TVM checks little of what it reads, so a damaged graph may raise anything
+                    reason = (str(error).strip() or type(error).__name__).splitlines()[-1][-300:]
+            self.unreadable[node.name] = reason
+            if self._types is None:
+                self._types = value_types(self._student)
+            self._host(node, self._types)
+
+    def _host(self, node: Any, types: Mapping[str, TensorType]) -> None:
+        """Stands in for nodes of the host: one call that makes all results."""
+        operands = [self._nodes[name] for name in node.input if name in self._nodes]
+        operands = [value for value in operands if isinstance(value.ty, relax.TensorType)]
+        names = [name for name in node.output if name]
+        for name in names:
+            if name not in types:
+                raise StudentError(
+                    f"{self._student.name}: node {node.name!r} cannot run on the NPU "
+                    f"({self.unreadable.get(node.name, 'see above')}), and its result {name!r} has no static shape: "
+                    "give every dimension a value, or remove the operator whose shape depends on data"
+                )
+        made = [(types[name].shape, host_dtype(types[name].elem_type, name)) for name in names]
+        results = self.bb.emit(dialect.raw_host(operands, made, int(node.op_type == OPERATOR and node.attribute[0].i)))
+        for index, name in enumerate(names):
+            item = self.bb.emit(relax.TupleGetItem(results, index))
+            self._nodes[name] = item
+            self.origin[item.name] = node.name
+        self.origin[results.name] = node.name
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
-        name = self.node = attrs["tvm_custom"]["name"]
+        attrs["tvm_custom"]["name"] = name = self.node
         elements = _folded_elements(op_name, inputs)
         if elements > MAX_FOLDED_ELEMENTS:
             raise StudentError(
@@ -94,6 +152,31 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             if isinstance(value, relax.Var):
                 self.origin.setdefault(value.name, name)
         return result
+
+
+def _unreadable(node: Any) -> str | None:
+    """Why TVM must not see a node; None when it may try."""
+    if node.op_type in CONTROL:
+        return f"no control flow on the NPU: {node.op_type}"
+    if any(attribute.type in (5, 10) for attribute in node.attribute):
+        return f"no subgraphs on the NPU: {node.op_type}"
+    if node.op_type not in _known():
+        return f"no NPU operator for {node.op_type}"
+    return None
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    """Operators with a converter; those of other domains are written with theirs."""
+    return frozenset(onnx_frontend._get_convert_map()) | frozenset(CONVERTERS) | {"Constant"}
+
+
+def host_dtype(elem_type: int, name: str) -> str:
+    """The type in which a value of the host lies in memory; raises StudentError for one that memory cannot hold."""
+    dtype = np.dtype(onnx_dtype(elem_type, name)).name
+    if dtype not in MEMORY_TYPES:
+        raise StudentError(f"value {name!r} is {dtype}: only numbers of {', '.join(MEMORY_TYPES)} leave the host")
+    return dtype
 
 
 @contextlib.contextmanager
@@ -145,18 +228,6 @@ def _conversion_table() -> Iterator[None]:
         onnx_frontend._get_convert_map = stock
 
 
-def check_operators(student: OnnxStudent) -> None:
-    """Raises StudentError listing every operator that the importer cannot read, with the names of its nodes."""
-    known = set(onnx_frontend._get_convert_map()) | set(CONVERTERS) | {"Constant"}
-    unknown: dict[str, list[str]] = {}
-    for node in student.graph.node:
-        if node.op_type not in known or node.domain:
-            operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-            unknown.setdefault(operator, []).append(node.name or node.output[0])
-    if unknown:
-        raise StudentError(unsupported_message(student.name, unknown))
-
-
 def check_nodes(student: OnnxStudent) -> None:
     """Raises StudentError for a node with inputs, outputs or attributes that its operator does not have.
 
@@ -167,6 +238,8 @@ def check_nodes(student: OnnxStudent) -> None:
     context = checker.C.CheckerContext()
     context.ir_version, context.opset_imports = student.model.ir_version, {"": student.opset}
     for node in student.graph.node:
+        if node.op_type == OPERATOR or node.domain or not defs.has(node.op_type, student.opset):
+            continue
         try:
             checker.check_node(node, context)
         except Exception as error:  # the checker's own error derives from nothing narrower
@@ -177,15 +250,19 @@ def check_nodes(student: OnnxStudent) -> None:
             raise StudentError(f"{student.name}: node {node.name!r} is malformed: one of its inputs has no name")
 
 
-def unsupported_message(student: str, unknown: dict[str, list[str]], shown: int = 8) -> str:
-    """One line per operator with the nodes that use it."""
-    lines = []
-    for operator, nodes in sorted(unknown.items()):
+def unsupported_message(student: OnnxStudent, left: Mapping[str, str], shown: int = 8) -> str:
+    """One line per operator and reason with the nodes concerned."""
+    kinds = {node.name: f"{node.domain}::{node.op_type}".removeprefix("::") for node in student.graph.node}
+    lines: dict[str, list[str]] = {}
+    for node, reason in left.items():
+        lines.setdefault(f"{kinds.get(node, 'operator')} ({reason})", []).append(node)
+    text = []
+    for operator, nodes in sorted(lines.items()):
         more = f" and {len(nodes) - shown} more" if len(nodes) > shown else ""
-        lines.append(f"  {operator}: {', '.join(repr(node)[1:-1] for node in nodes[:shown])}{more}")
+        text.append(f"  {operator}: {', '.join(repr(node)[1:-1] for node in nodes[:shown])}{more}")
     return (
-        f"{student}: {len(unknown)} operators cannot be compiled:\n" + "\n".join(lines) + "\n"
-        "  remedy: export the student with torch.onnx.export(dynamo=True) and static shapes, opset 18 or 23"
+        f"{student.name}: {len(left)} nodes cannot run on the NPU:\n" + "\n".join(text) + "\n"
+        "  remedy: leave them to the host (without --no-fallback), or export the student with other operators"
     )
 
 
@@ -207,21 +284,21 @@ def _check_inputs(student: OnnxStudent) -> None:
             )
 
 
-def import_onnx(student: OnnxStudent) -> Imported:
+def import_onnx(student: OnnxStudent, segments: tuple[Segment, ...] = ()) -> Imported:
     """The graph as a Relax function whose parameters are the inputs, then the weights (never read).
 
-    Raises StudentError for unsupported operators, dynamic shapes, and graphs that TVM cannot type.
+    `segments` are those of the graph's nodes of type `partition.OPERATOR`. Raises StudentError for malformed nodes,
+    dynamic shapes, and graphs that TVM cannot type.
     """
-    check_operators(student)
     check_nodes(student)
     _check_inputs(student)
-    importer = _Importer(student)
+    importer = _Importer(student, segments)
     noise = io.StringIO()
     with _conversion_table(), warnings.catch_warnings(), contextlib.redirect_stdout(noise):
         warnings.simplefilter("ignore")  # TVM announces every renamed value
         try:
             with close_on_error(importer.bb):
-                module = importer.from_onnx(student.graph, student.opset)
+                module = importer.from_onnx(_with_domains(student.graph), student.opset)
         except StudentError:
             raise
         except Exception as error:  # TVM checks little of what it reads, so a damaged graph may raise anything
@@ -229,7 +306,22 @@ def import_onnx(student: OnnxStudent) -> Imported:
             where = f"node {importer.node!r}" if importer.node else "its inputs and weights"
             raise StudentError(f"{student.name}: TVM's importer refuses {where}: {reason}") from error
     _name_inner_values(module, importer.origin)
-    return Imported(module, student, importer.weights, importer.origin, importer.names)
+    return Imported(
+        module, student, importer.weights, importer.origin, importer.names, segments, dict(importer._nodes),
+        importer.unreadable,
+    )  # fmt: skip
+
+
+def _with_domains(graph: Any) -> Any:
+    """The graph with operators of other domains written as `domain.Operator`, since TVM ignores domains."""
+    if not any(node.domain for node in graph.node):
+        return graph
+    renamed = type(graph)()
+    renamed.CopyFrom(graph)
+    for node in renamed.node:
+        if node.domain:
+            node.op_type = f"{node.domain}.{node.op_type}"
+    return renamed
 
 
 def _name_inner_values(module: Any, origin: dict[str, str]) -> None:

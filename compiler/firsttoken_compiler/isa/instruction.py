@@ -16,14 +16,30 @@ REGION_COLUMNS = ("instruction", "write", "space", "address", "c0", "s0", "c1", 
 """Columns of a footprint: `c0*c1*c2` runs of `run` bytes at `address + i*s0 + j*s1 + l*s2`."""
 
 
+class HostCallState(Protocol):
+    """One call of the host while a program executes."""
+
+    def load(self, slot: int, data: np.ndarray) -> None:
+        """Takes an operand's bytes; raises ValueError for a slot or size that the call does not have."""
+
+    def run(self) -> None:
+        """Computes; raises ValueError when an operand is missing or the host refuses."""
+
+    def result(self, slot: int) -> np.ndarray:
+        """A result's bytes (uint8); raises ValueError for a slot that the call does not have."""
+
+
 class Memory(Protocol):
-    """What an instruction sees when it executes: bytes by address space, and the program's microprograms."""
+    """What an instruction sees when it executes: bytes by address space, microprograms, and calls of the host."""
 
     def bytes(self, space: Space, core: int) -> np.ndarray:
         """The uint8 array of a space (of this core, for scratchpad and accumulator)."""
 
     def kernel(self, index: int) -> VectorKernel:
         """Microprogram `index` of the program."""
+
+    def host_call(self, index: int) -> HostCallState:
+        """Call `index` of the host; raises ValueError when the program has none of that number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

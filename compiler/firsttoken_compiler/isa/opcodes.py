@@ -5,12 +5,13 @@ import numpy as np
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.dma import Gather, Load, Store
+from firsttoken_compiler.isa.host import HostLoad, HostRun, HostStore
 from firsttoken_compiler.isa.instruction import REGION_COLUMNS, Instruction
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.types import parse_queue
 from firsttoken_compiler.isa.vector import Vector
 
-INSTRUCTIONS: tuple[type[Instruction], ...] = (Load, Store, Gather, Matmul, Vector)
+INSTRUCTIONS: tuple[type[Instruction], ...] = (Load, Store, Gather, Matmul, Vector, HostLoad, HostRun, HostStore)
 BY_OPCODE = {cls.OPCODE: cls for cls in INSTRUCTIONS}
 BY_MNEMONIC = {cls.MNEMONIC: cls for cls in INSTRUCTIONS}
 

@@ -14,13 +14,14 @@ import numpy as np
 
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.host_call import HostCall, HostValue
 from firsttoken_compiler.isa.instruction import Instruction
 from firsttoken_compiler.isa.opcodes import decode, parse
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 
 FORMAT: Final = "firsttoken-program"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MAX_FILE_BYTES: Final = 1 << 30
 MALFORMED: Final = (
     zipfile.BadZipFile, zlib.error, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError,
@@ -110,6 +111,8 @@ class Program:
     acc_bytes: int = 0
     cores: int = 1
     meta: dict[str, Any] = field(default_factory=dict)
+    hosts: tuple[HostCall, ...] = ()
+    """What the host computes; host instructions name them by their position."""
 
     def __len__(self) -> int:
         """Number of instructions."""
@@ -144,6 +147,7 @@ class Program:
             "tensors": [asdict(tensor) for tensor in self.tensors],
             "ops": [asdict(op) for op in self.ops],
             "constants": sorted(self.constants),
+            "hosts": [{**asdict(call), "model": ""} for call in self.hosts],
         }  # fmt: skip
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -151,6 +155,8 @@ class Program:
             _write(archive, "code.npy", _npy(self.code))
             for index, name in enumerate(sorted(self.constants)):
                 _write(archive, f"constant{index}.npy", _npy(self.constants[name]))
+            for index, call in enumerate(self.hosts):
+                _write(archive, f"host{index}.onnx", call.model)
         return buffer.getvalue()
 
     @staticmethod
@@ -211,7 +217,7 @@ def _from_document(document: dict[str, Any], archive: zipfile.ZipFile) -> Progra
     code = _read_npy(archive, "code.npy")
     if code.dtype != np.int64 or code.ndim != 2 or code.shape[1] != word.WIDTH:
         raise ProgramError(f"code has type {code.dtype} and shape {code.shape}, expected int64 [n, {word.WIDTH}]")
-    for key in ("kernels", "tensors", "ops", "constants"):
+    for key in ("kernels", "tensors", "ops", "constants", "hosts"):
         if type(document[key]) is not list:
             raise ProgramError(f"{key} is a {type(document[key]).__name__}, expected a list")
     constants = {name: _read_npy(archive, f"constant{i}.npy") for i, name in enumerate(document["constants"])}
@@ -229,7 +235,21 @@ def _from_document(document: dict[str, Any], archive: zipfile.ZipFile) -> Progra
         acc_bytes=document["acc_bytes"],
         cores=document["cores"],
         meta=document["meta"],
+        hosts=tuple(_host(entry, _read(archive, f"host{i}.onnx")) for i, entry in enumerate(document["hosts"])),
     )
+
+
+def _host(entry: dict[str, Any], model: bytes) -> HostCall:
+    values = {
+        side: tuple(
+            _typed(HostValue)(
+                **{**value, "dtype": Dtype(value["dtype"]), **{k: tuple(value[k]) for k in ("shape", "strides")}}
+            )
+            for value in entry[side]
+        )
+        for side in ("inputs", "outputs")
+    }
+    return _typed(HostCall)(**{**entry, **values, "nodes": tuple(entry["nodes"]), "model": model})
 
 
 def _tensor(entry: dict[str, Any]) -> Tensor:

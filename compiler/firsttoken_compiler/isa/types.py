@@ -10,7 +10,10 @@ import numpy as np
 
 
 class Dtype(IntEnum):
-    """Element type of an operand. `I4` is packed two to a byte, low nibble first."""
+    """Element type of an operand. `I4` and `U4` are packed two to a byte, low nibble first.
+
+    Matrix and vector unit compute on `F32` to `I4`; the others are stored, copied, and read by the host.
+    """
 
     F32 = 1
     F16 = 2
@@ -19,6 +22,13 @@ class Dtype(IntEnum):
     I8 = 5
     I4 = 6
     I64 = 7
+    U8 = 8
+    BOOL = 9
+    F64 = 10
+    U16 = 11
+    U32 = 12
+    U64 = 13
+    U4 = 14
 
     @property
     def bits(self) -> int:
@@ -32,7 +42,7 @@ class Dtype(IntEnum):
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """The numpy element type; for `I4` the int8 that it is widened to."""
+        """The numpy element type; for `I4` and `U4` the byte that it is widened to."""
         return _NUMPY[self]
 
     def nbytes(self, elements: int) -> int:
@@ -40,7 +50,6 @@ class Dtype(IntEnum):
         return (elements * self.bits + 7) // 8
 
 
-_BITS = {Dtype.F32: 32, Dtype.F16: 16, Dtype.I32: 32, Dtype.I16: 16, Dtype.I8: 8, Dtype.I4: 4, Dtype.I64: 64}
 _NUMPY: dict[Dtype, np.dtype[Any]] = {
     Dtype.F32: np.dtype(np.float32),
     Dtype.F16: np.dtype(np.float16),
@@ -49,7 +58,19 @@ _NUMPY: dict[Dtype, np.dtype[Any]] = {
     Dtype.I8: np.dtype(np.int8),
     Dtype.I4: np.dtype(np.int8),
     Dtype.I64: np.dtype(np.int64),
+    Dtype.U8: np.dtype(np.uint8),
+    Dtype.BOOL: np.dtype(np.bool_),
+    Dtype.F64: np.dtype(np.float64),
+    Dtype.U16: np.dtype(np.uint16),
+    Dtype.U32: np.dtype(np.uint32),
+    Dtype.U64: np.dtype(np.uint64),
+    Dtype.U4: np.dtype(np.uint8),
 }
+PACKED = (Dtype.I4, Dtype.U4)
+"""Two elements to a byte."""
+COMPUTED = (Dtype.F32, Dtype.F16, Dtype.I32, Dtype.I16, Dtype.I8, Dtype.I4, Dtype.I64)
+"""What the NPU's units read and write."""
+_BITS = {dtype: 4 if dtype in PACKED else 8 * kind.itemsize for dtype, kind in _NUMPY.items()}
 
 
 class Space(IntEnum):

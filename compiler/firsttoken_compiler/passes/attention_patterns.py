@@ -12,12 +12,12 @@ from firsttoken_compiler.passes.patterns import (
     LookThrough,
     Match,
     Rule,
-    UnsupportedView,
     laid_out,
     slice_bounds,
     token_list,
 )
-from firsttoken_compiler.passes.views import View
+from firsttoken_compiler.passes.views import UnsupportedView, View
+from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, dtype_of, is_op, relax, shape_of, wildcard
 
 
@@ -224,19 +224,23 @@ def _cache_view(cache: Any) -> View:
 
 
 class TupleItem(Rule):
-    """One of the three results of ONNX Attention."""
+    """One of the three results of ONNX Attention, or of the results of the host."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
         """Captures the tuple and the index."""
         source = context.values.get(value.tuple_value)
-        if not (isinstance(source, Call) and source.op.name == "npu.raw_attention"):
+        if not (isinstance(source, Call) and source.op.name in ("npu.raw_attention", "npu.raw_host")):
             return None
         return Match({"tuple": value.tuple_value, "index": int(value.index)}, (value.tuple_value,), (variable,))
 
     def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
-        """The output's view, or a cache."""
+        """The output's view, or a cache; of the host a row-major tensor."""
         view = env[match.captured["tuple"]]
         index = match.captured["index"]
+        source = context.values[match.captured["tuple"]]
+        if source.op.name == "npu.raw_host":
+            shape = dialect.decode_results(str(source.attrs["results"]))[index][0]
+            return views.dense(builder.emit(relax.TupleGetItem(view.base, index)), shape)
         return view if index == 0 else context.__dict__["presents"][view.base][index - 1]
 
 

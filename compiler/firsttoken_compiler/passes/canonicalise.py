@@ -5,19 +5,19 @@ needed. After it: every binding is an `npu.*` call of 2-D operands (key and valu
 ONNX nodes.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.importer import Imported, close_on_error, unsupported_message
 from firsttoken_compiler.passes import views
-from firsttoken_compiler.passes.patterns import Context, Match, Rule, UnsupportedView
+from firsttoken_compiler.passes.host import HostSite, base_shape
+from firsttoken_compiler.passes.patterns import Context, Match, Rule
 from firsttoken_compiler.passes.rules import RULES
-from firsttoken_compiler.passes.views import View
-from firsttoken_compiler.tvm.api import Call, IRModule, relax, shape_of
+from firsttoken_compiler.passes.views import UnsupportedView, View
+from firsttoken_compiler.tvm import dialect
+from firsttoken_compiler.tvm.api import Call, IRModule, dtype_of, relax, shape_of
 
 Plan = dict[Any, tuple[Rule, Match]]
 FLOAT16 = 10
@@ -36,20 +36,32 @@ class Canonical:
     """ONNX names of the outputs, in order."""
     narrow: frozenset[str] = frozenset()
     """Outputs that the ONNX graph declares as float16."""
+    hosts: dict[int, HostSite] = field(default_factory=dict)
+    """Calls of the host by their segment."""
+    left: dict[str, str] = field(default_factory=dict)
+    """ONNX nodes that no rule covers → why. The module is then good for nothing but to be tried again without them."""
 
 
 @dataclass(frozen=True)
 class Canonicalise:
-    """See the module's docstring. Raises StudentError listing every operator that no pattern covers."""
+    """See the module's docstring."""
 
     def run(self, imported: Imported) -> Canonical:
-        """Rewrites the imported function."""
+        """Rewrites the imported function; raises StudentError listing every operator that no pattern covers."""
+        canonical = self.attempt(imported)
+        if canonical.left:
+            raise StudentError(unsupported_message(imported.student, canonical.left))
+        return canonical
+
+    def attempt(self, imported: Imported) -> Canonical:
+        """The same, with the nodes that no pattern covers in `left`."""
         function = imported.module["main"]
         bindings = [binding for block in function.body.blocks for binding in block.bindings]
         values = {binding.var: binding.value for binding in bindings}
         outputs = _outputs(function.body.body, values)
-        plan = _plan(imported, bindings, values, outputs)
-        return _emit(imported, function, bindings, plan, outputs)
+        left = dict(imported.unreadable)
+        plan = _plan(imported, bindings, values, outputs, left)
+        return _emit(imported, function, bindings, plan, outputs, left)
 
 
 def _outputs(body: Any, values: dict[Any, Any]) -> list[Any]:
@@ -65,12 +77,14 @@ def _resolve(value: Any, values: dict[Any, Any]) -> Any:
     return value
 
 
-def _plan(imported: Imported, bindings: list[Any], values: dict[Any, Any], outputs: list[Any]) -> Plan:
-    """Chooses a rule for every needed value, walking backwards; collects what no rule covers."""
+def _plan(
+    imported: Imported, bindings: list[Any], values: dict[Any, Any], outputs: list[Any], left: dict[str, str]
+) -> Plan:
+    """Chooses a rule for every needed value, walking backwards; nodes that no rule covers go to `left`."""
     context = Context(imported, values)
+    reads = {node.name: [imported.values.get(name) for name in node.input] for node in imported.student.graph.node}
     needed = set(outputs)
     plan: Plan = {}
-    unknown: dict[str, list[str]] = {}
     for binding in reversed(bindings):
         variable, value = binding.var, binding.value
         if variable not in needed:
@@ -78,17 +92,38 @@ def _plan(imported: Imported, bindings: list[Any], values: dict[Any, Any], outpu
         if isinstance(value, relax.Var):
             needed.add(value)
             continue
-        with _blamed_on(imported, variable):
+        try:
             found = _first_match(context, variable, value)
+            reason = f"no NPU operator for {_operator(value).removeprefix('relax.')} as it is used here"
+        except FAILURES as error:
+            found, reason = None, _reason(error)
         if found is None:
-            name = _operator(value)
-            unknown.setdefault(_onnx_operator(imported, variable, name), []).append(_node_of(imported, variable))
+            node = _leave(imported, variable, reason, left)
+            needed.update(operand for operand in reads[node] if isinstance(operand, relax.Var))
             continue
         plan[variable] = found
         needed.update(leaf for leaf in found[1].leaves if isinstance(leaf, relax.Var))
-    if unknown:
-        raise StudentError(unsupported_message(imported.student.name, unknown))
     return plan
+
+
+FAILURES = (
+    UnsupportedView, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What a graph that no exporter writes can provoke in a rule, besides its own refusals."""
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text if isinstance(error, UnsupportedView) else f"{type(error).__name__}: {text.splitlines()[-1][-200:]}"
+
+
+def _leave(imported: Imported, variable: Any, reason: str, left: dict[str, str]) -> str:
+    """Leaves the variable's node to the host; raises StudentError for what is no node's."""
+    node = _node_of(imported, variable)
+    if node not in {entry.name for entry in imported.student.graph.node}:
+        raise StudentError(f"{imported.student.name}: {node!r} cannot be compiled: {reason}")
+    left.setdefault(node, reason)
+    return node
 
 
 def _operator(value: Any) -> str:
@@ -105,81 +140,95 @@ def _first_match(context: Context, variable: Any, value: Any) -> tuple[Rule, Mat
     return None
 
 
-def _emit(imported: Imported, function: Any, bindings: list[Any], plan: Plan, outputs: list[Any]) -> Canonical:
+def _emit(
+    imported: Imported, function: Any, bindings: list[Any], plan: Plan, outputs: list[Any], left: dict[str, str]
+) -> Canonical:
     """Builds the new function: parameters become matrices, rules emit their calls."""
     builder = relax.BlockBuilder()
     with close_on_error(builder):
-        return _emit_into(builder, imported, function, bindings, plan, outputs)
+        return _Emission(builder, imported, plan, left).run(function, bindings, outputs)
 
 
-def _emit_into(
-    builder: Any, imported: Imported, function: Any, bindings: list[Any], plan: Plan, outputs: list[Any]
-) -> Canonical:
-    env: dict[Any, View] = {}
-    parameters = []
-    caches = _caches(bindings)
-    for parameter in function.params:
-        flat = relax.Var(parameter.name, _flat_type(parameter, parameter in caches))
-        parameters.append(flat)
-        env[parameter] = _parameter_view(parameter, flat)
-    context = Context(imported, {b.var: b.value for b in bindings})
-    context.parameters = {p.name: p for p in parameters}
-    emitted: dict[str, tuple[Any, Match]] = {}
-    with builder.function("main", params=parameters):
-        with builder.dataflow():
-            for binding in bindings:
-                if binding.var not in plan:
-                    if isinstance(binding.value, relax.Var) and binding.value in env:
-                        env[binding.var] = env[binding.value]
-                    continue
-                rule, match = plan[binding.var]
-                env[binding.var] = _apply(imported, rule, context, builder, match, env, binding.var)
-                for name in context.take_emitted():
-                    emitted[name] = (binding.var, match)
-            names = [value.name for value in imported.student.graph.output]
-            results = [_output(imported, name, value, env) for name, value in zip(names, outputs, strict=True)]
-            result = builder.emit_output(relax.Tuple(results))
-        builder.emit_func_output(result, params=None)
-    module = builder.get()
-    extra = context.constants
-    if extra:
-        module = _with_parameters(module, [context.constant_vars[name] for name in extra])
-    nodes = _provenance(imported, emitted, {v: env[v].base.name for v in plan if v in env})
-    declared = {value.name: value.type.tensor_type.elem_type for value in imported.student.graph.output}
-    narrow = frozenset(name for name in names if declared[name] == FLOAT16)
-    return Canonical(module, nodes, extra, tuple(names), narrow)
+class _Emission:
+    """The new function under construction."""
 
+    def __init__(self, builder: Any, imported: Imported, plan: Plan, left: dict[str, str]) -> None:
+        self.builder, self.imported, self.plan, self.left = builder, imported, plan, left
+        self.env: dict[Any, View] = {}
+        self.emitted: dict[str, tuple[Any, Match]] = {}
 
-def _output(imported: Imported, name: str, value: Any, env: dict[Any, View]) -> Any:
-    """The matrix or cache behind a graph output, which must lie in memory as the ONNX tensor does."""
-    view = env.get(value)
-    rows = "hmd" if view is not None and len(shape_of(view.base)) == 3 else "mhd"
-    if view is None or not (view.is_laid_out(rows) or view.is_laid_out("mn")):
-        what = f"output {name} laid out as {view.axes}" if view else f"constant output {name}"
-        raise StudentError(unsupported_message(imported.student.name, {what: [getattr(value, "name", name)]}))
-    return view.base
+    def run(self, function: Any, bindings: list[Any], outputs: list[Any]) -> Canonical:
+        imported, builder, env = self.imported, self.builder, self.env
+        parameters = []
+        caches = _caches(bindings)
+        for parameter in function.params:
+            flat = relax.Var(parameter.name, _flat_type(parameter, parameter in caches))
+            parameters.append(flat)
+            env[parameter] = _parameter_view(parameter, flat)
+        self.context = Context(imported, {b.var: b.value for b in bindings})
+        self.context.parameters = {p.name: p for p in parameters}
+        with builder.function("main", params=parameters):
+            with builder.dataflow():
+                for binding in bindings:
+                    self._binding(binding)
+                names = [value.name for value in imported.student.graph.output]
+                result = builder.emit_output(relax.Tuple(self._results(names, outputs)))
+            builder.emit_func_output(result, params=None)
+        module = builder.get()
+        extra = self.context.constants
+        if extra:
+            module = _with_parameters(module, [self.context.constant_vars[name] for name in extra])
+        nodes = _provenance(imported, self.emitted, {v: env[v].base.name for v in self.plan if v in env})
+        declared = {value.name: value.type.tensor_type.elem_type for value in imported.student.graph.output}
+        narrow = frozenset(name for name in names if declared[name] == FLOAT16)
+        return Canonical(module, nodes, extra, tuple(names), narrow, self.context.hosts, self.left)
 
+    def _binding(self, binding: Any) -> None:
+        """What a rule refuses is left to the host, and its results stand in, so that all refusals show at once."""
+        variable, env = binding.var, self.env
+        if variable not in self.plan:
+            if isinstance(binding.value, relax.Var) and binding.value in env:
+                env[variable] = env[binding.value]
+            elif isinstance(variable.ty, relax.TensorType) and self.left:
+                env[variable] = self._stand_in(variable)
+            return
+        rule, match = self.plan[variable]
+        try:
+            view = rule.emit(self.context, self.builder, match, env)
+            if isinstance(variable.ty, relax.TensorType) and view.shape != shape_of(variable):
+                raise UnsupportedView(f"a result of shape {list(shape_of(variable))} laid out as {view.axes}")
+        except FAILURES as error:
+            for covered in (*match.covered, variable):
+                _leave(self.imported, covered, _reason(error), self.left)
+            view = self._stand_in(variable)
+        env[variable] = view
+        for name in self.context.take_emitted():
+            self.emitted[name] = (variable, match)
 
-def _apply(
-    imported: Imported, rule: Rule, context: Context, builder: Any, match: Match, env: dict[Any, View], variable: Any
-) -> View:
-    with _blamed_on(imported, variable):
-        view = rule.emit(context, builder, match, env)
-        if isinstance(variable.ty, relax.TensorType) and view.shape != shape_of(variable):
-            raise UnsupportedView(f"a result of shape {list(shape_of(variable))} laid out as {view.axes}")
-        return view
+    def _stand_in(self, variable: Any) -> View:
+        """A value out of nothing in place of one that the host is going to make."""
+        if not isinstance(variable.ty, relax.TensorType):
+            return View(relax.Var("lost", variable.ty), "", 1, 1)
+        shape = shape_of(variable)
+        made = self.builder.emit(dialect.raw_host([], [(base_shape(shape), dtype_of(variable))], 0))
+        return views.dense(self.builder.emit(relax.TupleGetItem(made, 0)), shape)
 
-
-@contextlib.contextmanager
-def _blamed_on(imported: Imported, variable: Any) -> Iterator[None]:
-    """Turns whatever a graph that no exporter writes can provoke into a StudentError that names the node."""
-    node, student = _node_of(imported, variable), imported.student.name
-    try:
-        yield
-    except UnsupportedView as error:
-        raise StudentError(unsupported_message(student, {str(error): [node]})) from None
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise StudentError(f"{student}: node {node!r} cannot be compiled: {str(error).strip()[-300:]}") from error
+    def _results(self, names: list[str], outputs: list[Any]) -> list[Any]:
+        """What the graph returns: every output a value of its own that lies in memory as the ONNX tensor does."""
+        made = {name: node.name for node in self.imported.student.graph.node for name in node.output}
+        bases: list[Any] = []
+        for name, value in zip(names, outputs, strict=True):
+            view = self.env.get(value)
+            rows = "hmd" if view is not None and len(shape_of(view.base)) == 3 else "mhd"
+            own = view is not None and view.base.name not in self.context.parameters and view.base not in bases
+            if view is None or not own or not (view.is_laid_out(rows) or view.is_laid_out("mn")):
+                if name not in made:
+                    raise StudentError(f"{self.imported.student.name}: output {name!r} is computed by no node")
+                what = f"laid out as {view.axes}" if view is not None and own else "that is an input or a constant"
+                self.left.setdefault(made[name], f"a graph output {what}")
+                view = self._stand_in(value) if view is None or not own else view
+            bases.append(view.base)
+        return bases
 
 
 def _caches(bindings: list[Any]) -> set[Any]:
@@ -216,14 +265,6 @@ def _with_parameters(module: Any, extra: list[Any]) -> Any:
 
 def _node_of(imported: Imported, variable: Any) -> str:
     return imported.origin.get(variable.name, variable.name)
-
-
-def _onnx_operator(imported: Imported, variable: Any, fallback: str) -> str:
-    name = imported.origin.get(variable.name)
-    for node in imported.student.graph.node:
-        if node.name == name:
-            return str(node.op_type)
-    return fallback
 
 
 def _provenance(

@@ -80,7 +80,9 @@ def _legalise(builder: Any, call: Any) -> Any:
         _PRIM_FUNCS[spec] = function.with_attr("op_pattern", OPAQUE)
     name = builder.add_func(_PRIM_FUNCS[spec], spec.kind)
     fields = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
-    return relax.call_tir(name, list(call.args), list(fields) if len(fields) > 1 else fields[0])
+    made = relax.call_tir(name, list(call.args), list(fields) if len(fields) > 1 else fields[0])
+    alone = isinstance(call.ty, relax.TupleType) and len(fields) == 1
+    return relax.Tuple([builder.emit(made)]) if alone else made
 
 
 for _name in dialect.CANONICAL:

@@ -33,6 +33,8 @@ class Context:
     """Parameters of the new function by name."""
     constants: dict[str, Any] = field(default_factory=dict)
     constant_vars: dict[str, Any] = field(default_factory=dict)
+    hosts: dict[int, Any] = field(default_factory=dict)
+    """`host.HostSite` of every call of the host by its segment."""
     _emitted: list[str] = field(default_factory=list)
     _inverse: dict[Any, Any] | None = None
 

@@ -68,6 +68,10 @@ class Place:
                     needed[value.name] = max(needed[value.name], resident_bytes(value.arg, self.target))
         sizes = {name: -(-nbytes // align) * align for name, nbytes in needed.items()}
         budget = int(pad.bytes * (1 - WORKING_SHARE))
+        for launch in launches.launches:
+            if launch.spec.kind == "host":  # the host reaches DRAM only
+                for value in (*launch.args, *launch.outs):
+                    sizes.pop(value.name, None)
         resident: dict[str, int] = {}
         used = 0
         for name in sorted(sizes, key=lambda name: (-traffic[name] / max(1, sizes[name]), name)):

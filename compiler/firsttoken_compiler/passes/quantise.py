@@ -63,6 +63,9 @@ class _State:
         self.results = {value for value, name in outputs if name not in self.canonical.narrow}
         self.residual = _residual_stream(bindings)
         self.angles = {a for b in bindings if _operator(b.value) == "npu.rope" for a in b.value.args[1:3]}
+        self.uses = _uses(bindings)
+        items = [binding for binding in bindings if isinstance(binding.value, relax.TupleGetItem)]
+        self.items = {(item.value.tuple_value, int(item.value.index)): item.var for item in items}
         env: dict[Any, Any] = {}
         for parameter in function.params:
             if parameter.name not in self.weights and parameter.name not in self.canonical.constants:
@@ -82,6 +85,8 @@ class _State:
     def _input_type(self, parameter: Any, bindings: list[Any]) -> str:
         """Float inputs are fp16, as activations and caches are; masks and rotary angles fp32; token ids int64."""
         dtype = str(parameter.ty.dtype.dtype)
+        if self.uses.get(parameter) == {"npu.host"}:
+            return dtype
         masks = (list(b.value.args[3:]) for b in bindings if _operator(b.value) == "npu.attention")
         if not dtype.startswith("float") or parameter in self.angles or any(parameter in mask for mask in masks):
             return dtype
@@ -103,6 +108,8 @@ class _State:
     def _declare_plain(self, argument: Any, rotary: bool) -> None:
         """fp16; tables of rotary angles, told by their use, are fp32: long prompts need more than 11 bits."""
         dtype = "float32" if rotary or argument.name in self.canonical.constants else "float16"
+        if not dtype_of(argument).startswith("float"):
+            dtype = dtype_of(argument)
         if self.plain.setdefault(argument.name, dtype) != dtype:
             raise OptionError(
                 f"weight {self.weights[argument.name]} is used both as rotary angles and as something else"
@@ -159,6 +166,8 @@ class _State:
                 state.emit(relax.op.reshape(args[0], shape_of(call))) if name == "relax.reshape" else state.emit(call)
             )
         attrs = dialect.plain_attributes(call)
+        if name == "npu.host":
+            return self._host(state, variable, args, attrs)
         if name == "npu.linear":
             return self._linear(state, variable, call, args, attrs)
         wide = variable in self.angles or variable in self.residual
@@ -166,6 +175,18 @@ class _State:
         if name == "npu.row":
             attrs["out"] = dtype_of(args[0])
         return state.emit(dialect.call(name, args, **attrs))
+
+    def _host(self, state: Rebuild, variable: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
+        """The host converts: floats that the NPU goes on with arrive in its types, everything else as ONNX has it."""
+        results = dialect.decode_results(str(attrs["results"]))
+        typed = []
+        for index, (shape, dtype) in enumerate(results):
+            item = self.items.get((variable, index))
+            uses = self.uses.get(item, set())
+            if dtype in ("float32", "float16") and uses - {"npu.host", "output"}:
+                dtype = "float32" if uses & WIDE or item in self.angles else "float16"
+            typed.append((shape, dtype))
+        return state.emit(dialect.call("npu.host", args, **{**attrs, "results": dialect.encode_results(typed)}))
 
     def _linear(self, state: Rebuild, variable: Any, call: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
         weight = call.args[1].name
@@ -182,6 +203,32 @@ class _State:
         attrs.update(acts=acts, bits=packing.bits, group=packing.group, out="float32" if wide else "float16")
         del attrs["transposed"]
         return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))
+
+
+WIDE = frozenset(("npu.add", "mask", "residual"))
+"""Uses that want fp32: sums, masks that are added to scores."""
+
+
+def _uses(bindings: list[Any]) -> dict[Any, set[str]]:
+    """By value the operators that read it, through reshapes; `output` for what the graph returns."""
+    uses: dict[Any, set[str]] = {}
+    for binding in reversed(bindings):
+        call = binding.value
+        if not isinstance(call, Call):
+            for value in getattr(call, "fields", ()):
+                uses.setdefault(value, set()).add("output")
+            continue
+        name = _operator(call)
+        through = uses.get(binding.var, set()) if name == "relax.reshape" else None
+        for index, argument in enumerate(call.args):
+            if through is not None:
+                uses.setdefault(argument, set()).update(through)
+                continue
+            last = index == len(call.args) - 1
+            role = "mask" if name == "npu.attention" and index == 3 else name
+            role = "residual" if name == "npu.linear" and last and int(call.attrs["residual"]) else role
+            uses.setdefault(argument, set()).add(role)
+    return uses
 
 
 def _residual_stream(bindings: list[Any]) -> set[Any]:

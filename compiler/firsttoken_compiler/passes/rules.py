@@ -1,7 +1,7 @@
 """All rules of canonicalisation by the operator at their root, in the order in which they are tried."""
 
 from firsttoken_compiler.passes import attention_patterns as attention
-from firsttoken_compiler.passes import patterns
+from firsttoken_compiler.passes import host, patterns
 from firsttoken_compiler.passes.patterns import Rule
 
 RULES: dict[str, tuple[Rule, ...]] = {
@@ -11,6 +11,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "relax.multiply": (patterns.DECOMPOSED_NORM, patterns.SWIGLU),
     "relax.add": (attention.ROPE, *patterns.LINEAR_SUMS, patterns.ADD),
     "relax.matmul": (*patterns.LINEAR, *attention.attention_rules()),
+    "npu.raw_host": (host.RAW_HOST,),
     "npu.raw_rope": (attention.RAW_ROPE,),
     "npu.raw_attention": (attention.RAW_ATTENTION,),
     "TupleGetItem": (attention.TUPLE_ITEM,),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from firsttoken_compiler.isa.types import Dtype
-from firsttoken_compiler.schedule.spec import NAMES, KernelSpec
+from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.tvm.api import te, tirx
 
 QMAX = {"int8": 127.0, "int16": 32767.0, "int4": 7.0}
@@ -133,6 +133,15 @@ def _gather(spec: KernelSpec, p: list[Any]) -> list[Any]:
     return [te.compute(spec.outs[0].shape, lambda i, j: _store(spec, p[0][p[1][i], j]), name="out")]
 
 
+def _host(spec: KernelSpec, _p: list[Any]) -> list[Any]:
+    """Stands in for what the host computes, so that TVM plans its memory; it is never lowered."""
+    return [_nothing(out, f"out{i}") for i, out in enumerate(spec.outs)]
+
+
+def _nothing(out: Arg, name: str) -> Any:
+    return te.compute(out.shape, lambda *_: tirx.const(0, NAMES[out.dtype]), name=name)
+
+
 def _kv_append(spec: KernelSpec, p: list[Any]) -> list[Any]:
     past, width = spec["past"], spec.outs[0].shape[2]
 
@@ -245,6 +254,6 @@ def mask(spec: KernelSpec, p: list[Any], value: Any, i: Any, t: Any) -> Any:
 
 _DEFINITIONS: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
     "rms_norm": _rms_norm, "swiglu": _swiglu, "quantise": _quantise, "add": _add, "row": _row, "rope": _rope,
-    "gather": _gather, "kv_append": _kv_append, "linear": _linear, "attention": _attention,
+    "gather": _gather, "kv_append": _kv_append, "host": _host, "linear": _linear, "attention": _attention,
 }  # fmt: skip
 _BY_ELEMENT: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {"rope": _rope_by_head, "kv_append": _kv_rows}

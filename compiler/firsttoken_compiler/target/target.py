@@ -125,9 +125,11 @@ class Host:
     dispatch_us: float
     """From the request to the first instruction, once per graph."""
     fallback_us: float
-    """Per operator that falls back."""
+    """From the NPU's request to the start of a call of the host, once per call."""
     flops: float
+    """Operations per second of a call's computation."""
     bytes_per_s: float
+    """Rate of a call's operands, results and the tensors between its nodes."""
 
 
 @dataclass(frozen=True, slots=True)

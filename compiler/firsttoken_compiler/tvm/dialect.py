@@ -94,6 +94,30 @@ def raw_attention(
     )
 
 
+def raw_host(args: list[Any], results: list[tuple[tuple[int, ...], str]], segment: int) -> Any:
+    """A call of the host with results of these shapes and types, as a tuple."""
+    return call("npu.raw_host", args, segment=segment, results=encode_results(results))
+
+
+def encode_results(results: list[tuple[tuple[int, ...], str]]) -> str:
+    """Shapes and types as text: attributes hold numbers and strings only."""
+    return ";".join(f"{dtype}:{','.join(map(str, shape))}" for shape, dtype in results)
+
+
+def decode_results(text: str) -> list[tuple[tuple[int, ...], str]]:
+    """Inverse of `encode_results`."""
+    found = []
+    for part in filter(None, text.split(";")):
+        dtype, _, extents = part.partition(":")
+        found.append((tuple(int(extent) for extent in filter(None, extents.split(","))), dtype))
+    return found
+
+
+def _host_results(c: Any, _context: Any) -> Any:
+    return relax.TupleType([tensor(shape, dtype) for shape, dtype in decode_results(str(c.attrs["results"]))])
+
+
+register("npu.raw_host", -1, _host_results)
 register("npu.raw_rope", -1, _same)
 register("npu.raw_attention", -1, _raw_attention)
 
@@ -140,6 +164,7 @@ CANONICAL: dict[str, Infer] = {
     "npu.swiglu": _quantised,  # (gate [m, i], up [m, i]) -> [m, i], with int8/int16 out: ([m, i], scale [m, 1])
     "npu.quantise": _quantised,  # (x [m, h]) -> ([m, h], scale [m, 1])
     "npu.add": _out_like_first,  # (a, b) of one shape
+    "npu.host": _host_results,  # (any tensors); segment, results -> the results as a tuple, row-major
     "npu.row": _row,  # (x [m, h]); index -> [1, h]
 }
 for _name, _infer in CANONICAL.items():

@@ -68,6 +68,6 @@ def ladder(table: OpTable, timeline: Timeline, target: Target, host_fs: int, cor
         ("vector unit busy", int(table.vector_fs.sum()) / cores, "all vector instructions back to back"),
         ("roofline", max(ideal, dram), "the longer of MACs and DRAM, perfectly overlapped"),
         ("NPU", timeline.total_fs, "with dependences, latency, conflicts and refresh"),
-        ("first token", timeline.total_fs + host_fs, "with the host's dispatch and fallbacks"),
+        ("first token", timeline.total_fs + host_fs, "with the host's dispatch"),
     )
     return [Rung(name=name, ms=float(np.float64(fs) / 1e12), note=note) for name, fs, note in rungs]

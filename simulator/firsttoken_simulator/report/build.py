@@ -47,19 +47,14 @@ class Phase:
         return round(self.target.host.dispatch_us * 1e9)
 
     @property
-    def fallback_fs(self) -> int:
-        """Host time of the operators that fall back."""
-        return round(len(self.fallbacks) * self.target.host.fallback_us * 1e9)
-
-    @property
     def fallbacks(self) -> list[str]:
-        """Operators that the host computes."""
-        return [str(name) for name in self.program.meta.get("host_fallbacks", [])]
+        """ONNX nodes that the host computes."""
+        return [node for call in self.program.hosts for node in call.nodes]
 
     @property
     def host_fs(self) -> int:
-        """Dispatch and fallbacks."""
-        return self.dispatch_fs + self.fallback_fs
+        """Host time outside the program: the dispatch. Calls of the host are part of the timeline."""
+        return self.dispatch_fs
 
     @property
     def total_fs(self) -> int:
@@ -84,9 +79,9 @@ class Phase:
 
     def time_by_bound_ms(self) -> dict[str, float]:
         """Critical time by cause, host first; the parts sum to the total."""
-        parts = {"dispatch": self.dispatch_fs, "host_fallback": self.fallback_fs}
+        parts = {"dispatch": self.dispatch_fs, "host_fallback": 0}
         parts |= {name: int(fs) for name, fs in zip(CAUSES, self.table.time_fs.sum(axis=0), strict=True)}
-        parts["host_fallback"] += parts.pop("host")
+        parts["host_fallback"] = parts.pop("host")
         return {name: fs / 1e12 for name, fs in parts.items()}
 
 

@@ -1,0 +1,236 @@
+"""Nodes that the NPU cannot run become segments: ONNX subgraphs that the host computes in one call each.
+
+A segment is as large as it can be without a cycle: nodes of the host join when no path between them leads over the NPU
+and back. In the graph that goes on to the importer each segment is one node of type `OPERATOR`.
+"""
+
+import heapq
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.onnx_file import OnnxStudent
+
+OPERATOR: Final = "firsttoken.HostSegment"
+EMBEDDED_BYTES: Final = 1 << 14
+"""Initialisers up to this size travel inside a segment's model; larger ones are tensors of the program."""
+MAX_CONTRACTED: Final = 1 << 50
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """ONNX element type and static shape."""
+
+    elem_type: int
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes when packed."""
+        return self.elements * _BITS.get(self.elem_type, 32) // 8
+
+
+_BITS: Final = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 13: 64, 16: 16, 21: 4, 22: 4}
+"""By ONNX element type; 32 for the rest."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one call of the host computes."""
+
+    name: str
+    nodes: tuple[str, ...]
+    reason: str
+    inputs: tuple[str, ...]
+    """Values that the graph computes, without initialisers."""
+    weights: tuple[str, ...]
+    """Initialisers that are not embedded, as further operands behind the inputs."""
+    outputs: tuple[str, ...]
+    types: Mapping[str, TensorType]
+    """Of inputs, weights and outputs."""
+    flops: int
+    nbytes: int
+    model: bytes
+
+
+def value_types(student: OnnxStudent) -> dict[str, TensorType]:
+    """Types of all values whose shape is static."""
+    found = {name: TensorType(entry.onnx_type, entry.shape) for name, entry in student.initializers.items()}
+    graph = student.graph
+    for value in (*graph.value_info, *graph.output, *graph.input):
+        tensor = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+            continue
+        extents = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
+        if min(extents, default=0) >= 0:
+            found[value.name] = TensorType(tensor.elem_type, tuple(extents))
+    return found
+
+
+def read_names(node: Any) -> Iterator[str]:
+    """Values that a node reads, those that its subgraphs take from outside included."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+            inside = {value.name for value in (*graph.input, *graph.initializer)}
+            for inner in graph.node:
+                yield from (name for name in read_names(inner) if name not in inside)
+                inside.update(inner.output)
+            yield from (value.name for value in graph.output if value.name not in inside)
+
+
+def extract(student: OnnxStudent, reasons: Mapping[str, str]) -> tuple[OnnxStudent, tuple[Segment, ...]]:
+    """The student with every node named in `reasons` replaced by calls of segments, and the segments.
+
+    Raises StudentError when a value between host and NPU has no static shape, as the memory map needs one.
+    """
+    if not reasons:
+        return student, ()
+    groups = _groups(student, reasons)
+    types = value_types(student)
+    readers: dict[str, set[int]] = {}
+    home = {node: index for index, members in enumerate(groups) for node in members}
+    for number, node in enumerate(student.graph.node):
+        for name in read_names(node):
+            readers.setdefault(name, set()).add(home.get(number, -1))
+    for value in student.graph.output:
+        readers.setdefault(value.name, set()).add(-1)
+    segments = tuple(
+        _segment(student, index, members, reasons, readers, types) for index, members in enumerate(groups)
+    )
+    return _replaced(student, groups, segments), segments
+
+
+def _groups(student: OnnxStudent, reasons: Mapping[str, str]) -> list[list[int]]:
+    """Node numbers of each segment: nodes of the host with as many changes from NPU to host before them."""
+    depth: dict[str, tuple[int, bool]] = {}
+    groups: dict[int, list[int]] = {}
+    for number, node in enumerate(student.graph.node):
+        host = node.name in reasons
+        level = 0
+        for name in read_names(node):
+            before, was_host = depth.get(name, (0, host))
+            level = max(level, before + (was_host and not host))
+        for name in node.output:
+            depth[name] = (level, host)
+        if host:
+            groups.setdefault(level, []).append(number)
+    return [groups[level] for level in sorted(groups)]
+
+
+def _segment(
+    student: OnnxStudent, index: int, members: list[int], reasons: Mapping[str, str],
+    readers: Mapping[str, set[int]], types: Mapping[str, TensorType],
+) -> Segment:  # fmt: skip
+    nodes = [student.graph.node[number] for number in members]
+    made = {name for node in nodes for name in node.output if name}
+    read = list(dict.fromkeys(name for node in nodes for name in read_names(node) if name not in made))
+    outputs = [name for node in nodes for name in node.output if name and readers.get(name, set()) - {index}]
+    weights = [name for name in read if name in student.initializers and not _embedded(student, name)]
+    inputs = [name for name in read if name not in student.initializers]
+    for name in (*inputs, *outputs):
+        if name not in types:
+            node = next(n.name for n in nodes if name in (*read_names(n), *n.output))
+            raise StudentError(
+                f"{student.name}: node {node!r} runs on the host ({reasons[node]}), and {name!r} has no static shape: "
+                "only values inside one host segment may have shapes that depend on data"
+            )
+    given = {name: types[name] for name in (*inputs, *weights, *outputs)}
+    model = _model(student, nodes, read, inputs, weights, outputs, types)
+    inner = {name: types[name] for node in nodes for name in (*read_names(node), *node.output) if name in types}
+    nbytes = sum(inner[name].nbytes for node in nodes for name in (*node.input, *node.output) if name in inner)
+    return Segment(
+        f"host.{index}", tuple(node.name for node in nodes), "; ".join(dict.fromkeys(reasons[n.name] for n in nodes)),
+        tuple(inputs), tuple(weights), tuple(outputs), given, sum(operations(node, inner) for node in nodes), nbytes,
+        model,
+    )  # fmt: skip
+
+
+def _embedded(student: OnnxStudent, name: str) -> bool:
+    entry = student.initializers[name]
+    return entry.elements * 8 <= EMBEDDED_BYTES and student.has_data(name)
+
+
+def _model(
+    student: OnnxStudent, nodes: list[Any], read: list[str], inputs: list[str], weights: list[str], outputs: list[str],
+    types: Mapping[str, TensorType],
+) -> bytes:  # fmt: skip
+    """The serialised subgraph. Values keep their names."""
+    from onnx import ModelProto, helper, numpy_helper
+
+    model = ModelProto()
+    model.ir_version = student.model.ir_version
+    model.opset_import.extend(student.model.opset_import)
+    domains = {entry.domain for entry in model.opset_import}
+    for domain in {node.domain for node in nodes} - domains:
+        model.opset_import.append(helper.make_opsetid(domain, 1))
+    model.functions.extend(student.model.functions)
+    graph = model.graph
+    graph.name = "host"
+    graph.node.extend(nodes)
+    for name in (*inputs, *weights):
+        graph.input.append(helper.make_tensor_value_info(name, types[name].elem_type, types[name].shape))
+    for name in outputs:
+        graph.output.append(helper.make_tensor_value_info(name, types[name].elem_type, types[name].shape))
+    for name in read:
+        if name in student.initializers and name not in weights:
+            graph.initializer.append(numpy_helper.from_array(student.array(name), name))
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def operations(node: Any, types: Mapping[str, TensorType]) -> int:
+    """Arithmetic of a node: two per multiply-accumulate of a product or convolution, else one per element made."""
+    made = sum(types[name].elements for name in node.output if name in types)
+    shapes = [types[name].shape if name in types else () for name in node.input]
+    if node.op_type in ("MatMul", "MatMulInteger", "Gemm", "QLinearMatMul", "FusedMatMul") and shapes and shapes[0]:
+        depth = shapes[0][-1]
+        return min(2 * made * max(1, depth), MAX_CONTRACTED)
+    if node.op_type in ("Conv", "ConvInteger", "QLinearConv", "ConvTranspose") and len(shapes) > 1:
+        kernel = shapes[3] if node.op_type == "QLinearConv" and len(shapes) > 3 else shapes[1]
+        return min(2 * made * math.prod(kernel[1:]), MAX_CONTRACTED)
+    return made
+
+
+def _replaced(student: OnnxStudent, groups: list[list[int]], segments: tuple[Segment, ...]) -> OnnxStudent:
+    """The graph with one node per segment, in an order in which every value is made before it is read."""
+    from onnx import ModelProto, helper
+
+    taken = {number for members in groups for number in members}
+    units = [(number, node) for number, node in enumerate(student.graph.node) if number not in taken]
+    for index, (members, segment) in enumerate(zip(groups, segments, strict=True)):
+        call = helper.make_node(OPERATOR, segment.inputs, segment.outputs, name=segment.name, segment=index)
+        units.append((members[0], call))
+    model = ModelProto()
+    model.CopyFrom(student.model)
+    del model.graph.node[:]
+    model.graph.node.extend(_ordered(units))
+    return replace(student, model=model)
+
+
+def _ordered(units: list[tuple[int, Any]]) -> list[Any]:
+    """Topological order, by original position where that leaves a choice."""
+    maker = {name: index for index, (_, node) in enumerate(units) for name in node.output if name}
+    waits = [{maker[name] for name in read_names(node) if name in maker} - {i} for i, (_, node) in enumerate(units)]
+    followers: dict[int, list[int]] = {}
+    for index, before in enumerate(waits):
+        for other in before:
+            followers.setdefault(other, []).append(index)
+    missing = [len(before) for before in waits]
+    ready = [(units[i][0], i) for i, count in enumerate(missing) if not count]
+    heapq.heapify(ready)
+    ordered = []
+    while ready:
+        _, index = heapq.heappop(ready)
+        ordered.append(units[index][1])
+        for follower in followers.get(index, ()):
+            missing[follower] -= 1
+            if not missing[follower]:
+                heapq.heappush(ready, (units[follower][0], follower))
+    return ordered

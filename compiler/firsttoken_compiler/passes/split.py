@@ -1,0 +1,37 @@
+"""Which ONNX nodes the NPU runs and which the host: tried, not guessed.
+
+The graph is imported and canonicalised; the nodes that no converter reads and no rule covers are left to the host as
+segments; what remains is tried again until nothing more is left over.
+"""
+
+from collections.abc import Callable
+
+from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.importer import Imported, import_onnx, unsupported_message
+from firsttoken_compiler.frontend.onnx_file import OnnxStudent
+from firsttoken_compiler.frontend.partition import extract
+from firsttoken_compiler.passes.canonicalise import Canonical, Canonicalise
+
+Done = Callable[[str, object], None]
+
+
+def split(student: OnnxStudent, fallback: bool, done: Done = lambda _name, _made: None) -> tuple[Imported, Canonical]:
+    """The graph as it is imported at last, with its segments, and its canonical form.
+
+    `done` hears of the passes `import` and `canonicalise`. Without `fallback` a StudentError lists what is left over.
+    """
+    reasons: dict[str, str] = {}
+    while True:
+        staged, segments = extract(student, reasons)
+        imported = import_onnx(staged, segments)
+        canonical = Canonicalise().attempt(imported)
+        left = {node: reason for node, reason in canonical.left.items() if node not in {s.name for s in segments}}
+        if left and not fallback:
+            raise StudentError(unsupported_message(student, left))
+        if not left:
+            if canonical.left:
+                raise StudentError(unsupported_message(staged, canonical.left))
+            done("import", imported.module)
+            done("canonicalise", canonical.module)
+            return imported, canonical
+        reasons |= left
