@@ -70,7 +70,7 @@ class _Run:
 
     def _all(self, student: OnnxStudent, target: Target, precision: Precision, meta: dict[str, Any]) -> Program:
         from firsttoken_compiler.codegen.assemble import Compiled, assemble, schedule_all
-        from firsttoken_compiler.codegen.names import norm_lines
+        from firsttoken_compiler.codegen.names import norm_lines, signature
         from firsttoken_compiler.codegen.verify import verify
         from firsttoken_compiler.passes.cache_norms import CacheNorms
         from firsttoken_compiler.passes.fuse import Fuse
@@ -96,7 +96,7 @@ class _Run:
         templates = schedule_all(compiled, target, lambda part: self._show("schedule", part))
         self.done("schedule", templates)
         kept = norm_lines(canonical.nodes, launches, placement, decisions)
-        program = assemble(compiled, templates, target, {**meta, "norm_decisions": kept})
+        program = assemble(compiled, templates, target, {**meta, **signature(imported), "norm_decisions": kept})
         self.done("emit", program)
         verify(program, target)
         self.done("verify", program)

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from firsttoken.api import compile, generate, run, simulate
+    from firsttoken.api import compile, execute, generate, run, simulate
     from firsttoken.cost import CostModel, Estimate
     from firsttoken.options import RunOptions
     from firsttoken_compiler.target.target import Target
@@ -22,12 +22,15 @@ _HOMES: Final = {
     "RunOptions": "firsttoken.options",
     "Target": "firsttoken_compiler.target.target",
     "compile": "firsttoken.api",
+    "execute": "firsttoken.api",
     "generate": "firsttoken.api",
     "run": "firsttoken.api",
     "simulate": "firsttoken.api",
 }
 
-__all__ = ["CostModel", "Estimate", "RunOptions", "Target", "__version__", "compile", "generate", "run", "simulate"]
+__all__ = [
+    "CostModel", "Estimate", "RunOptions", "Target", "__version__", "compile", "execute", "generate", "run", "simulate",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from firsttoken.execution import Loaded
 from firsttoken.generation import OrtSession, Session, greedy
-from firsttoken.npu_session import Loaded, NpuSession
+from firsttoken.npu_session import NpuSession
 from firsttoken.options import Progress, RunOptions
 from firsttoken.subject import Built, Subject
 from firsttoken_compiler.errors import OptionError

@@ -15,6 +15,10 @@ from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.target.target import Target
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
     from firsttoken.answer import GenerateResult
     from firsttoken_compiler.isa.program import Program
     from firsttoken_simulator.energy import EnergyResult
@@ -122,6 +126,33 @@ def run(
     if cache and not (isinstance(subject, File) and not subject.self_contained):
         ResultCache().put(key, files)
     return document
+
+
+def execute(
+    student: StudentLike, target: TargetLike, feeds: Mapping[str, NDArray[Any]], *, prompt: int | None = None,
+    past: int | None = None, options: RunOptions = ANSWER_DEFAULTS, progress: Progress | None = None,
+) -> dict[str, NDArray[Any]]:  # fmt: skip
+    """What the program of one graph computes, bit by bit, instructions in the order in which they complete.
+
+    Args:
+        student: an ONNX file whose weights are here.
+        target: a preset's name, a `.toml` file, or a target.
+        feeds: inputs by their ONNX names, in their ONNX shapes.
+        prompt: tokens, where the file leaves them open.
+        past: rows in the cache, where the file leaves them open.
+        options: number formats and seed.
+        progress: called with (stage, done, total).
+
+    Raises:
+        FirsttokenError: the input is at fault; the message names the remedy.
+    """
+    from firsttoken.execution import load
+
+    machine, subject = target_of(target), subject_of(student)
+    tokens, rows = subject.lengths(prompt, past)
+    program = compile_subject(subject, machine, tokens, rows, options, progress)
+    timeline = simulate(program, machine, progress=progress)
+    return load(program, timeline, subject.open(tokens, rows), machine).run(feeds)
 
 
 def generate(

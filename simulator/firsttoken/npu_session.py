@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from firsttoken.execution import Loaded, load
 from firsttoken.generation import StaticCache, token_feeds
 from firsttoken.options import Progress, RunOptions
 from firsttoken.student import StudentConfig, StudentProvider, WeightStore
-from firsttoken_compiler.errors import StudentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,43 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from firsttoken_compiler.frontend.onnx_file import OnnxStudent
-    from firsttoken_compiler.isa.program import Program
     from firsttoken_compiler.target.target import Target
-    from firsttoken_simulator.functional import FunctionalMachine
-    from firsttoken_simulator.timeline import Timeline
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A program in the memory of a functional machine, weights included, and when its instructions complete."""
-
-    program: Program
-    timeline: Timeline
-    machine: FunctionalMachine
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Executes the graph on inputs by their ONNX names and shapes; returns logits and present rows likewise.
-
-        A cache that the graph appends to has no input of its own: its rows go into the first rows of what it becomes.
-        """
-        for tensor in self.program.of_kind("input"):
-            array = feeds[tensor.name].reshape(tensor.shape).astype(tensor.dtype.numpy)
-            self.machine.write_tensor(tensor.name, array)
-        for past, present in self.program.meta.get("kv", {}).items():
-            self._write_rows(present, feeds[past][0])
-        self.machine.run(self.timeline.completion_order)
-        outputs = {t.name: self.machine.read_tensor(t.name) for t in self.program.of_kind("output")}
-        outputs |= {t.name: self.machine.read_tensor(t.name)[None] for t in self.program.of_kind("kv")}
-        return outputs
-
-    def _write_rows(self, name: str, rows: NDArray[Any]) -> None:
-        import numpy as np
-
-        tensor = self.program.tensor(name)
-        whole = np.zeros(tensor.shape, tensor.dtype.numpy)
-        whole[:, : rows.shape[1]] = rows
-        self.machine.write_tensor(name, whole)
 
 
 class NpuSession:
@@ -123,30 +86,16 @@ class NpuSession:
     def _load(self, phase: str, tokens: int, past: int) -> Loaded:
         from firsttoken import api
         from firsttoken.subject import Built
-        from firsttoken_compiler.codegen.weights import materialise
-        from firsttoken_simulator.functional import FunctionalMachine
 
         progress = self._staged(phase)
         subject = Built(self._provider, self._config, self._weights)
         program = api.compile_subject(subject, self._target, tokens, past, self._options, progress)
         timeline = api.simulate(program, self._target, progress=progress)
-        machine = FunctionalMachine(program, self._target)
-        materialise(program, _values(subject.open(tokens, past)), machine.write_bytes)
+        loaded = load(program, timeline, subject.open(tokens, past), self._target)
         if progress is not None:
             progress("load weights", 1.0, 1.0)
-        return Loaded(program, timeline, machine)
+        return loaded
 
     def _staged(self, phase: str) -> Progress | None:
         progress = self._progress
         return None if progress is None else lambda stage, done, total: progress(f"{phase}: {stage}", done, total)
-
-
-def _values(student: OnnxStudent) -> Any:
-    """The initialisers of a student as the weight packer asks for them."""
-
-    def array(name: str) -> NDArray[Any]:
-        if name not in student.initializers:
-            raise StudentError(f"{student.name}: the program wants weight {name!r}, which the graph does not have")
-        return student.array(name)
-
-    return array

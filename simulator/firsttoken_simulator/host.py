@@ -97,7 +97,7 @@ def _tensor(value: HostValue, data: np.ndarray) -> np.ndarray:
     else:
         flat = data.view(value.dtype.numpy)
     last = sum((extent - 1) * stride for extent, stride in zip(value.shape, value.strides, strict=True))
-    if math.prod(value.shape) and not 0 <= last < flat.size or min(value.strides, default=0) < 0:
+    if (math.prod(value.shape) and not 0 <= last < flat.size) or min(value.strides, default=0) < 0:
         raise ProgramError(f"operand {value.name} of shape {list(value.shape)} reaches beyond its {flat.size} elements")
     steps = tuple(stride * flat.itemsize for stride in value.strides)
     view = np.lib.stride_tricks.as_strided(flat, value.shape, steps, writeable=False)

@@ -37,7 +37,6 @@ from firsttoken_simulator.units.layout import (
     WRITE,
 )
 
-
 HOST_OPCODES = (HostLoad.OPCODE, HostRun.OPCODE, HostStore.OPCODE)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from firsttoken_compiler.frontend.importer import Imported, onnx_dtype
+from firsttoken_compiler.frontend.partition import value_types
 from firsttoken_compiler.isa.program import OpInfo
 from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.passes.cache_norms import NormDecision
@@ -77,6 +79,20 @@ def macs(spec: KernelSpec) -> int:
     if spec.kind == "linear":
         return m * n * k
     return 2 * batch * m * n * k if spec.kind == "attention" else 0
+
+
+def signature(imported: Imported) -> dict[str, dict[str, tuple[str, list[int]]]]:
+    """Numpy type and shape of the ONNX graph's inputs and outputs by name, as a program's `meta` keeps them."""
+    types = value_types(imported.student)
+    names = {"inputs": imported.inputs, "outputs": [value.name for value in imported.student.graph.output]}
+    return {
+        side: {
+            name: (onnx_dtype(types[name].elem_type, name).name, list(types[name].shape))
+            for name in listed
+            if name in types
+        }
+        for side, listed in names.items()
+    }
 
 
 def norm_lines(

@@ -1,0 +1,94 @@
+"""A program in the memory of a functional machine: inputs and outputs by their ONNX names, shapes and types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from firsttoken_compiler.errors import OptionError, StudentError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from firsttoken_compiler.frontend.onnx_file import OnnxStudent
+    from firsttoken_compiler.isa.program import Program
+    from firsttoken_compiler.target.target import Target
+    from firsttoken_simulator.functional import FunctionalMachine
+    from firsttoken_simulator.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A program in the memory of a functional machine, weights included, and when its instructions complete."""
+
+    program: Program
+    timeline: Timeline
+    machine: FunctionalMachine
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Executes the graph; inputs and outputs have the names, shapes and element types of the ONNX graph.
+
+        A cache that the graph appends to has no input of its own: its rows go into the first rows of what it becomes.
+        Raises OptionError naming an input that is missing or has another shape.
+        """
+        kv = self.program.meta.get("kv", {})
+        for tensor in self.program.of_kind("input"):
+            array = self._feed(feeds, tensor.name)
+            self.machine.write_tensor(tensor.name, array.reshape(tensor.shape).astype(tensor.dtype.numpy))
+        for past, present in kv.items():
+            self._write_rows(present, self._feed(feeds, past)[0])
+        self.machine.run(self.timeline.completion_order)
+        results = {tensor.name: self.machine.read_tensor(tensor.name) for tensor in self.program.of_kind("output")}
+        results |= {tensor.name: self.machine.read_tensor(tensor.name)[None] for tensor in self.program.of_kind("kv")}
+        return {name: self._as_declared(name, array) for name, array in results.items()}
+
+    def _feed(self, feeds: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+        import numpy as np
+
+        if name not in feeds:
+            raise OptionError(f"input {name!r} is not given; the graph has the inputs {', '.join(self.inputs)}")
+        array = np.asarray(feeds[name])
+        shape = self.inputs.get(name, ("", array.shape))[1]
+        if array.shape != tuple(shape):
+            raise OptionError(f"input {name!r} has shape {list(array.shape)}, the program is for {list(shape)}")
+        return array
+
+    def _as_declared(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        dtype, shape = self.outputs.get(name, (array.dtype, array.shape))
+        return array.reshape(shape).astype(dtype)
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, list[int]]]:
+        """Numpy type and shape of every graph input."""
+        return dict(self.program.meta.get("inputs", {}))
+
+    @property
+    def outputs(self) -> dict[str, tuple[str, list[int]]]:
+        """Numpy type and shape of every graph output."""
+        return dict(self.program.meta.get("outputs", {}))
+
+    def _write_rows(self, name: str, rows: NDArray[Any]) -> None:
+        import numpy as np
+
+        tensor = self.program.tensor(name)
+        whole = np.zeros(tensor.shape, tensor.dtype.numpy)
+        whole[:, : rows.shape[1]] = rows
+        self.machine.write_tensor(name, whole)
+
+
+def load(program: Program, timeline: Timeline, student: OnnxStudent, target: Target) -> Loaded:
+    """A program with its weights in the memory of a functional machine; raises StudentError where data is missing."""
+    from firsttoken_compiler.codegen.weights import materialise
+    from firsttoken_simulator.functional import FunctionalMachine
+
+    def array(name: str) -> NDArray[np.generic]:
+        if name not in student.initializers:
+            raise StudentError(f"{student.name}: the program wants weight {name!r}, which the graph does not have")
+        return student.array(name)
+
+    machine = FunctionalMachine(program, target)
+    materialise(program, array, machine.write_bytes)
+    return Loaded(program, timeline, machine)
