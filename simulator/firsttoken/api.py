@@ -213,7 +213,10 @@ def compile_subject(
         "past": past,
         "phase": "decode" if past else "prefill",
     }
-    return compile_onnx(subject.open(tokens, past), target, precision, meta=meta, progress=progress, **control)
+    return compile_onnx(
+        subject.open(tokens, past), target, precision, meta=meta, progress=progress, fallback=options.fallback,
+        **control,
+    )  # fmt: skip
 
 
 def measure(
@@ -252,6 +255,7 @@ def run_parts(subject: Subject, target: Target, prompt: int | None, decode: int,
         "decode": decode,
         "precision": options.precision(subject.layer_bits).canonical_json(),
         "seed": options.seed,
+        "fallback": options.fallback,
     }
 
 

@@ -57,6 +57,9 @@ NormCache = Annotated[
     typer.Option("--norm-cache", help="How normalised rows are kept; default: what suits the activations."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of every random choice.")]
+Fallback = Annotated[
+    bool, typer.Option(help="Let the host compute what the NPU cannot; without it that is an error.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -95,6 +98,7 @@ def run(
     group: Group = "128",
     norm_cache: NormCache = None,
     seed: Seed = 0,
+    fallback: Fallback = True,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the reports.")] = None,
     cache: Annotated[bool, typer.Option(help="Use results kept from earlier runs.")] = True,
     as_json: AsJson = False,
@@ -102,7 +106,7 @@ def run(
     """Compile and simulate a student; print the first screen and write the reports."""
     from firsttoken import api
 
-    options = _options(weights, acts, group, norm_cache, seed)
+    options = _options(weights, acts, group, norm_cache, seed, fallback)
     with Bar() as bar:
         document = api.run(
             student, target, prompt=prompt, decode=decode, options=options, out=out, cache=cache, progress=bar.update
@@ -128,6 +132,7 @@ def compile_command(
     group: Group = "128",
     norm_cache: NormCache = None,
     seed: Seed = 0,
+    fallback: Fallback = True,
     out: Annotated[Path, typer.Option("-o", "--out", help="The program file.")] = Path("student.npu"),
     stop_after: Annotated[str | None, typer.Option(help="Stop after this pass; no program file is written.")] = None,
     dump_after: Annotated[str | None, typer.Option(help="Write the module after this pass, or after 'all'.")] = None,
@@ -144,7 +149,7 @@ def compile_command(
             target,
             prompt=prompt,
             past=past,
-            options=_options(weights, acts, group, norm_cache, seed),
+            options=_options(weights, acts, group, norm_cache, seed, fallback),
             stop_after=stop_after,
             dump_after=dump_after,
             dump_dir=None if dump_after is None else dump_dir,
@@ -330,10 +335,12 @@ def students_show(name: Annotated[str, typer.Argument(show_default=False)], as_j
     _print_facts(student_document(name), as_json)
 
 
-def _options(weights: str, acts: str | None, group: str, norm_cache: str | None, seed: int) -> RunOptions:
+def _options(
+    weights: str, acts: str | None, group: str, norm_cache: str | None, seed: int, fallback: bool = True
+) -> RunOptions:
     from firsttoken.options import RunOptions
 
-    return RunOptions(weights=weights, acts=acts, group=group, norm_cache=norm_cache, seed=seed)
+    return RunOptions(weights=weights, acts=acts, group=group, norm_cache=norm_cache, seed=seed, fallback=fallback)
 
 
 def _program_facts(program: Program) -> dict[str, Any]:

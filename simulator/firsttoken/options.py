@@ -23,6 +23,7 @@ class RunOptions:
         group: weights that share a scale: "32", "64", "128" or "channel".
         norm_cache: "int8", "int16", "fp16" or "off"; None for what goes with the activations.
         seed: of every random choice.
+        fallback: whether the host computes what the NPU cannot; without it that is an error.
         layer_bits: bits of the weights per layer (4, 8, 16; 0 for `weights`), before the bits that the student names.
     """
 
@@ -31,6 +32,7 @@ class RunOptions:
     group: str = "128"
     norm_cache: str | None = None
     seed: int = 0
+    fallback: bool = True
     layer_bits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from firsttoken_simulator.report.advice import advise, ladder
 from firsttoken_simulator.report.critical import CAUSES, CriticalPath, critical_path
 from firsttoken_simulator.report.document import (
     DecodeSection,
+    HostCallRow,
     LayerRow,
     OpRow,
     Path,
@@ -148,10 +149,23 @@ def _identity(phase: Phase, options: Any) -> dict[str, Any]:
         "peak_macs_per_s": {pair: macs * rate for pair, macs in target.matrix.macs_per_cycle.items()},
         "dram_peak_bytes_per_s": target.dram.peak_bytes_per_s,
         "host_fallbacks": phase.fallbacks,
+        "host_calls": _host_calls(phase),
         "norm_cache_decisions": [str(line) for line in program.meta.get("norm_decisions", [])],
         "not_modelled": list(target.not_modelled),
         "target_values": _target_values(target),
     }
+
+
+def _host_calls(phase: Phase) -> list[HostCallRow]:
+    """The program's calls of the host, in the order of their operators."""
+    operators = [op for op in phase.program.ops if op.kind == "host"]
+    line, rows = phase.timeline, []
+    for call, op in zip(phase.program.hosts, operators, strict=True):
+        mine = slice(op.first, op.last)
+        moved = int(line.dram_read_bytes[mine].sum() + line.dram_write_bytes[mine].sum())
+        ms = float(line.busy_fs[mine].sum()) / 1e12
+        rows.append(HostCallRow(name=op.name, nodes=list(call.nodes), reason=call.reason, ms=ms, dram_bytes=moved))
+    return rows
 
 
 def _totals(phase: Phase) -> dict[str, Any]:

@@ -107,6 +107,17 @@ class TargetValue(_Part):
     source: str
 
 
+class HostCallRow(_Part):
+    """One call of the host: the ONNX nodes that the NPU cannot run, why, and what that costs."""
+
+    name: str
+    nodes: list[str]
+    reason: str
+    ms: float
+    """Operands, dispatch, computation and results, as if nothing else ran."""
+    dram_bytes: int
+
+
 class DecodeSection(_Part):
     """One token after the prompt: the same quantities as for the prompt."""
 
@@ -176,6 +187,8 @@ class RunDocument(_Part):
     time_by_bound_ms: dict[str, float]
     instructions: int
     host_fallbacks: list[str]
+    """ONNX nodes that the host computes."""
+    host_calls: list[HostCallRow] = []
     norm_cache_decisions: list[str]
     advice: list[str]
     not_modelled: list[str]

@@ -41,6 +41,18 @@ def _kinds(run: RunDocument) -> str:
     return ", ".join(f"{name} {amount(count)}" for name, count in run.dram_bytes_by_kind.items())
 
 
+MOST_CALLS: Final = 3
+MOST_NODES: Final = 6
+"""Calls of the host and nodes of each that the screen names; run.json has all."""
+
+
+def _fallbacks(run: RunDocument) -> str:
+    if not run.host_calls:
+        return "none"
+    nodes = len(run.host_fallbacks)
+    return f"{nodes} node{'s' * (nodes > 1)} in {len(run.host_calls)} calls, {sum(c.ms for c in run.host_calls):.3g} ms"
+
+
 ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
     ("student", lambda r: plain(r.student)),
     ("target", lambda r: f"{r.target} ({r.target_hash})"),
@@ -60,7 +72,7 @@ ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
     ("multiply-accumulates", lambda r: f"{r.macs:,}"),
     ("matrix unit utilisation", lambda r: f"{r.mac_util_pct:.1f} %"),
     ("time by bound, ms", _bound),
-    ("host fallbacks", lambda r: ", ".join(plain(name) for name in r.host_fallbacks) or "none"),
+    ("host fallbacks", _fallbacks),
 )
 
 
@@ -92,6 +104,10 @@ def show(console: Console, runs: list[RunDocument]) -> None:
         console.print(Text(f"Costliest operators ({title})", style="bold"))
         for line in run.advice:
             console.print(Text(f"  {plain(line)}"))
+        for call in sorted(run.host_calls, key=lambda call: -call.ms)[:MOST_CALLS]:
+            shown = ", ".join(plain(node) for node in call.nodes[:MOST_NODES])
+            more = f" and {len(call.nodes) - MOST_NODES} more" if len(call.nodes) > MOST_NODES else ""
+            console.print(Text(f"  on the host: {shown}{more} ({call.ms:.3g} ms): {plain(call.reason)}"))
         for line in run.norm_cache_decisions[:3]:
             console.print(Text(f"  norm cache: {plain(line)}"))
         if len(run.norm_cache_decisions) > 3:
