@@ -139,24 +139,25 @@ def causal_mask(mask: np.ndarray, tokens: int) -> bool:
 
 def emit_attention(
     context: Context, builder: Any, query: View, key: View, value: View, *, scale: float, causal: bool,
-    mask: Any | None = None, past: tuple[Any, Any] | None = None,
-) -> tuple[Any, Any, Any]:  # fmt: skip
-    """Emits the caches' appends and the attention; returns (output, present key, present value) variables.
+    mask: Any | None = None, past: int = 0,
+) -> Any:  # fmt: skip
+    """Emits attention over keys and values, which are matrices of the prompt or caches, and returns its output.
 
-    Without past rows attention reads the keys and values of the prompt where they are, not their copies in the cache.
+    `past`: rows of the caches before the prompt, which a causal mask lets every query see.
     """
-    kv_heads, rows = key.heads, shape_of(past[0])[1] if past else 0
-    caches = []
-    for index, view in enumerate((key, value)):
-        args = [view.base] + ([past[index]] if past else [])
-        caches.append(context.emit(builder, "npu.kv_append", args, kv_heads=kv_heads, past=rows, out="float32"))
-    sources = caches if past else [key.base, value.base]
-    args = [query.base, *sources] + ([mask] if mask is not None else [])
-    output = context.emit(
-        builder, "npu.attention", args, heads=query.heads, kv_heads=kv_heads, scale=scale, causal=int(causal),
-        past=rows, mask=int(mask is not None), out="float32",
+    args = [query.base, key.base, value.base] + ([mask] if mask is not None else [])
+    return context.emit(
+        builder, "npu.attention", args, heads=query.heads, kv_heads=key.heads, scale=scale, causal=int(causal),
+        past=past, mask=int(mask is not None), out="float32",
     )  # fmt: skip
-    return output, caches[0], caches[1]
+
+
+def emit_append(context: Context, builder: Any, view: View, past: View | None = None) -> View:
+    """Emits the cache `[heads, past + tokens, width]` that keys or values become, behind those of `past`."""
+    rows = past.tokens if past is not None else 0
+    args = [view.base] + ([past.base] if past is not None else [])
+    cache = context.emit(builder, "npu.kv_append", args, kv_heads=view.heads, past=rows, out="float32")
+    return View(cache, "1hmd", rows + view.tokens, view.features, view.heads)
 
 
 class RawAttention(Rule):
@@ -190,25 +191,72 @@ class RawAttention(Rule):
             else:
                 mask = _additive(env[argument])
         past_at = int(attrs["past_at"])
-        past = (env[call.args[past_at]].base, env[call.args[past_at + 1]].base) if past_at else None
+        past = [env[arg] for arg in call.args[past_at : past_at + 2]] if past_at else [None, None]
         scale = float(attrs["scale"]) or float(query.width) ** -0.5
-        output, keys, values = emit_attention(
-            context, builder, query, key, value, scale=scale, causal=causal, mask=mask, past=past
+        pairs = zip((key, value), past, strict=True)
+        presents = [emit_append(context, builder, view, before) for view, before in pairs]
+        # Without past rows attention reads the keys and values of the prompt where they are, not their copies.
+        keys, values = presents if past_at else (key, value)
+        rows = past[0].tokens if past[0] is not None else 0
+        output = emit_attention(
+            context, builder, query, keys, values, scale=scale, causal=causal, mask=mask, past=rows
         )
         axes = "1mn" if len(shape_of(call.args[0])) == 3 else "1hmd"
         view = View(output, axes, query.tokens, query.features, 1 if axes == "1mn" else query.heads)
-        presents: dict[Any, tuple[View, View]] = context.__dict__.setdefault("presents", {})
-        cache_views = (_cache_view(keys), _cache_view(values))
-        presents[view.base] = cache_views
+        kept: dict[Any, list[View]] = context.__dict__.setdefault("presents", {})
+        kept[view.base] = presents
         return view
 
 
 def _check_heads(query: View, key: View, value: View, axes: str) -> None:
     """Raises UnsupportedView unless all three lie in memory as attention reads them, keys and values alike."""
-    for view in (query, key, value):
-        laid_out(view, axes)
-    if (key.heads, key.repeat, key.features) != (value.heads, value.repeat, value.features) or query.repeat != 1:
+    laid_out(query, axes)
+    caches = [len(shape_of(view.base)) == 3 for view in (key, value)]
+    for view, cache in zip((key, value), caches, strict=True):
+        if not cache:
+            laid_out(view, axes)
+        elif not view.is_laid_out("hmd"):
+            raise UnsupportedView(f"attention over a cache laid out as {view.axes}")
+    alike = (key.heads, key.repeat, key.features) == (value.heads, value.repeat, value.features)
+    if not alike or query.repeat != 1 or caches[0] != caches[1]:
         raise UnsupportedView(f"attention over keys {list(key.shape)} and values {list(value.shape)}")
+
+
+class Append(Rule):
+    """Concat of a cache that comes in with new rows, which the graph returns: they are appended in place."""
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """Captures cache and rows."""
+        parts = cache_parts(context.values, value)
+        if parts is None or variable not in context.returned:
+            return None
+        return Match({"past": parts[0], "new": parts[1]}, parts, (variable,))
+
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """Emits the append; a cache without rows is what is appended to it."""
+        past, new = env[match.captured["past"]], env[match.captured["new"]]
+        if 0 in shape_of(match.captured["past"]):
+            return new
+        laid_out(new, "hmd")
+        if len(shape_of(past.base)) != 3 or new.repeat != 1:
+            raise UnsupportedView(f"appending {list(new.shape)} to {list(past.shape)}")
+        return emit_append(context, builder, new, past)
+
+
+def cache_parts(values: dict[Any, Any], value: Any) -> tuple[Any, Any] | None:
+    """(cache, rows) of a concatenation `[1, heads, past + tokens, width]` to a graph input along the rows."""
+    if not (isinstance(value, Call) and value.op.name == "relax.concat"):
+        return None
+    parts = values.get(value.args[0], value.args[0])
+    axis = value.attrs.axis
+    if not isinstance(parts, relax.Tuple) or len(parts.fields) != 2 or axis is None or int(axis) % 4 != 2:
+        return None
+    past, new = parts.fields
+    variables = isinstance(past, relax.Var) and isinstance(new, relax.Var) and past not in values
+    shapes = [shape_of(part) for part in (past, new)] if variables else [(), ()]
+    if any(len(shape) != 4 or shape[0] != 1 for shape in shapes) or dtype_of(past)[:5] != "float":
+        return None
+    return past, new
 
 
 def _additive(mask: View) -> Any:
@@ -216,11 +264,6 @@ def _additive(mask: View) -> Any:
     if dtype_of(mask.base) != "float32":
         raise UnsupportedView(f"a {dtype_of(mask.base)} mask that is no constant: pass 0 or a very negative float32")
     return laid_out(mask, "mn")
-
-
-def _cache_view(cache: Any) -> View:
-    heads, rows, width = shape_of(cache)
-    return View(cache, "1hmd", rows, heads * width, heads)
 
 
 class TupleItem(Rule):
@@ -291,7 +334,7 @@ def _decomposed_attention(form: str, masked: bool, guarded: bool) -> Rule:
         known = context.known(c["mask"]) if "mask" in c else None
         mask_ = _additive(env[c["mask"]]) if "mask" in c and known is None else None
         _check_heads(query_, key_, value_, "hmd")
-        output, _, _ = emit_attention(
+        output = emit_attention(
             context, builder, query_, key_, value_, scale=factor, causal=known is not None, mask=mask_
         )
         return View(output, "1hmd", query_.tokens, query_.features, query_.heads)
@@ -312,4 +355,5 @@ def attention_rules() -> list[Rule]:
 ROPE = _decomposed_rope()
 RAW_ROPE = RawRope(None, {}, lambda *_: None)  # type: ignore[arg-type]
 RAW_ATTENTION = RawAttention(None, {}, lambda *_: None)  # type: ignore[arg-type]
+APPEND = Append(None, {}, lambda *_: None)  # type: ignore[arg-type]
 TUPLE_ITEM = TupleItem(None, {}, lambda *_: None)  # type: ignore[arg-type]

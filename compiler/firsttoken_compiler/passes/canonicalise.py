@@ -12,6 +12,7 @@ from typing import Any
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.importer import Imported, close_on_error, unsupported_message
 from firsttoken_compiler.passes import views
+from firsttoken_compiler.passes.attention_patterns import cache_parts, emit_append
 from firsttoken_compiler.passes.host import HostSite, base_shape
 from firsttoken_compiler.passes.patterns import Context, Match, Rule
 from firsttoken_compiler.passes.rules import RULES
@@ -81,7 +82,7 @@ def _plan(
     imported: Imported, bindings: list[Any], values: dict[Any, Any], outputs: list[Any], left: dict[str, str]
 ) -> Plan:
     """Chooses a rule for every needed value, walking backwards; nodes that no rule covers go to `left`."""
-    context = Context(imported, values)
+    context = Context(imported, values, returned=frozenset(outputs))
     reads = {node.name: [imported.values.get(name) for name in node.input] for node in imported.student.graph.node}
     needed = set(outputs)
     plan: Plan = {}
@@ -160,12 +161,13 @@ class _Emission:
     def run(self, function: Any, bindings: list[Any], outputs: list[Any]) -> Canonical:
         imported, builder, env = self.imported, self.builder, self.env
         parameters = []
-        caches = _caches(bindings)
+        self.values = {b.var: b.value for b in bindings}
+        caches = _caches(bindings, self.values)
         for parameter in function.params:
             flat = relax.Var(parameter.name, _flat_type(parameter, parameter in caches))
             parameters.append(flat)
             env[parameter] = _parameter_view(parameter, flat)
-        self.context = Context(imported, {b.var: b.value for b in bindings})
+        self.context = Context(imported, self.values, returned=frozenset(outputs))
         self.context.parameters = {p.name: p for p in parameters}
         with builder.function("main", params=parameters):
             with builder.dataflow():
@@ -198,7 +200,8 @@ class _Emission:
             if isinstance(variable.ty, relax.TensorType) and view.shape != shape_of(variable):
                 raise UnsupportedView(f"a result of shape {list(shape_of(variable))} laid out as {view.axes}")
         except FAILURES as error:
-            for covered in (*match.covered, variable):
+            lost = [] if _operator(binding.value) != "npu.raw_host" else _unreachable(binding.value, env)
+            for covered in lost or (*match.covered, variable):
                 _leave(self.imported, covered, _reason(error), self.left)
             view = self._stand_in(variable)
         env[variable] = view
@@ -220,6 +223,11 @@ class _Emission:
         for name, value in zip(names, outputs, strict=True):
             view = self.env.get(value)
             rows = "hmd" if view is not None and len(shape_of(view.base)) == 3 else "mhd"
+            if view is not None and rows == "mhd" and view.repeat == 1 and _is_cache(view):
+                view = emit_append(self.context, self.builder, view)
+                rows = "hmd"
+                for emitted in self.context.take_emitted():
+                    self.emitted[emitted] = (value, Match({}, (), ()))
             own = view is not None and view.base.name not in self.context.parameters and view.base not in bases
             if view is None or not own or not (view.is_laid_out(rows) or view.is_laid_out("mn")):
                 if name not in made:
@@ -231,11 +239,12 @@ class _Emission:
         return bases
 
 
-def _caches(bindings: list[Any]) -> set[Any]:
-    """The values that attention takes as past keys and values."""
+def _caches(bindings: list[Any], values: dict[Any, Any]) -> set[Any]:
+    """The values that attention takes as past keys and values, or that rows are appended to."""
     calls = [b.value for b in bindings if _operator(b.value) == "npu.raw_attention"]
     starts = [(call, int(call.attrs["past_at"])) for call in calls]
-    return {arg for call, at in starts if at for arg in call.args[at : at + 2]}
+    appended = [parts for b in bindings if (parts := cache_parts(values, b.value)) is not None]
+    return {arg for call, at in starts if at for arg in call.args[at : at + 2]} | {past for past, _ in appended}
 
 
 def _flat_type(parameter: Any, cache: bool) -> Any:
@@ -246,6 +255,24 @@ def _flat_type(parameter: Any, cache: bool) -> Any:
     elif len(shape) > 2:
         shape = (math.prod(shape[:-1]), shape[-1])
     return relax.TensorType(list(shape), str(parameter.ty.dtype.dtype))
+
+
+def _unreachable(call: Any, env: dict[Any, View]) -> list[Any]:
+    """Operands of the host that no strides describe: what makes them joins the host."""
+    found = []
+    for argument in call.args:
+        try:
+            views.strides(env[argument])
+        except UnsupportedView:
+            found.append(argument)
+        except KeyError:
+            continue
+    return found
+
+
+def _is_cache(view: View) -> bool:
+    """Keys or values by heads over a matrix by tokens, which the graph returns."""
+    return view.dims is None and view.heads > 1 and len(view.axes) == 4 and view.is_laid_out("hmd")
 
 
 def _parameter_view(parameter: Any, flat: Any) -> View:

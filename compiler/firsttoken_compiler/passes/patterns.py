@@ -35,6 +35,8 @@ class Context:
     constant_vars: dict[str, Any] = field(default_factory=dict)
     hosts: dict[int, Any] = field(default_factory=dict)
     """`host.HostSite` of every call of the host by its segment."""
+    returned: frozenset[Any] = frozenset()
+    """Values that the graph returns."""
     _emitted: list[str] = field(default_factory=list)
     _inverse: dict[Any, Any] | None = None
 
@@ -419,6 +421,8 @@ def _reshaped(_context: Context, _builder: Any, c: Captured, env: Env) -> View:
         found = views.expand(view, [int(axis) for axis in call.attrs.axis])
     elif name == "relax.squeeze":
         found = views.reshape(view, shape_of(call))
+    elif name == "relax.astype":
+        found = view  # between floats: types are given later
     elif name == "relax.broadcast_to":
         found = views.broadcast(view, shape_of(call))
     else:
@@ -429,7 +433,8 @@ def _reshaped(_context: Context, _builder: Any, c: Captured, env: Env) -> View:
 
 
 def _is_view(_context: Context, c: Captured) -> bool:
-    return isinstance(c["x"], relax.Var)
+    converts = c["call"].op.name == "relax.astype"
+    return isinstance(c["x"], relax.Var) and (not converts or is_float(c["x"], c["call"]))
 
 
 VIEW = _CallRule(None, {}, _reshaped, _is_view)

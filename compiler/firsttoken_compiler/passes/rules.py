@@ -11,6 +11,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "relax.multiply": (patterns.DECOMPOSED_NORM, patterns.SWIGLU),
     "relax.add": (attention.ROPE, *patterns.LINEAR_SUMS, patterns.ADD),
     "relax.matmul": (*patterns.LINEAR, *attention.attention_rules()),
+    "relax.concat": (attention.APPEND,),
+    "relax.astype": (patterns.VIEW,),
     "npu.raw_host": (host.RAW_HOST,),
     "npu.raw_rope": (attention.RAW_ROPE,),
     "npu.raw_attention": (attention.RAW_ATTENTION,),
