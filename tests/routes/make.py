@@ -18,10 +18,11 @@ import venv
 from pathlib import Path
 from typing import Final
 
-HERE: Final = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from routes import ENVIRONMENTS, ROUTES, WITHOUT_DEPENDENCIES  # noqa: E402
+from routes import ENVIRONMENTS, ROUTES, WITHOUT_DEPENDENCIES
+
+HERE: Final = Path(__file__).resolve().parent
 
 
 def chosen(patterns: list[str]) -> list[str]:
