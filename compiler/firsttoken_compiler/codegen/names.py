@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from firsttoken_compiler.frontend.importer import Imported, onnx_dtype
 from firsttoken_compiler.frontend.partition import value_types
+from firsttoken_compiler.frontend.widen import declared_types
 from firsttoken_compiler.isa.program import OpInfo
 from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.passes.cache_norms import NormDecision
@@ -83,16 +84,22 @@ def macs(spec: KernelSpec) -> int:
 
 def signature(imported: Imported) -> dict[str, dict[str, tuple[str, list[int]]]]:
     """Numpy type and shape of the ONNX graph's inputs and outputs by name, as a program's `meta` keeps them."""
-    types = value_types(imported.student)
+    types, declared = value_types(imported.student), declared_types(imported.student)
     names = {"inputs": imported.inputs, "outputs": [value.name for value in imported.student.graph.output]}
     return {
         side: {
-            name: (onnx_dtype(types[name].elem_type, name).name, list(types[name].shape))
+            name: (_returned(declared[name], name), list(types[name].shape))
             for name in listed
             if name in types
         }
         for side, listed in names.items()
     }
+
+
+def _returned(elem_type: int, name: str) -> str:
+    """Numpy has no bfloat16: such values are given and returned as float32."""
+    found = str(onnx_dtype(elem_type, name).name)
+    return "float32" if found == "bfloat16" else found
 
 
 def norm_lines(

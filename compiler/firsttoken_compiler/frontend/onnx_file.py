@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,8 @@ class Initializer:
     onnx_type: int
     external: tuple[str, int, int | None] | None
     """(location, offset, length) of external data; None when the bytes are in the file."""
+    stored_type: int = 0
+    """Element type of the bytes where `array` converts them to `onnx_type`; 0 where it does not."""
 
     @property
     def elements(self) -> int:
@@ -44,6 +46,8 @@ class OnnxStudent:
     name: str
     initializers: dict[str, Initializer]
     _embedded: Mapping[str, Any] = field(repr=False)
+    declared: Mapping[str, int] = field(default_factory=dict)
+    """Element types of inputs and outputs where the file declares others than `graph`."""
 
     @property
     def graph(self) -> Any:
@@ -77,6 +81,15 @@ class OnnxStudent:
         from onnx import numpy_helper
 
         entry = self.initializers[name]
+        if entry.stored_type:
+            stored = self._stored(name, replace(entry, onnx_type=entry.stored_type))
+            return np.asarray(stored.astype(numpy_helper.helper.tensor_dtype_to_np_dtype(entry.onnx_type)))
+        return self._stored(name, entry)
+
+    def _stored(self, name: str, entry: Initializer) -> np.ndarray:
+        """The values in the type that their bytes have."""
+        from onnx import numpy_helper
+
         if entry.external is None:
             try:
                 return np.asarray(numpy_helper.to_array(self._embedded[name])).reshape(entry.shape)
@@ -117,6 +130,24 @@ class OnnxStudent:
                 "put external data beside the model"
             )
         return path
+
+
+def with_nodes(student: OnnxStudent, nodes: list[Any]) -> OnnxStudent:
+    """The student with other nodes. Its model then holds no initialisers; `OnnxStudent.initializers` has them all."""
+    from onnx import ModelProto
+
+    model, old = ModelProto(), student.model
+    model.ir_version = old.ir_version
+    model.opset_import.extend(old.opset_import)
+    model.functions.extend(old.functions)
+    model.metadata_props.extend(old.metadata_props)
+    graph = model.graph
+    graph.name = old.graph.name
+    graph.input.extend(old.graph.input)
+    graph.output.extend(old.graph.output)
+    graph.value_info.extend(old.graph.value_info)
+    graph.node.extend(nodes)
+    return replace(student, model=model)
 
 
 def open_student(path: Path) -> OnnxStudent:

@@ -7,11 +7,11 @@ and back. In the graph that goes on to the importer each segment is one node of 
 import heapq
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from firsttoken_compiler.errors import StudentError
-from firsttoken_compiler.frontend.onnx_file import OnnxStudent
+from firsttoken_compiler.frontend.onnx_file import OnnxStudent, with_nodes
 
 OPERATOR: Final = "firsttoken.HostSegment"
 EMBEDDED_BYTES: Final = 1 << 14
@@ -39,6 +39,9 @@ class TensorType:
 
 _BITS: Final = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 13: 64, 16: 16, 21: 4, 22: 4}
 """By ONNX element type; 32 for the rest."""
+_FLOATS: Final = (1, 10, 11, 16)
+_FREE: Final = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators of floats that are views on the NPU."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def extract(student: OnnxStudent, reasons: Mapping[str, str]) -> tuple[OnnxStude
     """
     if not reasons:
         return student, ()
+    reasons = _absorbed(student, reasons)
     groups = _groups(student, reasons)
     types = value_types(student)
     readers: dict[str, set[int]] = {}
@@ -106,6 +110,22 @@ def extract(student: OnnxStudent, reasons: Mapping[str, str]) -> tuple[OnnxStude
         _segment(student, index, members, reasons, readers, types) for index, members in enumerate(groups)
     )
     return _replaced(student, groups, segments), segments
+
+
+def _absorbed(student: OnnxStudent, reasons: Mapping[str, str]) -> dict[str, str]:
+    """Nodes between nodes of the host that cost the NPU nothing join them, so that more of them are one call."""
+    types, joined = value_types(student), dict(reasons)
+    readers: dict[str, list[str]] = {value.name: [""] for value in student.graph.output}
+    for node in student.graph.node:
+        for name in read_names(node):
+            readers.setdefault(name, []).append(node.name)
+    for node in reversed(student.graph.node):
+        followers = [reader for name in node.output for reader in readers.get(name, ())]
+        floats = any(name not in types or types[name].elem_type in _FLOATS for name in node.output if name)
+        between = bool(followers) and all(reader in joined for reader in followers)
+        if between and node.name not in joined and (node.op_type in _FREE or not floats):
+            joined[node.name] = "between nodes of the host"
+    return joined
 
 
 def _groups(student: OnnxStudent, reasons: Mapping[str, str]) -> list[list[int]]:
@@ -200,18 +220,14 @@ def operations(node: Any, types: Mapping[str, TensorType]) -> int:
 
 def _replaced(student: OnnxStudent, groups: list[list[int]], segments: tuple[Segment, ...]) -> OnnxStudent:
     """The graph with one node per segment, in an order in which every value is made before it is read."""
-    from onnx import ModelProto, helper
+    from onnx import helper
 
     taken = {number for members in groups for number in members}
     units = [(number, node) for number, node in enumerate(student.graph.node) if number not in taken]
     for index, (members, segment) in enumerate(zip(groups, segments, strict=True)):
         call = helper.make_node(OPERATOR, segment.inputs, segment.outputs, name=segment.name, segment=index)
         units.append((members[0], call))
-    model = ModelProto()
-    model.CopyFrom(student.model)
-    del model.graph.node[:]
-    model.graph.node.extend(_ordered(units))
-    return replace(student, model=model)
+    return with_nodes(student, _ordered(units))
 
 
 def _ordered(units: list[tuple[int, Any]]) -> list[Any]:

@@ -1,5 +1,6 @@
 """Attention and rotary embedding: ONNX's own operators, and the decomposed spellings of torch's exporter."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from firsttoken_compiler.passes.patterns import (
     LookThrough,
     Match,
     Rule,
+    is_float,
     laid_out,
+    matrix_of,
     slice_bounds,
     token_list,
 )
@@ -60,16 +63,27 @@ def _decomposed_rope() -> Rule:
         shape = shape_of(c["x"])
         if len(shape) != 4 or not _turns_halves(context, c, shape[3]):
             return False
-        return all(_half_table(context, c[part], shape[2]) is not None for part in ("cos", "sin"))
+        tables = [c[part] for part in ("cos", "sin")]
+        constant = all(_half_table(context, table, shape[2]) is not None for table in tables)
+        return constant or all(_is_whole_table(context, table, shape) for table in tables)
 
     def build(context: Context, builder: Any, c: Captured, env: Env) -> View:
         view = env[c["x"]]
-        tables = [_half_table(context, c[part], view.tokens) for part in ("cos", "sin")]
-        cos_, sin_ = (context.constant(np.asarray(table), "rotary") for table in tables)
-        return _rotary(context, builder, view, cos_, sin_)
+        tables = []
+        for part in ("cos", "sin"):
+            known = _half_table(context, c[part], view.tokens)
+            table = context.constant(known, "rotary") if known is not None else matrix_of(builder, env[c[part]])
+            tables.append(table)
+        return _rotary(context, builder, view, *tables)
 
     captures = {"x": x, "cos": cos, "sin": sin, "low": low, "high": high, "turned": turned}
     return LookThrough(pattern, captures, build, condition)
+
+
+def _is_whole_table(context: Context, value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a value is a table `[.., tokens, d]` for x `[1, heads, tokens, d]` that is computed at run time."""
+    own = shape_of(value)
+    return context.known(value) is None and own[-2:] == shape[-2:] and math.prod(own[:-2]) == 1 and is_float(value)
 
 
 def _turns_halves(context: Context, c: Captured, width: int) -> bool:
@@ -194,7 +208,10 @@ class RawAttention(Rule):
         past = [env[arg] for arg in call.args[past_at : past_at + 2]] if past_at else [None, None]
         scale = float(attrs["scale"]) or float(query.width) ** -0.5
         pairs = zip((key, value), past, strict=True)
-        presents = [emit_append(context, builder, view, before) for view, before in pairs]
+        presents = [
+            view if len(shape_of(view.base)) == 3 else emit_append(context, builder, view, before)
+            for view, before in pairs
+        ]  # what lies in a cache already is its own present
         # Without past rows attention reads the keys and values of the prompt where they are, not their copies.
         keys, values = presents if past_at else (key, value)
         rows = past[0].tokens if past[0] is not None else 0

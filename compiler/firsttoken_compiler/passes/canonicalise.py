@@ -11,6 +11,7 @@ from typing import Any
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.importer import Imported, close_on_error, unsupported_message
+from firsttoken_compiler.frontend.widen import declared_types
 from firsttoken_compiler.passes import views
 from firsttoken_compiler.passes.attention_patterns import cache_parts, emit_append
 from firsttoken_compiler.passes.host import HostSite, base_shape
@@ -181,7 +182,7 @@ class _Emission:
         if extra:
             module = _with_parameters(module, [self.context.constant_vars[name] for name in extra])
         nodes = _provenance(imported, self.emitted, {v: env[v].base.name for v in self.plan if v in env})
-        declared = {value.name: value.type.tensor_type.elem_type for value in imported.student.graph.output}
+        declared = declared_types(imported.student)
         narrow = frozenset(name for name in names if declared[name] == FLOAT16)
         return Canonical(module, nodes, extra, tuple(names), narrow, self.context.hosts, self.left)
 

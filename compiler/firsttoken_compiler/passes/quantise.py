@@ -184,7 +184,7 @@ class _State:
             item = self.items.get((variable, index))
             uses = self.uses.get(item, set())
             if dtype in ("float32", "float16") and uses - {"npu.host", "output"}:
-                dtype = "float32" if uses & WIDE or item in self.angles else "float16"
+                dtype = "float32" if uses <= WIDE or item in self.angles else "float16"
             typed.append((shape, dtype))
         return state.emit(dialect.call("npu.host", args, **{**attrs, "results": dialect.encode_results(typed)}))
 
@@ -205,8 +205,8 @@ class _State:
         return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))
 
 
-WIDE = frozenset(("npu.add", "mask", "residual"))
-"""Uses that want fp32: sums, masks that are added to scores."""
+WIDE = frozenset(("npu.add", "npu.rms_norm", "mask", "residual", "npu.host", "output"))
+"""Uses that take fp32: sums, norms, masks that are added to scores."""
 
 
 def _uses(bindings: list[Any]) -> dict[Any, set[str]]:
