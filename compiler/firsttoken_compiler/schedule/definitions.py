@@ -97,17 +97,17 @@ def _row(spec: KernelSpec, p: list[Any]) -> list[Any]:
 
 
 def _rope(spec: KernelSpec, p: list[Any]) -> list[Any]:
-    """Half-rotate within each head of `width` features."""
+    """Half-rotate within each head of `width` features; the tables are as wide as half a head, or as a whole one."""
     x, cos, sin = p
     rows, features = spec.args[0].shape
     width = features // spec["heads"]
-    half = width // 2
+    half, table = width // 2, spec.args[1].shape[1]
 
     def element(i: Any, f: Any) -> Any:
         c = f % width
         first = c < half
         turned = te.if_then_else(first, -_f32(x[i, te.min(f + half, features - 1)]), _f32(x[i, te.max(f - half, 0)]))
-        return _store(spec, _f32(x[i, f]) * cos[i, c % half] + turned * sin[i, c % half])
+        return _store(spec, _f32(x[i, f]) * _f32(cos[i, c % table]) + turned * _f32(sin[i, c % table]))
 
     return [te.compute((rows, features), element, name="out")]
 
@@ -118,13 +118,15 @@ def _rope_by_head(spec: KernelSpec, p: list[Any]) -> list[Any]:
     heads = spec["heads"]
     rows, width = spec.args[0].shape
     half = width // heads // 2
+    step = half if spec.args[1].shape[1] == 2 * half else 0
 
     def at(i: Any, h: Any, s: Any, c: Any) -> Any:
         return _f32(x[i, h * (2 * half) + s * half + c])
 
     def element(i: Any, h: Any, s: Any, c: Any) -> Any:
         sign = (2 * s - 1).astype("float32")
-        return _store(spec, at(i, h, s, c) * cos[i, c] + at(i, h, 1 - s, c) * sin[i, c] * sign)
+        j = s * step + c
+        return _store(spec, at(i, h, s, c) * _f32(cos[i, j]) + at(i, h, 1 - s, c) * _f32(sin[i, j]) * sign)
 
     return [te.compute((rows, heads, 2, half), element, name="out")]
 
