@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from firsttoken.student import LayerConfig, StudentConfig
 from firsttoken_compiler.frontend.importer import Imported, import_onnx
-from firsttoken_compiler.frontend.onnx_file import from_model, open_student
+from firsttoken_compiler.frontend.onnx_file import OnnxStudent, from_model, open_student
 from firsttoken_models.onnx_graph import build_graph
 from firsttoken_models.weights import write_random_weights
 
@@ -101,6 +101,15 @@ def written(signature: str, body: str, opset: int = 18, **arrays: NDArray[Any]) 
     text = f'<ir_version: 10, opset_import: ["" : {opset}]> written {signature} {{ {body} }}'
     model = onnx.parser.parse_model(text)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    return model
+
+
+def whole(student: OnnxStudent) -> onnx.ModelProto:
+    """The student's model with its initialisers in it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(student.model)
+    for name in student.initializers:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(student.array(name)), name))
     return model
 
 
