@@ -11,7 +11,7 @@ import numpy as np
 
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.program import Packing, Program, Tensor
-from firsttoken_compiler.isa.types import Dtype, pack_int4
+from firsttoken_compiler.isa.types import PACKED, Dtype, pack_int4
 
 QMAX: Final = {4: 7, 8: 127}
 BLOCK_ELEMENTS: Final = 1 << 21
@@ -190,11 +190,15 @@ def _write_plain(tensor: Tensor, array: np.ndarray, write: Write) -> None:
     """Row-major conversion to the tensor's element type, a block of rows at a time."""
     packing = tensor.packing
     assert packing is not None
-    if tensor.dtype is Dtype.I4 or array.size * tensor.dtype.bits // 8 > tensor.nbytes:
+    if tensor.dtype.nbytes(array.size) > tensor.nbytes:
         raise ProgramError(
             f"tensor {tensor.name!r} has {tensor.nbytes} bytes; {packing.source!r} of shape {array.shape} "
             f"does not fit as plain {tensor.dtype.text}"
         )
+    if tensor.dtype in PACKED:
+        flat = np.append(array.astype(np.int8).reshape(-1), np.zeros(array.size % 2, np.int8)) & 15
+        write(tensor.address, (flat[0::2] | flat[1::2] << 4).astype(np.uint8))
+        return
     rows = np.atleast_1d(array.T if packing.transposed else array)
     step = max(1, BLOCK_ELEMENTS * len(rows) // max(1, array.size))
     address = tensor.address

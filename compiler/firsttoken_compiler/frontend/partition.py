@@ -201,7 +201,11 @@ def _model(
         graph.output.append(helper.make_tensor_value_info(name, types[name].elem_type, types[name].shape))
     for name in read:
         if name in student.initializers and name not in weights:
-            graph.initializer.append(numpy_helper.from_array(student.array(name), name))
+            entry = student.initializers[name]
+            if entry.external is None and not entry.stored_type:
+                graph.initializer.append(student.embedded(name))
+            else:
+                graph.initializer.append(numpy_helper.from_array(student.array(name), name))
     return bytes(model.SerializeToString(deterministic=True))
 
 
