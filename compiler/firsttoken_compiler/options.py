@@ -10,6 +10,7 @@ WEIGHTS: Final = ("int4", "int8", "fp16")
 ACTS: Final = ("int8", "int16", "fp16")
 GROUPS: Final = ("32", "64", "128", "channel")
 NORM_CACHES: Final = ("int8", "int16", "fp16", "off")
+STORAGES: Final = ("fp16", "fp32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Precision:
     `norm_cache` is the type in which a norm's result is kept for its consumers; an integer type is also the activation
     type of those consumers. `off`: every consumer computes the norm again.
     `layer_bits` overrides the weights' bits per layer (4, 8, 16; 0 keeps `weights`).
+    `storage` is the type of floating-point values between operators; with fp32 only what the matrix unit reads is fp16.
     """
 
     weights: str = "int4"
@@ -26,12 +28,14 @@ class Precision:
     group: str = "128"
     norm_cache: str = "int8"
     layer_bits: tuple[int, ...] = ()
+    storage: str = "fp16"
 
     def __post_init__(self) -> None:
         """Raises OptionError naming the option, the value, and what is possible."""
         for name, value, known in (
             ("--weights", self.weights, WEIGHTS), ("--acts", self.acts, ACTS),
             ("--group", self.group, GROUPS), ("--norm-cache", self.norm_cache, NORM_CACHES),
+            ("storage", self.storage, STORAGES),
         ):  # fmt: skip
             if value not in known:
                 raise OptionError(f"{name} {value!r} is not one of {', '.join(known)}")

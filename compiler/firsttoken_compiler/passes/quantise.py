@@ -1,6 +1,7 @@
 """Gives every operator its types: weights int4/int8/fp16, activations int8/int16 per token or fp16, the rest fp16.
 
-The residual stream is fp32. Products that the graph returns are fp32, unless the ONNX file declares float16.
+The residual stream is fp32. Products that the graph returns are fp32, unless the ONNX file declares float16. With
+`storage` fp32, fp16 is left to what the matrix unit reads.
 
 After it: products name their weight's packing; integer products read `npu.quantise` of their input, one each.
 """
@@ -90,7 +91,12 @@ class _State:
         masks = (list(b.value.args[3:]) for b in bindings if _operator(b.value) == "npu.attention")
         if not dtype.startswith("float") or parameter in self.angles or any(parameter in mask for mask in masks):
             return dtype
-        return "float16"
+        return self._type(parameter)
+
+    def _type(self, value: Any) -> str:
+        """How a float lies in memory: what matrix unit or cache read is fp16, everything else as `storage` says."""
+        exact = self.precision.storage == "fp32" and not self.uses.get(value, set()) & MATRIX
+        return "float32" if exact else "float16"
 
     def _declare_weights(self, bindings: list[Any], env: dict[Any, Any]) -> None:
         """One parameter per use of a weight: packed for products, converted for everything else."""
@@ -107,7 +113,7 @@ class _State:
 
     def _declare_plain(self, argument: Any, rotary: bool) -> None:
         """fp16; tables of rotary angles, told by their use, are fp32: long prompts need more than 11 bits."""
-        dtype = "float32" if rotary or argument.name in self.canonical.constants else "float16"
+        dtype = "float32" if rotary or argument.name in self.canonical.constants else self._type(argument)
         if not dtype_of(argument).startswith("float"):
             dtype = dtype_of(argument)
         if self.plain.setdefault(argument.name, dtype) != dtype:
@@ -171,7 +177,7 @@ class _State:
         if name == "npu.linear":
             return self._linear(state, variable, call, args, attrs)
         wide = variable in self.angles or variable in self.residual
-        attrs["out"] = "float32" if wide else "float16"
+        attrs["out"] = "float32" if wide else self._type(variable)
         if name == "npu.row":
             attrs["out"] = dtype_of(args[0])
         return state.emit(dialect.call(name, args, **attrs))
@@ -184,7 +190,7 @@ class _State:
             item = self.items.get((variable, index))
             uses = self.uses.get(item, set())
             if dtype in ("float32", "float16") and uses - {"npu.host", "output"}:
-                dtype = "float32" if uses <= WIDE or item in self.angles else "float16"
+                dtype = "float32" if uses <= WIDE or item in self.angles else self._type(item)
             typed.append((shape, dtype))
         return state.emit(dialect.call("npu.host", args, **{**attrs, "results": dialect.encode_results(typed)}))
 
@@ -200,13 +206,16 @@ class _State:
         if packing.group:
             operands.append(self.parameters[f"{weight}.scales"])
         wide = variable in self.results or variable in self.residual
-        attrs.update(acts=acts, bits=packing.bits, group=packing.group, out="float32" if wide else "float16")
+        attrs.update(acts=acts, bits=packing.bits, group=packing.group)
+        attrs["out"] = "float32" if wide else self._type(variable)
         del attrs["transposed"]
         return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))
 
 
 WIDE = frozenset(("npu.add", "npu.rms_norm", "mask", "residual", "npu.host", "output"))
 """Uses that take fp32: sums, norms, masks that are added to scores."""
+MATRIX = frozenset(("npu.linear", "npu.attention", "npu.kv_append"))
+"""Uses that take fp16 at most: operands of products, keys and values."""
 
 
 def _uses(bindings: list[Any]) -> dict[Any, set[str]]:
@@ -219,7 +228,7 @@ def _uses(bindings: list[Any]) -> dict[Any, set[str]]:
                 uses.setdefault(value, set()).add("output")
             continue
         name = _operator(call)
-        through = uses.get(binding.var, set()) if name == "relax.reshape" else None
+        through = uses.get(binding.var, set()) if name in ("relax.reshape", "npu.row") else None
         for index, argument in enumerate(call.args):
             if through is not None:
                 uses.setdefault(argument, set()).update(through)
