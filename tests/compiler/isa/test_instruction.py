@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.dma import Gather, Load, Store, dram, spad
+from firsttoken_compiler.isa.host import HostLoad, HostRun, HostStore
 from firsttoken_compiler.isa.instruction import Instruction
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.opcodes import BY_MNEMONIC, BY_OPCODE, INSTRUCTIONS, decode, parse
@@ -123,7 +124,7 @@ def test_what_a_word_has_no_room_for_is_refused(fields: dict[str, object], messa
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(NUMBER | st.integers(-2, 64), min_size=word.WIDTH, max_size=word.WIDTH), st.integers(-1, 6))
+@given(st.lists(NUMBER | st.integers(-2, 64), min_size=word.WIDTH, max_size=word.WIDTH), st.integers(-1, 9))
 def test_any_row_decodes_or_is_a_program_error(values: list[int], opcode: int) -> None:
     row = np.array(values, np.int64)
     row[word.OPCODE] = opcode
@@ -137,7 +138,7 @@ def test_any_row_decodes_or_is_a_program_error(values: list[int], opcode: int) -
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        (word.OPCODE, 99, r"unknown opcode 99; known: 1, 2, 3, 4, 5"),
+        (word.OPCODE, 99, r"unknown opcode 99; known: 1, 2, 3, 4, 5, 6, 7, 8"),
         (word.OPERANDS, 16 * 9 + 1, r"malformed load instruction: 9 is not a valid Space"),
         (word.OPERANDS, 16 * 1 + 15, r"malformed load instruction: 15 is not a valid Dtype"),
         (word.operand_column(2), 18, r"malformed load instruction: load: 3 operands"),
@@ -164,7 +165,7 @@ def test_malformed_rows_name_the_field(column: int, value: int, message: str) ->
         ("bytes=64", "octets=64", r"unknown word 'octets=64'"),
         ("dst=spad:i8@0x0+0,64,0", "dst=spad:i8@0+0,64,0", r"not an operand"),
         ("dst=spad:i8", "dst=sram:i8", r"unknown space or element type in 'sram:i8"),
-        ("dst=spad:i8", "dst=spad:u8", r"unknown space or element type"),
+        ("dst=spad:i8", "dst=spad:i2", r"unknown space or element type"),
         ("n0=1", "n0=1 wait=core0.matrix", r"cannot parse"),
         ("n0=1", "n0=1 wait=core0.matrix>=1 " * 5, r"5 waits"),
         ("n0=1", f"n0={2**63}", r"does not fit"),
@@ -212,4 +213,6 @@ def test_int4_packs_along_the_last_axis() -> None:
 
 
 def test_instruction_classes_are_the_table() -> None:
-    assert [cls.MNEMONIC for cls in (Load, Store, Gather, Matmul, Vector)] == list(BY_MNEMONIC)
+    classes = (Load, Store, Gather, Matmul, Vector, HostLoad, HostRun, HostStore)
+    assert [cls.MNEMONIC for cls in classes] == list(BY_MNEMONIC)
+    assert tuple(BY_OPCODE.values()) == classes

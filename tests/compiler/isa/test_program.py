@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import program as program_file
 from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.host_call import HostCall, HostValue
 from firsttoken_compiler.isa.program import OpInfo, Packing, Program, Tensor, parse_listing
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
@@ -30,6 +31,14 @@ wait=core0.dma_in>=1 signal
 core0.vector vector op=1 n0=1 n1=4 n2=16 flags=2 dst=spad:f16@0x400+0,32,2 s0=acc:i32@0x0+0,64,4 wait=core0.matrix>=1
 """
 PACKING = Packing("model.w", "panels", 64, 16, 16, 4, 32, True)
+HOSTS = (
+    HostCall(
+        "host.0", ("/erf/Erf", "/erf/Cast"), "no NPU operator for Erf",
+        (HostValue("x", 1, (2, 3, 4), Dtype.F16, (12, 4, 1)), HostValue("m", 9, (), Dtype.BOOL, ())),
+        (HostValue("y", 11, (2, 3, 4), Dtype.F64, (12, 4, 1)),), 24, 1 << 40, b"\x08\x0a",
+    ),
+    HostCall("host.1", (), "", (), (), 0, 0),
+)  # fmt: skip
 
 
 def program() -> Program:
@@ -48,7 +57,7 @@ def program() -> Program:
         ),
         constants={"table": np.arange(64, dtype=np.uint8), "empty": np.zeros(0, np.uint8)},
         dram_bytes=1600, spad_bytes=2048, acc_bytes=256, cores=2,
-        meta={"student": "tiny", "options": {"weights": "int4"}, "energy": 1.5},
+        meta={"student": "tiny", "options": {"weights": "int4"}, "energy": 1.5}, hosts=HOSTS,
     )  # fmt: skip
 
 
@@ -184,7 +193,8 @@ def test_any_damaged_byte_is_refused_or_harmless(at: int, value: int, remove: bo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "format 'firsttoken-program' version 2; this release reads 'firsttoken-program' version 1"),
+        ({"version": 1}, "format 'firsttoken-program' version 1; this release reads 'firsttoken-program' version 2"),
+        ({"version": 3}, "format 'firsttoken-program' version 3"),
         ({"format": "elf"}, "format 'elf'"),
         ({"format": None}, "format None"),
         ({"tensors": None}, "'tensors'"),
@@ -200,6 +210,11 @@ def test_any_damaged_byte_is_refused_or_harmless(at: int, value: int, remove: bo
         ({"ops": [{"onnx_nodes": [], "surprise": 1}]}, "surprise"),
         ({"constants": ["table", "empty", "third"]}, "constant2.npy"),
         ({"constants": "x"}, "constants is a str, expected a list"),
+        ({"hosts": None}, "'hosts'"),
+        ({"hosts": {}}, "hosts is a dict, expected a list"),
+        ({"hosts": [7]}, "not a program file"),
+        ({"hosts": [{}]}, "'inputs'"),
+        ({"hosts": [json.loads(members(program().encode())["program.json"])["hosts"][0]] * 3}, "host2.onnx"),
         ({"cores": "2"}, "Program has cores '2', expected int"),
         ({"cores": True}, "Program has cores True, expected int"),
         ({"dram_bytes": 1.5}, "Program has dram_bytes 1.5, expected int"),
@@ -230,6 +245,53 @@ def test_each_wrong_field_of_a_tensor_is_named(change: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flops": 1.5}, "HostCall has flops 1.5, expected int"),
+        ({"nbytes": "1"}, "HostCall has nbytes '1', expected int"),
+        ({"name": 3}, "HostCall has name 3, expected str"),
+        ({"reason": None}, "HostCall has reason None, expected str"),
+        ({"nodes": [1]}, "HostCall has nodes (1,), expected tuple[str, ...]"),
+        ({"nodes": 5}, "not a program file"),
+        ({"inputs": 5}, "not a program file"),
+        ({"outputs": ["y"]}, "not a program file"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_each_wrong_field_of_a_call_of_the_host_is_named(change: dict[str, Any], message: str) -> None:
+    document = json.loads(members(program().encode())["program.json"])
+    document["hosts"][0].update(change)
+    assert message in rejected(with_document(hosts=document["hosts"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": 99}, "99 is not a valid Dtype"),
+        ({"shape": [2, 3.5]}, "HostValue has shape (2, 3.5), expected tuple[int, ...]"),
+        ({"strides": [True]}, "HostValue has strides (True,), expected tuple[int, ...]"),
+        ({"strides": None}, "not a program file"),
+        ({"elem_type": "1"}, "HostValue has elem_type '1', expected int"),
+        ({"name": None}, "HostValue has name None, expected str"),
+    ],
+)
+def test_each_wrong_field_of_a_value_of_the_host_is_named(change: dict[str, Any], message: str) -> None:
+    for side in ("inputs", "outputs"):
+        document = json.loads(members(program().encode())["program.json"])
+        document["hosts"][0][side][0].update(change)
+        assert message in rejected(with_document(hosts=document["hosts"]))
+
+
+def test_subgraphs_are_members_of_the_file_as_they_are() -> None:
+    """The document does not repeat them, and calls are told apart by position."""
+    parts = members(program().encode())
+    assert (parts["host0.onnx"], parts["host1.onnx"]) == (b"\x08\x0a", b"")
+    assert [call["model"] for call in json.loads(parts["program.json"])["hosts"]] == ["", ""]
+    swapped = archived({**parts, "host0.onnx": parts["host1.onnx"], "host1.onnx": parts["host0.onnx"]})
+    assert [call.model for call in Program.decode(swapped).hosts] == [b"", b"\x08\x0a"]
+
+
+@pytest.mark.parametrize(
     ("code", "message"),
     [
         (np.zeros((2, word.WIDTH - 1), np.int64), f"shape (2, {word.WIDTH - 1}), expected int64 [n, {word.WIDTH}]"),
@@ -249,11 +311,13 @@ def test_constants_are_bytes() -> None:
     assert "constant 'table' has type int64" in rejected(archived({**parts, "constant1.npy": npy(np.arange(8))}))
 
 
-@pytest.mark.parametrize("name", ["program.json", "code.npy", "constant0.npy"])
+@pytest.mark.parametrize("name", ["program.json", "code.npy", "constant0.npy", "host0.onnx"])
 def test_every_member_is_needed(name: str) -> None:
     parts = members(program().encode())
     del parts[name]
     assert name in rejected(archived(parts))
+    if name == "host0.onnx":
+        return  # its content is the host's business, see tests/simulator/test_host.py
     parts[name] = b""
     assert "not a program file" in rejected(archived(parts))
 
@@ -290,8 +354,8 @@ def test_a_bomb_that_declares_its_size_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_bomb_that_declares_less_does_not_unpack() -> None:
-    data = bytearray(archived({**members(program().encode()), "code.npy": bytes(32 << 20)}))
-    size = (32 << 20).to_bytes(4, "little")
+    data = bytearray(archived({**members(program().encode()), "code.npy": bytes((32 << 20) + 0x010203)}))
+    size = ((32 << 20) + 0x010203).to_bytes(4, "little")
     assert data.count(size) == 2  # the local header and the directory
     data = bytearray(bytes(data).replace(size, (100).to_bytes(4, "little")))
     tracemalloc.start()
