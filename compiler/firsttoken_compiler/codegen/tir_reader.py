@@ -32,7 +32,8 @@ _BINARY = {
 _CALLS = {
     "tirx.exp": "exp", "tirx.sigmoid": "sigmoid", "tirx.rsqrt": "rsqrt", "tirx.sqrt": "sqrt", "tirx.fabs": "abs",
     "tirx.round": "round", "tirx.nearbyint": "round", "tirx.tanh": "tanh", "tirx.floor": "floor", "tirx.ceil": "ceil",
-    "tirx.log": "log", "tirx.sin": "sin", "tirx.cos": "cos", "tirx.pow": "pow",
+    "prim.ceil": "ceil", "tirx.log": "log", "tirx.erf": "erf", "tirx.trunc": "i32", "tirx.sin": "sin",
+    "tirx.cos": "cos", "tirx.pow": "pow",
     "tirx.if_then_else": "select", "prim.if_then_else": "select",
 }  # fmt: skip
 _SWAPPED = {"GT": "lt", "GE": "le"}

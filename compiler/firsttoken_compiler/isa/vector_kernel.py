@@ -4,6 +4,7 @@ The text form is the encoding: `mul(s0, rsqrt(add(s1, 1e-06)))`, reduced ones as
 `sN` is source operand N; `i0`, `i1`, `i2` are the indices of the instruction's three axes.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,31 @@ Expr = str | float | tuple["str | Expr", ...]
 """A stream name, an immediate, or `(operation, argument, ...)`."""
 
 _F = np.float32
+_ERF_STEPS = 64
+"""Entries of the table of erf per unit; beyond `_ERF_LAST` it is 1 in fp32."""
+_ERF_LAST = 4
+
+
+def _erf_table() -> tuple[np.ndarray, np.ndarray]:
+    """Values of erf at the table's points, and its slopes there over one step."""
+    points = np.arange(_ERF_LAST * _ERF_STEPS + 2) / _ERF_STEPS
+    return np.array([math.erf(x) for x in points]), 2 / math.sqrt(math.pi) * np.exp(-points * points) / _ERF_STEPS
+
+
+_ERF = _erf_table()
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    """Erf by table and cubic interpolation: right to one unit in the last place of fp32."""
+    x = np.asarray(x, np.float32)
+    at = np.minimum(np.abs(x.astype(np.float64)), _ERF_LAST) * _ERF_STEPS
+    cell = np.nan_to_num(np.floor(at)).astype(np.int64)
+    t = at - cell
+    (low, high), (down, up) = ((table[cell], table[cell + 1]) for table in _ERF)
+    rise = high - low
+    value = low + t * (down + t * ((3 * rise - 2 * down - up) + t * (down + up - 2 * rise)))
+    return np.copysign(np.minimum(value, 1.0), x).astype(np.float32)
+
 
 # Meaning of every operation, in fp32 lanes (comparisons give 0/1).
 OPERATIONS: dict[str, tuple[int, str, Callable[..., Any]]] = {
@@ -34,6 +60,7 @@ OPERATIONS: dict[str, tuple[int, str, Callable[..., Any]]] = {
     "exp": (1, "exp", np.exp),
     "log": (1, "exp", np.log),
     "tanh": (1, "exp", np.tanh),
+    "erf": (1, "exp", _erf),
     "sigmoid": (1, "exp", lambda x: _F(1) / (_F(1) + np.exp(-x))),
     "sin": (1, "exp", np.sin),
     "cos": (1, "exp", np.cos),

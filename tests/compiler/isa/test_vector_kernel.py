@@ -168,6 +168,7 @@ MEANING: dict[str, Any] = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x.astype(np.float64))),
     "sin": np.sin,
     "cos": np.cos,
+    "erf": lambda x: [math.erf(value) for value in x.ravel().astype(float)],
     "sqrt": np.sqrt,
     "rsqrt": lambda x: 1 / np.sqrt(x.astype(np.float64)),
     "pow": lambda x, y: x**y,
@@ -194,6 +195,15 @@ def test_each_operation_means_what_numpy_says(name: str) -> None:
 def test_select_takes_the_second_where_the_first_is_not_zero() -> None:
     chosen = VectorKernel.parse("select(s0, s1, -7.0)").evaluate([X, Y], (1, 2, 4))
     np.testing.assert_array_equal(chosen, np.where(X != 0, Y, F(-7)))
+
+
+def test_erf_is_right_to_one_unit_in_the_last_place() -> None:
+    """Everywhere: near 0, between the entries of its table, where it saturates, and beyond."""
+    x = np.concatenate([np.linspace(-5, 5, 20011), [1e-30, -1e-6, 3e-3, 1e30]]).astype(np.float32)
+    exact = np.array([math.erf(float(value)) for value in x])
+    got = VectorKernel.parse("erf(s0)").evaluate([x.reshape(1, 1, -1)], (1, 1, x.size)).ravel()
+    assert (np.abs(got - exact) <= np.spacing(np.abs(exact).astype(np.float32))).all()
+    assert np.isnan(VectorKernel.parse("erf(nan)").evaluate([], (1, 1, 1))).all()
 
 
 def test_lanes_are_fp32() -> None:
