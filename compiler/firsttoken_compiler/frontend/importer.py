@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.check_operators import check_nodes
 from firsttoken_compiler.frontend.converters import CONVERTERS
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 from firsttoken_compiler.frontend.partition import OPERATOR, Segment, TensorType, value_types
@@ -229,30 +230,6 @@ def _conversion_table() -> Iterator[None]:
         onnx_frontend._get_convert_map = stock
 
 
-def check_nodes(student: OnnxStudent) -> None:
-    """Raises StudentError for a node with inputs, outputs or attributes that its operator does not have.
-
-    TVM follows an absent input, of those that must be there, into a segmentation fault.
-    """
-    from onnx import checker, defs
-
-    context = checker.C.CheckerContext()
-    context.ir_version, context.opset_imports = student.model.ir_version, {"": student.opset}
-    for node in student.graph.node:
-        if node.op_type == OPERATOR or node.domain or not defs.has(node.op_type, student.opset):
-            continue
-        if any(attribute.type in (5, 10) for attribute in node.attribute):
-            continue  # the checker does not know what subgraphs take from outside; TVM never sees them
-        try:
-            checker.check_node(node, context)
-        except Exception as error:  # the checker's own error derives from nothing narrower
-            reason = str(error).strip().splitlines()[0]
-            raise StudentError(f"{student.name}: node {node.name!r} is malformed: {reason}") from error
-        formal = defs.get_schema(node.op_type, student.opset).inputs
-        if formal and formal[-1].option == defs.OpSchema.FormalParameterOption.Variadic and "" in node.input:
-            raise StudentError(f"{student.name}: node {node.name!r} is malformed: one of its inputs has no name")
-
-
 def unsupported_message(student: OnnxStudent, left: Mapping[str, str], shown: int = 8) -> str:
     """One line per operator and reason with the nodes concerned."""
     kinds = {node.name: f"{node.domain}::{node.op_type}".removeprefix("::") for node in student.graph.node}
@@ -293,7 +270,7 @@ def import_onnx(student: OnnxStudent, segments: tuple[Segment, ...] = ()) -> Imp
     `segments` are those of the graph's nodes of type `partition.OPERATOR`. Raises StudentError for malformed nodes,
     dynamic shapes, and graphs that TVM cannot type.
     """
-    check_nodes(student)
+    check_nodes(student, OPERATOR)
     _check_inputs(student)
     importer = _Importer(student, segments)
     noise = io.StringIO()

@@ -1,7 +1,6 @@
 """An ONNX file, checked and opened without reading its weights."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,11 +10,12 @@ from typing import Any, Final
 import numpy as np
 
 from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.check_graph import check_model, shown
+from firsttoken_compiler.frontend.check_operators import check_nodes, check_operators, check_types, check_values
+from firsttoken_compiler.frontend.check_quantised import check_quantised
+from firsttoken_compiler.frontend.check_tensors import check_tensors, external_of, stored_bytes
 
 MAX_PROTO_BYTES: Final = 2 << 30
-MAX_TENSOR_BYTES: Final = 16 << 30
-MAX_RANK: Final = 8
-MAX_NODES: Final = 50_000
 MIN_OPSET, MAX_OPSET = 11, 24
 
 
@@ -76,6 +76,10 @@ class OnnxStudent:
         entry = self.initializers[name]
         return entry.external is None or self._external_path(entry).is_file()
 
+    def embedded(self, name: str) -> Any:
+        """The TensorProto of an initialiser whose bytes are in the file."""
+        return self._embedded[name]
+
     def array(self, name: str) -> np.ndarray:
         """The values of an initialiser; raises StudentError if they are absent, out of range or outside the folder."""
         from onnx import numpy_helper
@@ -98,21 +102,36 @@ class OnnxStudent:
                     f"{self.name}: weight {name} of shape {list(entry.shape)}, type {entry.onnx_type}, does not fit "
                     f"its data ({error}): export the model again"
                 ) from error
-        dtype = numpy_helper.helper.tensor_dtype_to_np_dtype(entry.onnx_type)
-        needed = entry.elements * dtype.itemsize
-        _, offset, length = entry.external
-        path = self._external_path(entry)
+        path, offset, needed = self._check_range(entry)
         if not path.is_file():
             raise StudentError(
                 f"{self.name}: weight {name} is kept in {path.name}, which is not beside the model: "
                 "copy it there (timing alone does not need it)"
             )
-        if (length is not None and length != needed) or offset < 0 or offset + needed > path.stat().st_size:
-            raise StudentError(
-                f"{self.name}: weight {name} has shape {list(entry.shape)} and needs {needed} bytes, but {path.name} "
-                f"({path.stat().st_size} bytes) is said to hold {length} at {offset}: export the model again"
-            )
+        dtype = numpy_helper.helper.tensor_dtype_to_np_dtype(entry.onnx_type)
+        if needed != entry.elements * dtype.itemsize:  # elements that share bytes
+            from onnx import TensorProto
+
+            packed = TensorProto(data_type=entry.onnx_type, dims=entry.shape)
+            packed.raw_data = np.memmap(path, np.uint8, "r", offset, (needed,)).tobytes() if needed else b""
+            return np.asarray(numpy_helper.to_array(packed))
         return np.memmap(path, dtype, "r", offset, entry.shape) if entry.elements else np.zeros(entry.shape, dtype)
+
+    def _check_range(self, entry: Initializer) -> tuple[Path, int, int]:
+        """File, offset and bytes of external data; raises StudentError where the file is there and has not as many."""
+        assert entry.external is not None
+        needed = stored_bytes(entry.onnx_type, entry.elements)
+        _, offset, length = entry.external
+        path = self._external_path(entry)
+        size = path.stat().st_size if path.is_file() else None
+        short = size is not None and offset + needed > size
+        if (length is not None and length != needed) or offset < 0 or short:
+            raise StudentError(
+                f"{self.name}: weight {entry.name} has shape {list(entry.shape)} and needs {needed} bytes, but "
+                f"{path.name} ({'absent' if size is None else f'{size} bytes'}) is said to hold {length} at {offset}: "
+                "export the model again"
+            )
+        return path, offset, needed
 
     def _external_path(self, entry: Initializer) -> Path:
         assert entry.external is not None
@@ -179,71 +198,22 @@ def from_model(model: Any, folder: Path, name: str) -> OnnxStudent:
     Nodes of `model` without a name, or with the name of an earlier one, are named after their operator and position:
     everything that is said about a node later is said by its name. The domain `ai.onnx` becomes the empty one.
     """
-    graph = model.graph
-    if not graph.node or not graph.output:
-        raise StudentError(f"{name}: the file holds no graph ({len(graph.node)} nodes): is it an ONNX model?")
-    if len(graph.node) > MAX_NODES:
-        raise StudentError(f"{name}: {len(graph.node)} nodes, the limit is {MAX_NODES}: simplify the graph first")
-    embedded = {tensor.name: tensor for tensor in graph.initializer}
+    check_model(model, name)
+    check_tensors(model, name)
+    embedded = {tensor.name: tensor for tensor in model.graph.initializer}
     student = OnnxStudent(model, folder, name, {key: _describe(t, name) for key, t in embedded.items()}, embedded)
-    _ = student.opset
-    _normalise_nodes(graph)
-    _check_wiring(student)
-    first_use = {entry.external[0]: entry for entry in student.initializers.values() if entry.external}
-    for entry in first_use.values():
-        student._external_path(entry)
+    check_operators(model, name, student.opset)
+    check_nodes(student)
+    check_types(model, name)
+    for entry in student.initializers.values():
+        if entry.external is not None:
+            student._check_range(entry)
+    check_values(student)
+    check_quantised(student)
     return student
 
 
-def _normalise_nodes(graph: Any) -> None:
-    taken: set[str] = set()
-    for index, node in enumerate(graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.name or node.op_type}#{index}"
-        taken.add(node.name)
-        if node.domain == "ai.onnx":
-            node.domain = ""
-
-
 def _describe(tensor: Any, student: str) -> Initializer:
-    shape = tuple(int(extent) for extent in tensor.dims)
-    entry = {e.key: e.value for e in tensor.external_data}
-    external = None
-    if tensor.data_location == tensor.EXTERNAL:
-        try:
-            length = int(entry["length"]) if "length" in entry else None
-            external = (entry["location"], int(entry.get("offset", "0")), length)
-        except (KeyError, ValueError) as error:
-            raise StudentError(f"{student}: weight {tensor.name} has malformed external data ({error})") from error
-    described = Initializer(tensor.name, shape, int(tensor.data_type), external)
-    if any(extent < 0 for extent in shape) or described.elements * 4 > MAX_TENSOR_BYTES or len(shape) > MAX_RANK:
-        raise StudentError(
-            f"{student}: weight {tensor.name} declares shape {list(shape)}, beyond {MAX_TENSOR_BYTES} bytes"
-        )
-    return described
-
-
-def _check_wiring(student: OnnxStudent) -> None:
-    """Every value is made once, before the nodes that read it; every output of the graph is made."""
-    graph = student.graph
-    for kind, values in (("initialiser", graph.initializer), ("input", graph.input), ("output", graph.output)):
-        repeated = next((n for n, count in Counter(value.name for value in values).items() if count > 1 or not n), None)
-        if repeated is not None:
-            raise StudentError(f"{student.name}: two graph {kind}s are named {repeated!r}, or it has no name")
-    known = {value.name for value in graph.input} | set(student.initializers) | {""}
-    for node in graph.node:
-        for value in node.input:
-            if value not in known:
-                raise StudentError(
-                    f"{student.name}: node {node.name!r} reads {value!r}, which no earlier node, input or "
-                    "initialiser makes: the file is damaged or not in topological order"
-                )
-        for value in node.output:
-            if value and value in known:
-                raise StudentError(f"{student.name}: node {node.name!r} makes {value!r}, which is made before it")
-            known.add(value)
-        if not any(node.output):
-            raise StudentError(f"{student.name}: node {node.name!r} has no output")
-    for output in graph.output:
-        if output.name not in known:
-            raise StudentError(f"{student.name}: graph output {output.name!r} is made by no node")
+    external = external_of(tensor, student, f"weight {shown(tensor.name)[1:-1]}")
+    place = None if external is None else (external.location, external.offset, external.length)
+    return Initializer(tensor.name, tuple(int(extent) for extent in tensor.dims), int(tensor.data_type), place)

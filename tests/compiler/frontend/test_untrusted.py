@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.check_graph import MAX_NODES
 from firsttoken_compiler.frontend.importer import import_onnx
-from firsttoken_compiler.frontend.onnx_file import MAX_NODES, OnnxStudent, from_model, open_student
+from firsttoken_compiler.frontend.onnx_file import OnnxStudent, from_model, open_student
 from firsttoken_compiler.passes.canonicalise import Canonicalise
 from firsttoken_models.onnx_graph import build_graph
 from firsttoken_models.weights import write_random_weights
@@ -183,7 +184,7 @@ def test_an_unknown_domain_is_no_domain_of_ours(tmp_path: Path) -> None:
     model = product()
     model.graph.node[0].domain = "evil"
     model.opset_import.add(domain="evil", version=1)
-    assert "evil::MatMul: MatMul#0" in message(saved(model, tmp_path))
+    assert "operator evil::MatMul of node 'MatMul#0' is unknown to ONNX opset 18" in message(saved(model, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -266,9 +267,8 @@ def test_embedded_data_that_does_not_fit_its_shape(tmp_path: Path) -> None:
     model = product()
     for data in (b"", bytes(12), bytes(300)):
         model.graph.initializer[0].raw_data = data
-        student = open_student(saved(model, tmp_path))
         with pytest.raises(StudentError, match=r"weight w of shape \[8, 8\], type 1, does not fit its data"):
-            student.array("w")
+            open_student(saved(model, tmp_path))
 
 
 def test_embedded_constants_are_checked_at_import(tmp_path: Path) -> None:
@@ -327,11 +327,10 @@ def test_links_are_followed_before_the_folder_is_compared(tmp_path: Path) -> Non
 )
 def test_ranges_that_do_not_fit_the_file(offset: int, length: int | None, size: int, tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(size))
-    student = open_student(saved(external("w.bin", offset, length), tmp_path))
     with pytest.raises(
         StudentError, match=rf"weight w has shape \[8, 8\] and needs 256 bytes, but w.bin \({size} bytes\)"
     ):
-        student.array("w")
+        open_student(saved(external("w.bin", offset, length), tmp_path))
 
 
 @pytest.mark.parametrize(("offset", "length"), [("x", 256), (0, "many"), ("0x10", 256), (1.5, 256)])
