@@ -232,7 +232,6 @@ def test_weights_that_do_not_fit_are_refused(array: np.ndarray, bits: int, messa
         ({"group": 0}, "groups of 0 rows"),
         ({"n": 99}, "the tensor has 10"),
         ({"bits": 16, "form": "scales"}, "have no scales"),
-        ({"form": "plain"}, "does not fit as plain i4"),
     ],
 )
 def test_impossible_recipes_are_refused(change: dict[str, object], message: str) -> None:
@@ -247,3 +246,16 @@ def test_impossible_recipes_are_refused(change: dict[str, object], message: str)
 def test_quantise_refuses_other_widths_and_groups(bits: int, group: int) -> None:
     with pytest.raises(ProgramError, match="bits are 4 or 8, groups at least 1"):
         quantise(np.ones((2, 2), np.float32), bits, group)
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [(Dtype.I4, -8, 7), (Dtype.U4, 0, 15)])
+def test_four_bit_numbers_are_packed_low_nibble_first(dtype: Dtype, low: int, high: int) -> None:
+    values = np.array([[low, high, 1], [3, 0, low]])
+    packing = Packing("w", "plain", 0, 0, 0, 4, 0, False)
+    tensor = Tensor("host:w", "weight", Space.DRAM, 0, 3, dtype, (2, 3), packing)
+    found = materialised([tensor], {"w": values})
+    flat = values.reshape(-1) & 15
+    np.testing.assert_array_equal(found[:3], flat[0::2] | flat[1::2] << 4)
+    for wrong in (low - 1, high + 1, 0.5):
+        with pytest.raises(ProgramError, match=f"not made of {dtype.text} numbers"):
+            materialised([tensor], {"w": np.where(values == 1, wrong, values)})

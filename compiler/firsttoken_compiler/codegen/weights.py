@@ -196,7 +196,11 @@ def _write_plain(tensor: Tensor, array: np.ndarray, write: Write) -> None:
             f"does not fit as plain {tensor.dtype.text}"
         )
     if tensor.dtype in PACKED:
-        flat = np.append(array.astype(np.int8).reshape(-1), np.zeros(array.size % 2, np.int8)) & 15
+        low, high = (-8, 7) if tensor.dtype is Dtype.I4 else (0, 15)
+        whole = array.astype(np.int64)
+        if not (np.array_equal(whole, array.astype(np.float64)) and np.all((low <= whole) & (whole <= high))):
+            raise ProgramError(f"initialiser {packing.source!r} is not made of {tensor.dtype.text} numbers")
+        flat = np.append(whole.reshape(-1), np.zeros(array.size % 2, np.int64)) & 15
         write(tensor.address, (flat[0::2] | flat[1::2] << 4).astype(np.uint8))
         return
     rows = np.atleast_1d(array.T if packing.transposed else array)
