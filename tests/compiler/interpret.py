@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from firsttoken_compiler.codegen import weights
 from firsttoken_compiler.frontend.importer import Imported
+from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import Quantised
 from firsttoken_compiler.tvm.api import Call, relax, shape_of
@@ -180,6 +181,30 @@ def _swiglu(p: list[Array], a: Attributes) -> Any:
     return _out(gate / (1 + np.exp(-gate)) * up, a)
 
 
+def _layer_norm(p: list[Array], a: Attributes) -> Any:
+    x, gamma, *beta = map(_wide, p)
+    normed = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + a["eps"]) * gamma
+    return _out(normed + beta[0] if beta else normed, a)
+
+
+def _map(p: list[Array], a: Attributes) -> Any:
+    shape = (1, a["rows"], a["width"])
+    kernel = VectorKernel.parse(a["expr"])
+    return _out(kernel.evaluate([x.astype(np.float32) for x in p], shape)[0], a)
+
+
+def _reduce(p: list[Array], a: Attributes) -> Any:
+    values = VectorKernel.parse(a["expr"]).evaluate([p[0].astype(np.float32)], (1, *p[0].shape))[0]
+    cube = _wide(values).reshape(len(p[0]), -1, a["inner"])
+    return _out({"sum": np.sum, "max": np.max, "min": np.min}[a["fold"]](cube, axis=1) * a["scale"], a)
+
+
+def _softmax(p: list[Array], a: Attributes) -> Any:
+    x = _wide(p[0]) - _wide(p[0]).max(axis=1, keepdims=True)
+    total = np.exp(x).sum(axis=1, keepdims=True)
+    return _out(x - np.log(total) if a["log"] else np.exp(x) / total, a)
+
+
 _MEANING: dict[str, Callable[[list[Array], Attributes], Any]] = {
     "npu.gather": _gather,
     "npu.rms_norm": _rms_norm,
@@ -190,5 +215,9 @@ _MEANING: dict[str, Callable[[list[Array], Attributes], Any]] = {
     "npu.swiglu": _swiglu,
     "npu.quantise": lambda p, a: _out(p[0], a),
     "npu.add": lambda p, a: _out(_wide(p[0]) + _wide(p[1]), a),
+    "npu.layer_norm": _layer_norm,
+    "npu.map": _map,
+    "npu.reduce": _reduce,
+    "npu.softmax": _softmax,
     "npu.row": lambda p, a: _out(p[0][a["index"] : a["index"] + 1], a),
 }

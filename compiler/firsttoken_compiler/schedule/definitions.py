@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from firsttoken_compiler.isa.types import Dtype
+from firsttoken_compiler.schedule import vector_definitions
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.tvm.api import te, tirx
 
@@ -94,6 +95,10 @@ def _add(spec: KernelSpec, p: list[Any]) -> list[Any]:
 
 def _row(spec: KernelSpec, p: list[Any]) -> list[Any]:
     return [te.compute(spec.outs[0].shape, lambda i, j: _store(spec, _f32(p[0][i + spec["index"], j])), name="out")]
+
+
+def _columns(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    return [te.compute(spec.outs[0].shape, lambda i, j: _store(spec, _f32(p[0][i, j + spec["first"]])), name="out")]
 
 
 def _rope(spec: KernelSpec, p: list[Any]) -> list[Any]:
@@ -255,7 +260,10 @@ def mask(spec: KernelSpec, p: list[Any], value: Any, i: Any, t: Any) -> Any:
 
 
 _DEFINITIONS: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
-    "rms_norm": _rms_norm, "swiglu": _swiglu, "quantise": _quantise, "add": _add, "row": _row, "rope": _rope,
+    "rms_norm": _rms_norm, "swiglu": _swiglu, "quantise": _quantise, "add": _add, "row": _row, "columns": _columns,
+    "rope": _rope,
     "gather": _gather, "kv_append": _kv_append, "host": _host, "linear": _linear, "attention": _attention,
+    "layer_norm": lambda spec, p: vector_definitions.layer_norm(spec, p, _quantise_rows),
+    **vector_definitions.DEFINITIONS,
 }  # fmt: skip
 _BY_ELEMENT: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {"rope": _rope_by_head, "kv_append": _kv_rows}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from firsttoken_compiler.isa.types import Dtype, Space
-from firsttoken_compiler.schedule import layout
+from firsttoken_compiler.schedule import layout, vector_definitions
 from firsttoken_compiler.schedule.definitions import element_definition
 from firsttoken_compiler.schedule.intrinsics import SPAD
 from firsttoken_compiler.schedule.kernel import Scheduled, annotate
@@ -20,12 +20,12 @@ from firsttoken_compiler.tvm.api import Schedule, te
 
 BY_ROWS: Final[dict[str, tuple[int, ...]]] = {
     "rms_norm": (0,), "swiglu": (0, 1), "quantise": (0,), "add": (0, 1), "rope": (0, 1, 2), "gather": (1,), "row": (),
-    "kv_append": (0,),
+    "kv_append": (0,), "columns": (0,), "layer_norm": (0,), "softmax": (0,), "reduce": (0,),
 }  # fmt: skip
-"""Operands that have a row per row of the result."""
+"""Operands that have a row per row of the result; of an elementwise operator their shapes say which they are."""
 KINDS_IN_PLACE: Final = ("kv_append",)
 """Kernels whose result grows out of an operand (the last one), in the same memory."""
-COPIES: Final = ("gather", "row", "kv_append")
+COPIES: Final = ("gather", "row", "kv_append", "columns")
 """Kernels that only move data: they read DRAM themselves."""
 
 
@@ -45,6 +45,11 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: Tar
     return Scheduled(s.mod, _layouts(spec, -(-total // rows) * rows, pitches), Ragged({"m": total}), f"{rows} rows")
 
 
+def by_rows(spec: KernelSpec) -> tuple[int, ...]:
+    """Operands that have a row per row of the result."""
+    return vector_definitions.by_rows(spec) if spec.kind == "map" else BY_ROWS[spec.kind]
+
+
 def rows_of(spec: KernelSpec) -> int:
     """Rows that the kernel makes."""
     return spec.args[0].shape[0] if spec.kind == "kv_append" else spec.outs[0].shape[0]
@@ -53,7 +58,7 @@ def rows_of(spec: KernelSpec) -> int:
 def row_elements(spec: KernelSpec) -> dict[int, int]:
     """Elements per row of every operand and result that has one row per row (results after the operands)."""
     found = {}
-    for index in BY_ROWS[spec.kind]:
+    for index in by_rows(spec):
         found[index] = _row(spec.args[index])
     for position, out in enumerate(spec.outs):
         found[_operands(spec) + position] = out.shape[0] * out.shape[2] if spec.kind == "kv_append" else _row(out)
@@ -67,7 +72,9 @@ def row_parts(spec: KernelSpec) -> int:
 
 def kept_elements(spec: KernelSpec) -> int:
     """fp32 intermediates per row that stay on chip between the kernel's stages, beyond a number per row."""
-    return spec.args[0].shape[1] if spec.kind == "swiglu" and len(spec.outs) > 1 else 0
+    if spec.kind == "swiglu":
+        return spec.args[0].shape[1] if len(spec.outs) > 1 else 0
+    return vector_definitions.kept_elements(spec)
 
 
 def _row(arg: Arg) -> int:
@@ -89,7 +96,7 @@ def kernel_operands(spec: KernelSpec, values: tuple[Any, ...]) -> tuple[Any, ...
 
 def _block(spec: KernelSpec, rows: int) -> KernelSpec:
     """The same kernel over one block of rows."""
-    args = [Arg((rows, *a.shape[1:]), a.dtype) if i in BY_ROWS[spec.kind] else a for i, a in enumerate(spec.args)]
+    args = [Arg((rows, *a.shape[1:]), a.dtype) if i in by_rows(spec) else a for i, a in enumerate(spec.args)]
     outs = spec.outs
     if spec.kind not in ("kv_append", "row"):
         outs = tuple(Arg((rows, *out.shape[1:]), out.dtype) for out in spec.outs)
@@ -100,7 +107,7 @@ def _layouts(spec: KernelSpec, padded: int, pitches: list[int]) -> list[Layout]:
     """Layouts over all blocks."""
     out: list[Layout] = []
     for index, arg in enumerate(spec.args[: _operands(spec)]):
-        rows = padded if index in BY_ROWS[spec.kind] else arg.shape[0]
+        rows = padded if index in by_rows(spec) else arg.shape[0]
         out.append(layout.matrix(rows, arg, pitches[index]))
     for result in spec.outs:  # layouts follow the operands
         bits = result.dtype.bits
@@ -115,6 +122,9 @@ def _layouts(spec: KernelSpec, padded: int, pitches: list[int]) -> list[Layout]:
 
 def _stages(spec: KernelSpec) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Names of a kernel's blocks: inlined intermediates, those kept on chip, results."""
+    general = vector_definitions.stages(spec)
+    if general is not None:
+        return general
     rows = ("square", "factor") if spec.kind == "rms_norm" else ()
     if len(spec.outs) == 1:
         return (), rows, ("out",)
@@ -137,5 +147,5 @@ def _block_of_rows(s: Any, spec: KernelSpec, name: str, local: bool) -> None:
         annotate(s, {loops[2]: "half:1"})
     if spec.kind != "row":
         annotate(s, {loops[0]: "m"})
-    if name in ("square", "peak"):
+    if name in vector_definitions.REDUCTIONS:
         s.decompose_reduction(block, loops[0])

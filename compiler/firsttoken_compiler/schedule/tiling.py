@@ -226,7 +226,7 @@ def _row_bytes(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: T
     """Scratchpad of a block: staged operands in their slots, and the numbers per row."""
     per_row = rowwise.row_elements(spec)
     operands = rowwise.kernel_operands(spec, (*spec.args, *spec.outs))
-    total = (4 * rows * Dtype.F32.bits // 8) * 4 + 16 * target.scratchpad.alignment_bytes
+    total = (6 * rows * Dtype.F32.bits // 8) * 4 + 16 * target.scratchpad.alignment_bytes
     total += rows * rowwise.kept_elements(spec) * Dtype.F32.bits // 8
     for index, (arg, space) in enumerate(zip(operands, spaces, strict=True)):
         if space is Space.DRAM and not (spec.kind in rowwise.COPIES and index < len(operands) - len(spec.outs)):

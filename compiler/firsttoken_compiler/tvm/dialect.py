@@ -149,8 +149,20 @@ def _kv_append(c: Any, _context: Any) -> Any:
     return tensor([heads, past + rows, width // heads], str(c.attrs["out"]))
 
 
+def _columns(c: Any, _context: Any) -> Any:
+    return tensor([shape_of(c.args[0])[0], int(c.attrs["width"])], str(c.attrs["out"]))
+
+
 def _row(c: Any, _context: Any) -> Any:
     return tensor([1, shape_of(c.args[0])[1]], str(c.attrs["out"]))
+
+
+def _map(c: Any, _context: Any) -> Any:
+    return tensor([int(c.attrs["rows"]), int(c.attrs["width"])], str(c.attrs["out"]))
+
+
+def _reduce(c: Any, _context: Any) -> Any:
+    return tensor([shape_of(c.args[0])[0], int(c.attrs["inner"])], str(c.attrs["out"]))
 
 
 CANONICAL: dict[str, Infer] = {
@@ -165,6 +177,15 @@ CANONICAL: dict[str, Infer] = {
     "npu.quantise": _quantised,  # (x [m, h]) -> ([m, h], scale [m, 1])
     "npu.add": _out_like_first,  # (a, b) of one shape
     "npu.host": _host_results,  # (any tensors); segment, results -> the results as a tuple, row-major
+    "npu.columns": _columns,  # (x [m, h]); first, width -> [m, width]
+    # (x [m, h], gamma [h][, beta [h]]); eps -> [m, h], with int8/int16 out: ([m, h], scale [m, 1])
+    "npu.layer_norm": _quantised,
+    # (matrices [rows, width], rows [width] or [1, width], columns [rows, 1], numbers [1]); expr, a microprogram over
+    # their elements; rows, width -> [rows, width]
+    "npu.map": _map,
+    # (x [m, depth * inner]); fold (sum, max, min) of expr(s0) over depth, times scale; inner -> [m, inner]
+    "npu.reduce": _reduce,
+    "npu.softmax": _out_like_first,  # (x [m, h]); log 0 or 1 -> [m, h]
     "npu.row": _row,  # (x [m, h]); index -> [1, h]
 }
 for _name, _infer in CANONICAL.items():

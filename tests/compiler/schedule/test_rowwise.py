@@ -3,107 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_bench import Bench, small_target
+from kernel_bench import Bench
+from rowwise_case import F16, F32, I8, I16, I64, QMAX, TARGET, Case, D, S, random_half, results_of, spec_of
 
-from firsttoken_compiler.codegen.staging import over_rows
-from firsttoken_compiler.codegen.template import Template
-from firsttoken_compiler.codegen.tir_reader import read
-from firsttoken_compiler.codegen.unroll import Place, unroll
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule import rowwise
-from firsttoken_compiler.schedule.spec import Arg, KernelSpec
-
-D, S = Space.DRAM, Space.SPAD
-F16, F32, I8, I16, I64 = Dtype.F16, Dtype.F32, Dtype.I8, Dtype.I16, Dtype.I64
-TARGET = small_target()
-QMAX = {I8: 127, I16: 32767}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A kernel, what it should compute in float64, and random operands for it."""
-
-    spec: KernelSpec
-    reference: Callable[..., np.ndarray]
-    arrays: tuple[np.ndarray, ...]
-
-    @property
-    def operands(self) -> tuple[Arg, ...]:
-        return rowwise.kernel_operands(self.spec, (*self.spec.args, *self.spec.outs))
-
-    def template(self, spaces: tuple[Space, ...], rows: int) -> Template:
-        spec = self.spec
-        scheduled = rowwise.schedule(spec, spaces, rows, TARGET)
-        body, params = read(scheduled.lowered(), outer=1)
-        body = over_rows(
-            body, params, list(spaces), rowwise.row_elements(spec), rows, rowwise.rows_of(spec), len(spec.outs),
-            spec.kind in rowwise.COPIES, rowwise.row_parts(spec),
-        )  # fmt: skip
-        places = [Place(space, layout) for space, layout in zip(spaces, scheduled.layouts, strict=True)]
-        return unroll(body, places, scheduled.ragged, TARGET.scratchpad.alignment_bytes, scheduled.tile)
-
-    def check(self, spaces: tuple[Space, ...], rows: int) -> None:
-        spec = self.spec
-        bench = Bench(spec, spaces, TARGET, self.operands, results=len(spec.outs))
-        got = bench.run(self.template(spaces, rows), list(self.arrays))
-        expected = self.reference(*(array.astype(np.float64) for array in self.arrays))
-        if len(got) == 2:
-            self._check_quantised(got[0].astype(np.float64), got[1].astype(np.float64), expected)
-        elif spec.kind in rowwise.COPIES:
-            np.testing.assert_array_equal(got[0].astype(np.float64), expected)
-        else:
-            half = 2.0**-11 if spec.outs[0].dtype is F16 else 1e-6
-            np.testing.assert_allclose(got[0].astype(np.float64), expected, rtol=1.01 * half, atol=1e-5)
-
-    def _check_quantised(self, q: np.ndarray, scale: np.ndarray, expected: np.ndarray) -> None:
-        """Symmetric per row, rounded to nearest, the largest at full range."""
-        qmax = QMAX[self.spec.outs[0].dtype]
-        peak = np.abs(expected).max(axis=1, keepdims=True)
-        np.testing.assert_allclose(scale, np.maximum(peak, 1e-12) / qmax, rtol=1e-5)
-        assert (np.abs(q).max(axis=1, keepdims=True)[peak > 1e-9] == qmax).all()
-        assert (np.abs(q * scale - expected) <= scale * (0.5 + 1e-5 * qmax)).all()
-
-
-def _spec(kind: str, args: tuple[Arg, ...], *outs: Arg, **params: Any) -> KernelSpec:
-    return KernelSpec(kind, tuple(sorted(params.items())), args, outs)
-
-
-def _results(rows: int, width: int, out: Dtype) -> tuple[Arg, ...]:
-    main = Arg((rows, width), out)
-    return (main, Arg((rows, 1), F32)) if out in QMAX else (main,)
-
-
-def _half(r: np.random.Generator, *shape: int) -> np.ndarray:
-    return r.standard_normal(shape).astype(np.float16)
+from firsttoken_compiler.schedule.spec import Arg
 
 
 def rms_norm(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
-    spec = _spec("rms_norm", (Arg((rows, width), F16), Arg((width,), F16)), *_results(rows, width, out), eps=1e-5)
+    spec = spec_of("rms_norm", (Arg((rows, width), F16), Arg((width,), F16)), *results_of(rows, width, out), eps=1e-5)
 
     def reference(x: np.ndarray, gamma: np.ndarray) -> np.ndarray:
         return x / np.sqrt((x * x).mean(axis=1, keepdims=True) + 1e-5) * gamma
 
-    return Case(spec, reference, (_half(r, rows, width), _half(r, width)))
+    return Case(spec, reference, (random_half(r, rows, width), random_half(r, width)))
 
 
 def swiglu(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
     matrix = Arg((rows, width), F16)
-    spec = _spec("swiglu", (matrix, matrix), *_results(rows, width, out))
-    return Case(spec, lambda g, u: g / (1 + np.exp(-g)) * u, (_half(r, rows, width), _half(r, rows, width)))
+    spec = spec_of("swiglu", (matrix, matrix), *results_of(rows, width, out))
+    return Case(spec, lambda g, u: g / (1 + np.exp(-g)) * u, (random_half(r, rows, width), random_half(r, rows, width)))
 
 
 def quantise(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
     wide = bool(r.integers(2))
-    results = _results(rows, width, out if out in QMAX else I8)
-    spec = _spec("quantise", (Arg((rows, width), F32 if wide else F16),), *results)
+    results = results_of(rows, width, out if out in QMAX else I8)
+    spec = spec_of("quantise", (Arg((rows, width), F32 if wide else F16),), *results)
     x = r.standard_normal((rows, width)).astype(np.float32 if wide else np.float16)
     x[r.integers(rows)] = 0
     return Case(spec, lambda x: x, (x,))
@@ -111,15 +43,15 @@ def quantise(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
 
 def add(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
     out = F32 if out in QMAX else out
-    spec = _spec("add", (Arg((rows, width), F16), Arg((rows, width), F16)), Arg((rows, width), out))
-    return Case(spec, np.add, (_half(r, rows, width), _half(r, rows, width)))
+    spec = spec_of("add", (Arg((rows, width), F16), Arg((rows, width), F16)), Arg((rows, width), out))
+    return Case(spec, np.add, (random_half(r, rows, width), random_half(r, rows, width)))
 
 
 def rope(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
     heads = int(r.integers(1, 4))
     half = -(-width // 2)
     args = (Arg((rows, heads * 2 * half), F16), Arg((rows, half), F32), Arg((rows, half), F32))
-    spec = _spec("rope", args, Arg(args[0].shape, F32 if out is F32 else F16), heads=heads)
+    spec = spec_of("rope", args, Arg(args[0].shape, F32 if out is F32 else F16), heads=heads)
 
     def reference(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
         a, b = np.split(x.reshape(rows, heads, 2 * half), 2, axis=-1)
@@ -127,34 +59,34 @@ def rope(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(rows, -1)
 
     angle = r.uniform(0, 7, (rows, half)).astype(np.float32)
-    return Case(spec, reference, (_half(r, rows, 2 * half * heads), np.cos(angle), np.sin(angle)))
+    return Case(spec, reference, (random_half(r, rows, 2 * half * heads), np.cos(angle), np.sin(angle)))
 
 
 def gather(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
     table, dtype = 7, F32 if out is F32 else F16
-    spec = _spec("gather", (Arg((table, width), dtype), Arg((rows,), I64)), Arg((rows, width), dtype))
+    spec = spec_of("gather", (Arg((table, width), dtype), Arg((rows,), I64)), Arg((rows, width), dtype))
     values = r.standard_normal((table, width)).astype(dtype.numpy)
     return Case(spec, lambda t, i: t[i.astype(int)], (values, r.integers(0, table, rows)))
 
 
 def row(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
     index = int(r.integers(rows))
-    spec = _spec("row", (Arg((rows, width), F16),), Arg((1, width), F16), index=index)
-    return Case(spec, lambda x: x[index : index + 1], (_half(r, rows, width),))
+    spec = spec_of("row", (Arg((rows, width), F16),), Arg((1, width), F16), index=index)
+    return Case(spec, lambda x: x[index : index + 1], (random_half(r, rows, width),))
 
 
 def kv_append(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
     heads, past = int(r.integers(1, 4)), int(r.integers(0, 6))
     cache = Arg((heads, past + rows, width), F16)
     args = (Arg((rows, heads * width), F16), *([cache] if past else []))
-    spec = _spec("kv_append", args, cache, kv_heads=heads, past=past)
+    spec = spec_of("kv_append", args, cache, kv_heads=heads, past=past)
 
     def reference(x: np.ndarray, before: np.ndarray) -> np.ndarray:
         after = before.copy()
         after[:, past:] = x.reshape(rows, heads, width).transpose(1, 0, 2)
         return after
 
-    return Case(spec, reference, (_half(r, rows, heads * width), _half(r, *cache.shape)))
+    return Case(spec, reference, (random_half(r, rows, heads * width), random_half(r, *cache.shape)))
 
 
 MAKERS = (rms_norm, swiglu, quantise, add, rope, gather, row, kv_append)
@@ -194,7 +126,7 @@ def test_every_combination_of_spaces_and_whole_or_ragged_blocks(make: Callable[.
 
 
 def test_a_row_of_zeros_quantises_to_zeros() -> None:
-    spec = _spec("quantise", (Arg((2, 5), F16),), *_results(2, 5, I8))
+    spec = spec_of("quantise", (Arg((2, 5), F16),), *results_of(2, 5, I8))
     case = Case(spec, lambda x: x, (np.zeros((2, 5), np.float16),))
     got = Bench(spec, (D, D, D), TARGET, case.operands, results=2).run(case.template((D, D, D), 1), list(case.arrays))
     assert (got[0] == 0).all()
