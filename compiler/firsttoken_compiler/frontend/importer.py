@@ -55,6 +55,11 @@ class Imported:
     unreadable: dict[str, str] = field(default_factory=dict)
     """Nodes that the importer cannot convert → why; their results stand in the module as results of the host."""
 
+    @functools.cached_property
+    def nodes(self) -> frozenset[str]:
+        """Names of the graph's nodes."""
+        return frozenset(node.name for node in self.student.graph.node)
+
 
 class _Importer(onnx_frontend.ONNXGraphImporter):
     """TVM's importer with lazy weights and a record of which node made which variable."""

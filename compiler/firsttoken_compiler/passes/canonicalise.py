@@ -122,7 +122,7 @@ def _reason(error: Exception) -> str:
 def _leave(imported: Imported, variable: Any, reason: str, left: dict[str, str]) -> str:
     """Leaves the variable's node to the host; raises StudentError for what is no node's."""
     node = _node_of(imported, variable)
-    if node not in {entry.name for entry in imported.student.graph.node}:
+    if node not in imported.nodes:
         raise StudentError(f"{imported.student.name}: {node!r} cannot be compiled: {reason}")
     left.setdefault(node, reason)
     return node

@@ -25,7 +25,8 @@ def split(student: OnnxStudent, fallback: bool, done: Done = lambda _name, _made
         staged, segments = extract(student, reasons)
         imported = import_onnx(staged, segments)
         canonical = Canonicalise().attempt(imported)
-        left = {node: reason for node, reason in canonical.left.items() if node not in {s.name for s in segments}}
+        own = {segment.name for segment in segments}
+        left = {node: reason for node, reason in canonical.left.items() if node not in own}
         if left and not fallback:
             raise StudentError(unsupported_message(student, left))
         if not left:
