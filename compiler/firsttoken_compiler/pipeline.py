@@ -72,6 +72,7 @@ class _Run:
         from firsttoken_compiler.codegen.assemble import Compiled, assemble, schedule_all
         from firsttoken_compiler.codegen.names import norm_lines, signature
         from firsttoken_compiler.codegen.verify import verify
+        from firsttoken_compiler.frontend.contrib import prepare
         from firsttoken_compiler.frontend.masks import add_masks
         from firsttoken_compiler.frontend.widen import widen
         from firsttoken_compiler.passes.cache_norms import CacheNorms
@@ -81,7 +82,7 @@ class _Run:
         from firsttoken_compiler.passes.quantise import Quantise
         from firsttoken_compiler.passes.split import split
 
-        student = add_masks(widen(student))
+        student = prepare(add_masks(widen(student)))
         imported, canonical = split(student, self.fallback, self.done)
         quantised = Quantise(precision, target).run(canonical, imported.weights)
         self.done("quantise", quantised.module)

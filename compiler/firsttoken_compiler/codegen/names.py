@@ -14,7 +14,7 @@ from firsttoken_compiler.passes.lower import Launch, Launches
 from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.schedule.spec import KernelSpec
 
-_OWN_NAME = ("linear", "rms_norm", "gather", "row", "add")
+_OWN_NAME = ("linear", "rms_norm", "gather", "row", "columns", "add")
 """Kinds that the module's path names well enough."""
 _PLACES = {Space.SPAD: "scratchpad", Space.DRAM: "DRAM"}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend import contrib_converters
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import onnx_frontend, relax
 
@@ -68,6 +69,7 @@ def gather(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any
 
 
 CONVERTERS: dict[str, Converter] = {
+    **contrib_converters.CONVERTERS,
     "Attention": attention,
     "Gather": gather,
     "RMSNormalization": rms_normalization,

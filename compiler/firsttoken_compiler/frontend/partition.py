@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent, with_nodes
+from firsttoken_compiler.frontend.prepared import restored
 
 OPERATOR: Final = "firsttoken.HostSegment"
 EMBEDDED_BYTES: Final = 1 << 14
@@ -149,7 +150,7 @@ def _segment(
     student: OnnxStudent, index: int, members: list[int], reasons: Mapping[str, str],
     readers: Mapping[str, set[int]], types: Mapping[str, TensorType],
 ) -> Segment:  # fmt: skip
-    nodes = [student.graph.node[number] for number in members]
+    nodes = restored(student.graph.node[number] for number in members)
     made = {name for node in nodes for name in node.output if name}
     read = list(dict.fromkeys(name for node in nodes for name in read_names(node) if name not in made))
     outputs = [name for node in nodes for name in node.output if name and readers.get(name, set()) - {index}]

@@ -1,7 +1,7 @@
 """Attention and rotary embedding: ONNX's own operators, and the decomposed spellings of torch's exporter."""
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from firsttoken_compiler.passes.patterns import (
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, dtype_of, is_op, relax, shape_of, wildcard
+
+MASKED: Final = -1e30
+"""Added to a score it leaves a weight of exactly 0."""
 
 
 def _op(name: str, *args: Any) -> Any:
@@ -126,14 +129,17 @@ class RawRope(Rule):
             if table is not None:
                 return context.constant(table.reshape(tokens, -1).astype(np.float32), "rotary")
             return env[c[part]].base
+        positions, known = context.known(c["positions"]), context.known(c[part])
+        if positions is not None and known is not None:
+            return context.constant(known[positions.reshape(-1)].astype(np.float32), "rotary")
         key = (c[part], c["positions"])
         cache: dict[Any, Any] = context.__dict__.setdefault("gathered", {})
         if key not in cache:
-            positions = env[c["positions"]]
-            table = (
-                env[c[part]].base if c[part] in env else context.constant(np.asarray(context.known(c[part])), "rotary")
-            )
-            rows = token_list(builder, positions)
+            table = env[c[part]].base if c[part] in env else context.constant(np.asarray(known), "rotary")
+            if positions is None:
+                rows = token_list(builder, env[c["positions"]])
+            else:
+                rows = context.constant(positions.reshape(-1).astype(np.int64), "positions")
             cache[key] = context.emit(builder, "npu.gather", [table, rows], out="float32")
         return cache[key]
 
@@ -178,14 +184,7 @@ class RawAttention(Rule):
     """npu.raw_attention: ONNX Attention with optional mask, past and present."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
-        """Captures the call; a constant mask must be the causal one."""
-        attrs = value.attrs
-        mask_at = int(attrs["mask_at"])
-        if mask_at:
-            known = context.known(value.args[mask_at])
-            tokens = shape_of(value.args[0])[-2]
-            if known is not None and not causal_mask(known, tokens):
-                return None
+        """Captures the call."""
         return Match({"call": value}, tuple(a for a in value.args if isinstance(a, relax.Var)), (variable,))
 
     def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
@@ -200,10 +199,13 @@ class RawAttention(Rule):
         mask, causal = None, bool(int(attrs["causal"]))
         if int(attrs["mask_at"]):
             argument = call.args[int(attrs["mask_at"])]
-            if context.known(argument) is not None:
+            known = context.known(argument)
+            if known is not None and causal_mask(known, query.tokens):
                 causal = True
+            elif causal:
+                raise UnsupportedView("attention with a mask and causality both: put the causality into the mask")
             else:
-                mask = _additive(env[argument])
+                mask = _additive(env[argument]) if known is None else constant_mask(context, known, query.tokens)
         past_at = int(attrs["past_at"])
         past = [env[arg] for arg in call.args[past_at : past_at + 2]] if past_at else [None, None]
         scale = float(attrs["scale"]) or float(query.width) ** -0.5
@@ -283,6 +285,15 @@ def _additive(mask: View) -> Any:
     return laid_out(mask, "mn")
 
 
+def constant_mask(context: Context, mask: np.ndarray, tokens: int) -> Any:
+    """A constant mask (bool: allowed; float: added) as an operand `[tokens, keys]`; raises UnsupportedView."""
+    if mask.ndim < 1 or math.prod(mask.shape[:-2]) != 1:
+        raise UnsupportedView(f"a mask of shape {list(mask.shape)}: expected the same one for every head")
+    added = np.where(mask, 0.0, MASKED) if mask.dtype == np.bool_ else np.maximum(mask, MASKED)
+    square = np.broadcast_to(added.reshape(-1, mask.shape[-1]), (tokens, mask.shape[-1]))
+    return context.constant(square.astype(np.float32), "mask")
+
+
 class TupleItem(Rule):
     """One of the three results of ONNX Attention, or of the results of the host."""
 
@@ -333,12 +344,7 @@ def _decomposed_attention(form: str, masked: bool, guarded: bool) -> Rule:
         shape = shape_of(c["q"])
         if len(shape) != 4 or any(context.scalar(c[name]) is None for name in ("scale", "scale_k") if name in c):
             return False
-        if int(context.values[c["weights"]].attrs.axis) not in (-1, 3):
-            return False
-        if "mask" not in c:
-            return True
-        known = context.known(c["mask"])
-        return known is None or causal_mask(known, shape[2])
+        return int(context.values[c["weights"]].attrs.axis) in (-1, 3)
 
     def build(context: Context, builder: Any, c: Captured, env: Env) -> View:
         query_, key_, value_ = env[c["q"]], views.permute(env[c["k"]], [0, 1, 3, 2]), env[c["v"]]
@@ -349,11 +355,12 @@ def _decomposed_attention(form: str, masked: bool, guarded: bool) -> Rule:
         elif form == "divide":
             factor = 1.0 / factor
         known = context.known(c["mask"]) if "mask" in c else None
-        mask_ = _additive(env[c["mask"]]) if "mask" in c and known is None else None
+        causal = known is not None and causal_mask(known, query_.tokens)
+        mask_ = None
+        if "mask" in c and not causal:
+            mask_ = _additive(env[c["mask"]]) if known is None else constant_mask(context, known, query_.tokens)
         _check_heads(query_, key_, value_, "hmd")
-        output = emit_attention(
-            context, builder, query_, key_, value_, scale=factor, causal=known is not None, mask=mask_
-        )
+        output = emit_attention(context, builder, query_, key_, value_, scale=factor, causal=causal, mask=mask_)
         return View(output, "1hmd", query_.tokens, query_.features, query_.heads)
 
     return LookThrough(_op("matmul", weights, value), captures, build, condition)

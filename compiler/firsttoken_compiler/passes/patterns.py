@@ -187,6 +187,22 @@ def _build_row(context: Context, builder: Any, c: Captured, env: Env) -> View:
     return views.matrix(base, "1mn", 1, view.features)
 
 
+def _build_columns(context: Context, builder: Any, c: Captured, env: Env) -> View:
+    view = env[c["x"]]
+    bounds = slice_bounds(c["call"])
+    assert bounds is not None
+    _, first, end = bounds
+    source = matrix_of(builder, view)
+    base = context.emit(builder, "npu.columns", [source], first=first, width=end - first, out="float32")
+    return like(builder, view, base, end - first)
+
+
+def _is_columns(_context: Context, c: Captured) -> bool:
+    bounds = slice_bounds(c["call"])
+    last = len(shape_of(c["x"])) - 1
+    return bounds is not None and bounds[0] == last > 0 and bounds[1] < bounds[2] and is_float(c["x"])
+
+
 def _is_row(_context: Context, c: Captured) -> bool:
     bounds = _last_rows(c["call"]) if len(shape_of(c["x"])) == 3 else None
     return bounds is not None and bounds[1] - bounds[0] == 1 and is_float(c["x"])
@@ -223,6 +239,7 @@ class _CallRule(Rule):
 
 
 ROW = _CallRule(None, {}, _build_row, _is_row)
+COLUMNS = _CallRule(None, {}, _build_columns, _is_columns)
 
 # Norms.
 

@@ -178,7 +178,7 @@ class _State:
             return self._linear(state, variable, call, args, attrs)
         wide = variable in self.angles or variable in self.residual
         attrs["out"] = "float32" if wide else self._type(variable)
-        if name == "npu.row":
+        if name in ("npu.row", "npu.columns"):
             attrs["out"] = dtype_of(args[0])
         return state.emit(dialect.call(name, args, **attrs))
 

@@ -6,7 +6,7 @@ from firsttoken_compiler.passes.patterns import Rule
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "relax.take": (patterns.GATHER,),
-    "relax.strided_slice": (patterns.ROW,),
+    "relax.strided_slice": (patterns.ROW, patterns.COLUMNS),
     "relax.nn.rms_norm": (patterns.FUSED_NORM,),
     "relax.multiply": (patterns.DECOMPOSED_NORM, patterns.SWIGLU),
     "relax.add": (attention.ROPE, *patterns.LINEAR_SUMS, patterns.ADD),
