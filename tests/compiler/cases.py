@@ -16,6 +16,7 @@ from firsttoken_compiler.frontend.onnx_file import OnnxStudent, from_model, open
 from firsttoken_models.onnx_graph import build_graph
 from firsttoken_models.weights import write_random_weights
 
+Array = NDArray[Any]
 TORCH = sorted((Path(__file__).resolve().parents[1] / "fixtures" / "torch").glob("*.onnx"))
 TINY = StudentConfig(
     name="tiny", family="qwen2", hidden=48, intermediate=80, layers=2, heads=4, kv_heads=2, head_dim=16, vocab=96,
@@ -64,13 +65,18 @@ def case(model: onnx.ModelProto, folder: Path, feeds: dict[str, NDArray[Any]]) -
 
 def run(model: onnx.ModelProto, folder: Path, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """onnxruntime's outputs by name."""
+    session = session_of(model.SerializeToString(), folder)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def session_of(model: bytes, folder: Path = Path()) -> Any:
+    """A session of onnxruntime on one thread, beside the weights in `folder`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def imported_file(path: Path) -> Imported:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from firsttoken_compiler.frontend.importer import Imported, onnx_dtype
-from firsttoken_compiler.frontend.partition import value_types
+from firsttoken_compiler.frontend.partition import Segment, value_types
 from firsttoken_compiler.frontend.widen import declared_types
 from firsttoken_compiler.isa.program import OpInfo
 from firsttoken_compiler.isa.types import Space
@@ -41,8 +41,10 @@ class OperatorNames:
         )  # fmt: skip
 
 
-    def describe_host(self, nodes: tuple[str, ...], first: int, last: int) -> OpInfo:
-        """The operator of a call of the host."""
+    def describe_host(self, launch: Launch, segment: Segment, first: int, last: int) -> OpInfo:
+        """The operator of a call of the host; nodes that only look at its results in another way are its own too."""
+        views = (node for node in self._nodes.get(launch.label, ()) if node != segment.name)
+        nodes = (*segment.nodes, *views)
         path = module_path(nodes[0])
         name = self._unique(f"{path}.host")
         return OpInfo(name, "host", nodes, path.rpartition(".")[0], first, last)

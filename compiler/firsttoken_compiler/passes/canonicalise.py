@@ -19,7 +19,7 @@ from firsttoken_compiler.passes.patterns import Context, Match, Rule
 from firsttoken_compiler.passes.rules import RULES
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, IRModule, dtype_of, relax, shape_of
+from firsttoken_compiler.tvm.api import Call, IRModule, dtype_of, is_static, relax, shape_of
 
 Plan = dict[Any, tuple[Rule, Match]]
 FLOAT16 = 10
@@ -181,7 +181,9 @@ class _Emission:
         extra = self.context.constants
         if extra:
             module = _with_parameters(module, [self.context.constant_vars[name] for name in extra])
-        nodes = _provenance(imported, self.emitted, {v: env[v].base.name for v in self.plan if v in env})
+        owners = _owners(module)
+        bases = {v: env[v].base.name for v in self.plan if v in env}
+        nodes = _provenance(imported, self.emitted, {v: owners.get(base, base) for v, base in bases.items()})
         declared = declared_types(imported.student)
         narrow = frozenset(name for name in names if declared[name] == FLOAT16)
         return Canonical(module, nodes, extra, tuple(names), narrow, self.context.hosts, self.left)
@@ -213,7 +215,7 @@ class _Emission:
         """A value out of nothing in place of one that the host is going to make."""
         if not isinstance(variable.ty, relax.TensorType):
             return View(relax.Var("lost", variable.ty), "", 1, 1)
-        shape = shape_of(variable)
+        shape = shape_of(variable) if is_static(variable) else ()
         made = self.builder.emit(dialect.raw_host([], [(base_shape(shape), dtype_of(variable))], 0))
         return views.dense(self.builder.emit(relax.TupleGetItem(made, 0)), shape)
 
@@ -244,7 +246,8 @@ def _caches(bindings: list[Any], values: dict[Any, Any]) -> set[Any]:
     """The values that attention takes as past keys and values, or that rows are appended to."""
     calls = [b.value for b in bindings if _operator(b.value) == "npu.raw_attention"]
     starts = [(call, int(call.attrs["past_at"])) for call in calls]
-    appended = [parts for b in bindings if (parts := cache_parts(values, b.value)) is not None]
+    concats = [b.value for b in bindings if _operator(b.value) == "relax.concat"]
+    appended = [parts for value in concats if (parts := cache_parts(values, value)) is not None]
     return {arg for call, at in starts if at for arg in call.args[at : at + 2]} | {past for past, _ in appended}
 
 
@@ -273,7 +276,9 @@ def _unreachable(call: Any, env: dict[Any, View]) -> list[Any]:
 
 def _is_cache(view: View) -> bool:
     """Keys or values by heads over a matrix by tokens, which the graph returns."""
-    return view.dims is None and view.heads > 1 and len(view.axes) == 4 and view.is_laid_out("hmd")
+    if len(shape_of(view.base)) != 2 or len(view.axes) != 4:
+        return False
+    return view.dims is None and view.heads > 1 and view.is_laid_out("hmd")
 
 
 def _parameter_view(parameter: Any, flat: Any) -> View:
@@ -289,6 +294,13 @@ def _with_parameters(module: Any, extra: list[Any]) -> Any:
         list(function.params) + extra, function.body, function.ret_ty, function.is_pure, function.attrs
     )
     return IRModule({"main": wider})
+
+
+def _owners(module: Any) -> dict[str, str]:
+    """The call behind each result that is one of several."""
+    bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
+    items = [binding for binding in bindings if isinstance(binding.value, relax.TupleGetItem)]
+    return {binding.var.name: binding.value.tuple_value.name for binding in items}
 
 
 def _node_of(imported: Imported, variable: Any) -> str:
