@@ -22,7 +22,7 @@ from firsttoken_compiler.frontend.converters import CONVERTERS
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 from firsttoken_compiler.frontend.partition import OPERATOR, Segment, TensorType, value_types
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, GenericConst, onnx_frontend, relax, tvm
+from firsttoken_compiler.tvm.api import Call, GenericConst, is_static, onnx_frontend, relax, shape_of, tvm
 
 CONSTANT_ELEMENTS: Final = 1
 """Embedded initialisers up to this size become constants (shapes, axes, epsilons); larger ones stay parameters."""
@@ -99,6 +99,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
                 del self._inputs[name]
         self.names = tuple(self._inputs)
         self._inputs.update(self._lazy)
+        self._given = {value.name for value in self._inputs.values()}
 
     def _check_for_unsupported_ops(self, graph: Any) -> None:
         """What no converter reads is left to the host."""
@@ -114,15 +115,40 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             if reason is None:
                 try:
                     super()._construct_nodes(SimpleNamespace(node=[node]))
-                    continue
+                    reason = self._mistyped(node)
+                    if reason is None:
+                        continue
                 except StudentError as error:
                     reason = str(error)
                 except Exception as error:  # TVM checks little of what it reads, so a damaged graph may raise anything
                     reason = (str(error).strip() or type(error).__name__).splitlines()[-1][-300:]
             self.unreadable[node.name] = reason
-            if self._types is None:
-                self._types = value_types(self._student)
-            self._host(node, self._types)
+            self._host(node, self.types)
+
+    @property
+    def types(self) -> dict[str, TensorType]:
+        """Types of all values that have a static shape."""
+        if self._types is None:
+            self._types = value_types(self._student)
+        return self._types
+
+    def _mistyped(self, node: Any) -> str | None:
+        """What is wrong with the results that TVM made of a node, by the types that the graph declares; else None.
+
+        Records which node the results belong to.
+        """
+        for name in node.output:
+            value = self._nodes.get(name)
+            if not isinstance(value, relax.Expr):
+                continue
+            if isinstance(value, relax.Var) and value.name not in self._given:
+                self.origin.setdefault(value.name, node.name)
+            declared = self.types.get(name)
+            if declared is None or not isinstance(value.ty, relax.TensorType):
+                continue
+            if not is_static(value) or shape_of(value) != declared.shape:
+                return f"the shape of {name!r} as {node.op_type} is imported is not {list(declared.shape)}"
+        return None
 
     def _host(self, node: Any, types: Mapping[str, TensorType]) -> None:
         """Stands in for nodes of the host: one call that makes all results."""

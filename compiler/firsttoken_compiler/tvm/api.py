@@ -27,8 +27,8 @@ for _package, _version in PINS.items():
         )
 
 __all__ = [
-    "Call", "GenericConst", "GlobalVar", "IRModule", "Op", "Schedule", "TensorIntrin", "is_op", "onnx_frontend",
-    "parse_function", "relax", "s_tir", "te", "tirx", "transform", "tvm", "wildcard",
+    "Call", "GenericConst", "GlobalVar", "IRModule", "Op", "Schedule", "TensorIntrin", "is_op", "is_static",
+    "onnx_frontend", "parse_function", "relax", "s_tir", "te", "tirx", "transform", "tvm", "wildcard",
 ]  # fmt: skip
 
 
@@ -40,6 +40,12 @@ def attributes(**values: object) -> object:
 def shape_of(expr: Any) -> tuple[int, ...]:
     """Static shape of a typed Relax expression."""
     return tuple(int(extent) for extent in expr.ty.shape)
+
+
+def is_static(expr: Any) -> bool:
+    """Whether every extent of a tensor is known."""
+    shape = expr.ty.shape
+    return shape is not None and all(isinstance(extent, (int, tirx.IntImm)) for extent in shape)
 
 
 def dtype_of(expr: Any) -> str:
