@@ -16,7 +16,7 @@ from firsttoken_compiler.frontend.check_quantised import check_quantised
 from firsttoken_compiler.frontend.check_tensors import check_tensors, external_of, stored_bytes
 
 MAX_PROTO_BYTES: Final = 2 << 30
-MIN_OPSET, MAX_OPSET = 11, 24
+MIN_OPSET, MAX_OPSET = 11, 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,13 @@ class OnnxStudent:
 
     @cached_property
     def opset(self) -> int:
-        """Version of the default operator set; raises StudentError outside what the importer reads."""
+        """Version of the default operator set; raises StudentError outside what the importer reads.
+
+        A model that imports none has operators of other domains only: the newest.
+        """
         versions = {entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")}
+        if not versions and all(node.domain not in ("", "ai.onnx") for node in self.graph.node):
+            return MAX_OPSET
         if len(versions) != 1 or not MIN_OPSET <= min(versions) <= MAX_OPSET:
             found = " and ".join(map(str, sorted(versions))) or "none"
             raise StudentError(
