@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from firsttoken_compiler.codegen import stored_weights
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.program import Packing, Program, Tensor
 from firsttoken_compiler.isa.types import PACKED, Dtype, pack_int4
@@ -40,6 +41,8 @@ def materialise(program: Program, initialiser: Initialiser, write: Write) -> Non
             packing = _recipe(tensor)
             if packing.form == "plain":
                 _write_plain(tensor, array, write)
+            elif packing.form in stored_weights.FORMS:
+                _write_stored(tensor, packing, array, write)
             else:
                 key = (packing.k, packing.n, packing.panel, packing.bits, packing.group, packing.transposed)
                 matrices.setdefault(key, []).append(tensor)
@@ -48,19 +51,24 @@ def materialise(program: Program, initialiser: Initialiser, write: Write) -> Non
 
 
 def packed_bytes(packing: Packing) -> int:
-    """Bytes of the packed form of `panels` or `scales`."""
+    """Bytes of the packed form of anything in panels."""
+    rows, bits = _rows_and_bits(packing)
     last = -(-packing.n // packing.panel) - 1
     width = packing.n - last * packing.panel
-    if packing.form == "scales":
-        return panel_offset(packing, last) + scale_groups(packing) * width * 2
-    return panel_offset(packing, last) + packing.k * _row_bytes(width, packing.bits)
+    return panel_offset(packing, last) + rows * _row_bytes(width, bits)
 
 
 def panel_offset(packing: Packing, panel: int) -> int:
     """Byte offset of a panel from the tensor's base; all panels before the last are full."""
-    if packing.form == "scales":
-        return panel * scale_groups(packing) * packing.panel * 2
-    return panel * packing.k * _row_bytes(packing.panel, packing.bits)
+    rows, bits = _rows_and_bits(packing)
+    return panel * rows * _row_bytes(packing.panel, bits)
+
+
+def _rows_and_bits(packing: Packing) -> tuple[int, int]:
+    """Rows of a panel and bits of an element."""
+    if packing.form in ("scales", "vectors", "sums"):
+        return scale_groups(packing), {"scales": 16, "vectors": packing.bits, "sums": 32}[packing.form]
+    return packing.k, packing.bits
 
 
 def scale_groups(packing: Packing) -> int:
@@ -129,12 +137,16 @@ def _recipe(tensor: Tensor) -> Packing:
     packing = tensor.packing
     assert packing is not None
     where = f"tensor {tensor.name!r} from {packing.source!r}"
-    if packing.form not in ("panels", "scales", "plain"):
-        raise ProgramError(f"{where}: unknown packing form {packing.form!r}; known: panels, scales, plain")
+    known = ("panels", "scales", "plain", *stored_weights.FORMS)
+    if packing.form not in known:
+        raise ProgramError(f"{where}: unknown packing form {packing.form!r}; known: {', '.join(known)}")
     if packing.form == "plain":
         return packing
-    if min(packing.k, packing.n, packing.panel) < 1 or packing.bits not in (4, 8, 16):
-        raise ProgramError(f"{where}: {packing} needs k, n and panel above 0, and 4, 8 or 16 bits")
+    bits, spelt = ((8, 16, 32), "8, 16 or 32") if packing.form == "vectors" else ((4, 8, 16), "4, 8 or 16")
+    if min(packing.k, packing.n, packing.panel) < 1 or packing.bits not in bits:
+        raise ProgramError(f"{where}: {packing} needs k, n and panel above 0, and {spelt} bits")
+    if packing.form in stored_weights.FORMS:
+        stored_weights.check(packing, where)
     if packing.bits == 16 and packing.form == "scales":
         raise ProgramError(f"{where}: fp16 weights have no scales")
     if packing.bits != 16 and packing.group < 1:
@@ -168,6 +180,14 @@ def _write_matrix(tensors: list[Tensor], array: np.ndarray, write: Write) -> Non
             values, bits = packed[tensor.packing.form]
             offset = panel_offset(tensor.packing, first // packing.panel)
             write(tensor.address + offset, pack_panels(values, packing.panel, bits))
+
+
+def _write_stored(tensor: Tensor, packing: Packing, array: np.ndarray, write: Write) -> None:
+    """Panels of what the file stores quantised, a block at a time."""
+    for first, last in _blocks(packing.n, packing.k, packing.panel):
+        values = stored_weights.columns(packing, tensor.dtype, array, first, last)
+        offset = panel_offset(packing, first // packing.panel)
+        write(tensor.address + offset, pack_panels(values, packing.panel, _rows_and_bits(packing)[1]))
 
 
 def _blocks(n: int, k: int, panel: int) -> Iterator[tuple[int, int]]:

@@ -45,7 +45,11 @@ class Packing:
     source: str
     """Name of the ONNX initialiser."""
     form: str
-    """`panels` (the matrix), `scales` (its scales), `plain` (row-major, only converted)."""
+    """`panels` (the matrix), `scales` (its scales), `plain` (row-major, only converted).
+
+    Of weights that are stored quantised: `stored` (their integers, in panels), `vectors` (scales or zero points, a row
+    per group), `sums` (fp32 sums of the integers of each group and column).
+    """
     k: int
     n: int
     panel: int
@@ -54,6 +58,10 @@ class Packing:
     """Rows of k that share a scale; k itself for per-channel; 0 for float."""
     transposed: bool
     """The initialiser is stored `[n, k]`."""
+    layout: str = ""
+    """How a `stored`, `vectors` or `sums` source lies in the file; see `codegen.stored_weights`."""
+    shift: int = 0
+    """Subtracted from stored integers and zero points: the middle of an unsigned range."""
 
 
 @dataclass(frozen=True, slots=True)

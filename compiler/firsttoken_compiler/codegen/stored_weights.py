@@ -1,0 +1,105 @@
+"""Weights that an ONNX file stores quantised, as the machine reads them: the same integers, in panels.
+
+Unsigned integers are stored minus the middle of their range, and so are their zero points, so that all weights are
+signed; no other arithmetic is done here.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from firsttoken_compiler.errors import ProgramError
+from firsttoken_compiler.isa.program import Packing
+from firsttoken_compiler.isa.types import Dtype
+
+VALUES: Final = ("kn", "nk", "blob")
+"""How the integers lie in the initialiser: `[k, n]`, `[n, k]`, or MatMulNBits' `[n, blocks, packed block]`."""
+ROWS: Final = ("gn", "ng", "n", "one", "blob4", "blob8")
+"""How scales and zero points lie: `[groups, n]`, `[n, groups]`, one per column, one, or packed like the integers."""
+FORMS: Final = ("stored", "vectors", "sums")
+
+
+def check(packing: Packing, where: str) -> None:
+    """Raises ProgramError for a recipe of one of `FORMS` that this module does not make."""
+    known = ROWS if packing.form == "vectors" else VALUES
+    if packing.layout not in known:
+        raise ProgramError(f"{where}: unknown layout {packing.layout!r}; known: {', '.join(known)}")
+    if packing.form != "vectors" and packing.bits not in (4, 8):
+        raise ProgramError(f"{where}: stored weights of {packing.bits} bits; known: 4, 8")
+    if packing.group < 1:
+        raise ProgramError(f"{where}: groups of {packing.group} rows; stored weights need at least 1")
+
+
+def columns(packing: Packing, dtype: Dtype, array: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Columns `[first, last)` of what the recipe describes: `[k or groups, last - first]` in the tensor's numpy type.
+
+    Raises ProgramError when the initialiser has another size, or holds what the recipe's type does not reach.
+    """
+    if packing.form == "vectors":
+        return _rows(packing, dtype, array, first, last)
+    values = _values(packing, array, first, last)
+    if packing.form == "stored":
+        return values
+    starts = np.arange(0, packing.k, packing.group)
+    return np.add.reduceat(values.astype(np.int64), starts, axis=0).astype(np.float32)
+
+
+def _values(packing: Packing, array: np.ndarray, first: int, last: int) -> np.ndarray:
+    k, n, bits = packing.k, packing.n, packing.bits
+    if packing.layout == "blob":
+        raw = _reshaped(packing, array, n, -1)[first:last]
+        if raw.shape[1] * 8 // bits < k:
+            raise _size_error(packing, array, f"{n} rows of at least {k} weights")
+        whole = _unpacked(raw, bits)[:, :k].T
+    elif packing.layout == "nk":
+        whole = _reshaped(packing, array, n, k)[first:last].T
+    else:
+        whole = _reshaped(packing, array, k, n)[:, first:last]
+    limit = 1 << (bits - 1)
+    shifted = whole.astype(np.int16) - np.int16(packing.shift)
+    if shifted.size and not -limit <= int(shifted.min()) <= int(shifted.max()) < limit:
+        raise ProgramError(
+            f"initialiser {packing.source!r} holds integers from {shifted.min() + packing.shift} to "
+            f"{shifted.max() + packing.shift}, which are not of {bits} bits: export the model again"
+        )
+    return np.ascontiguousarray(shifted.astype(np.int8))
+
+
+def _rows(packing: Packing, dtype: Dtype, array: np.ndarray, first: int, last: int) -> np.ndarray:
+    n, groups = packing.n, -(-packing.k // packing.group)
+    if packing.layout == "gn":
+        part = _reshaped(packing, array, groups, n)[:, first:last]
+    elif packing.layout == "ng":
+        part = _reshaped(packing, array, n, groups)[first:last].T
+    elif packing.layout in ("n", "one"):
+        row = _reshaped(packing, array, 1, n if packing.layout == "n" else 1)
+        part = np.broadcast_to(np.broadcast_to(row, (1, n))[:, first:last], (groups, last - first))
+    else:
+        bits = int(packing.layout.removeprefix("blob"))
+        part = _unpacked(_reshaped(packing, array, n, -(-groups * bits // 8))[first:last], bits)[:, :groups].T
+    wide = part.astype(np.float32)
+    made = (wide - np.float32(packing.shift)).astype(dtype.numpy)
+    if not np.isfinite(wide).all() or not np.array_equal(made.astype(np.float32), wide - np.float32(packing.shift)):
+        raise ProgramError(
+            f"initialiser {packing.source!r} holds numbers that are not finite or not {dtype.text}: "
+            "quantise the model again"
+        )
+    return np.ascontiguousarray(made)
+
+
+def _reshaped(packing: Packing, array: np.ndarray, rows: int, width: int) -> np.ndarray:
+    if (width >= 0 and array.size != rows * width) or array.size % rows:
+        raise _size_error(packing, array, f"{rows} x {width if width >= 0 else 'any'} elements")
+    return array.reshape(rows, width)
+
+
+def _size_error(packing: Packing, array: np.ndarray, expected: str) -> ProgramError:
+    return ProgramError(f"initialiser {packing.source!r} has shape {array.shape}, its packing expects {expected}")
+
+
+def _unpacked(raw: np.ndarray, bits: int) -> np.ndarray:
+    """Unsigned integers of rows of bytes, the low ones first."""
+    data = np.ascontiguousarray(raw).view(np.uint8)
+    if bits == 8:
+        return data
+    return np.stack([data & 15, data >> 4], axis=-1).reshape(data.shape[0], -1)
