@@ -13,6 +13,7 @@ from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent, from_model
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.program import Program, parse_listing
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Engine
 from firsttoken_compiler.options import resolve
 from firsttoken_compiler.pipeline import PIPELINE, compile_onnx
 from firsttoken_compiler.target.target import Target
@@ -38,7 +39,8 @@ def test_a_program_is_verified_and_says_what_it_is(student: OnnxStudent) -> None
     program = compiled(student, meta={"student": "tiny"})
     verify(program, TARGET)
     assert program.meta["student"] == "tiny"
-    assert program.meta["host_fallbacks"] == []
+    assert program.hosts == ()
+    assert not (program.code[:, word.QUEUE] % ENGINES_PER_CORE == Engine.HOST).any()
     assert program.meta["kv"] == {
         f"past_key_values.{i}.{s}": f"present.{i}.{s}" for i in range(2) for s in ("key", "value")
     }

@@ -247,7 +247,7 @@ def op_rows(phase: Phase) -> list[OpRow]:
                 **{name: getattr(op, name) for name in ("kind", "module", "w_bits", "a_bits", "m", "n", "k", "tile")},
                 "op": op.name,
                 "onnx_node": " ".join(op.onnx_nodes),
-                "engine": _engine(table, i),
+                "engine": "host" if op.kind == "host" else _engine(table, i),
                 "bound": bound_word(table.time_fs[i]),
                 "instr_first": op.first,
                 "instr_last": op.last,

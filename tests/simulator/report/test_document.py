@@ -16,7 +16,7 @@ from firsttoken_simulator.report.ops_csv import ops_csv
 
 @pytest.fixture(scope="module")
 def document(make_case) -> RunDocument:
-    program, timeline, target = make_case(200, 1)
+    program, timeline, target = make_case(200, 1, hosts=True)
     result = energy(program, timeline, target)
     decoded = make_case(60, 2)
     step = (decoded[0], decoded[1], energy(*decoded))
@@ -24,15 +24,20 @@ def document(make_case) -> RunDocument:
 
 
 @settings(max_examples=15, deadline=None)
-@given(count=st.integers(1, 150), seed=st.integers(0, 10_000))
-def test_totals_equal_the_sums_of_their_parts(make_case, count: int, seed: int) -> None:
-    program, timeline, target = make_case(count, seed)
+@given(count=st.integers(1, 150), seed=st.integers(0, 10_000), hosts=st.booleans())
+def test_totals_equal_the_sums_of_their_parts(make_case, count: int, seed: int, hosts: bool) -> None:
+    program, timeline, target = make_case(count, seed, hosts=hosts)
     run = build_run(program, timeline, target, energy(program, timeline, target))
     assert sum(row.cycles for row in run.ops) + run.host_cycles == run.ttft_cycles
     assert run.ttft_ms == pytest.approx(run.host_ms + run.npu_ms, rel=1e-12)
     assert sum(run.time_by_bound_ms.values()) == pytest.approx(run.ttft_ms, rel=1e-12)
     assert sum(run.energy_by_component_mj.values()) == pytest.approx(run.energy_mj, rel=1e-12)
     assert sum(row.energy_nj for row in run.ops) + run.dispatch_energy_nj == pytest.approx(run.energy_mj * 1e6)
+    assert len(run.host_calls) == len(program.hosts)
+    assert sum(run.time_by_bound_ms.values()) - run.time_by_bound_ms["dispatch"] == pytest.approx(run.npu_ms)
+    assert [row.dram_read_bytes + row.dram_write_bytes for row in run.ops if row.kind == "host"] == [
+        call.dram_bytes for call in run.host_calls
+    ]
     for row in run.ops:
         parts = (getattr(row, f"energy_{name}_nj") for name in ("mac", "vector", "sram", "dram", "bus", "static"))
         assert sum(parts) == pytest.approx(row.energy_nj)
@@ -45,11 +50,34 @@ def test_totals_equal_the_sums_of_their_parts(make_case, count: int, seed: int) 
     assert run.ttft_cycles * timeline.period_fs / 1e12 == pytest.approx(run.ttft_ms, abs=2 * timeline.period_fs / 1e12)
 
 
-def test_host_time_is_dispatch_and_fallbacks(make_case, document: RunDocument) -> None:
+def test_calls_of_the_host_are_listed_with_their_nodes_and_time(make_case, document: RunDocument) -> None:
     target = make_case(1)[2]
-    assert document.host_fallbacks == ["embed"]
-    assert document.time_by_bound_ms["dispatch"] == pytest.approx(target.host.dispatch_us / 1e3)
-    assert document.time_by_bound_ms["host_fallback"] == pytest.approx(target.host.fallback_us / 1e3)
+    ops = [3 + 4 * number for number in range(6)]
+    assert document.host_fallbacks == [node for op in ops for node in (f"node{op}", "between")]
+    assert document.host_ms == document.time_by_bound_ms["dispatch"] == pytest.approx(target.host.dispatch_us / 1e3)
+    assert 0 < document.time_by_bound_ms["host_fallback"] <= sum(call.ms for call in document.host_calls)
+    assert [call.name for call in document.host_calls] == [document.ops[op].op for op in ops]
+    assert [op for op, row in enumerate(document.ops) if row.kind == row.engine == "host"] == ops
+    for number, call in enumerate(document.host_calls):
+        seconds = max(1000 / target.host.flops, 10**6 * number / target.host.bytes_per_s)
+        moved = 7 * 256 / target.host.bytes_per_s
+        assert call.ms == pytest.approx(target.host.fallback_us / 1e3 + (seconds + moved) * 1e3, rel=1e-9)
+        assert (call.reason, call.dram_bytes) == ("no NPU operator", 7 * 256)
+
+
+def test_without_calls_of_the_host_its_time_is_the_dispatch(make_case) -> None:
+    program, timeline, target = make_case(100, 3)
+    run = build_run(program, timeline, target, energy(program, timeline, target))
+    assert (run.host_fallbacks, run.host_calls, run.time_by_bound_ms["host_fallback"]) == ([], [], 0)
+
+
+def test_a_host_that_is_waited_for_is_what_the_time_is_spent_on(make_case) -> None:
+    """A slow host holds the critical path."""
+    program, timeline, target = make_case(32, 0, hosts=True, fallback_us=1e6)
+    run = build_run(program, timeline, target, energy(program, timeline, target))
+    assert run.time_by_bound_ms["host_fallback"] / run.npu_ms > 0.99
+    assert [row.bound == "host" for row in run.ops] == [row.kind == "host" for row in run.ops]
+    assert "host" in {link.bound for link in run.critical_path.chain}
 
 
 def test_dram_bytes_follow_the_tensor_of_the_address(make_case) -> None:
