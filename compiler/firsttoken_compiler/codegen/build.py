@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from firsttoken_compiler.codegen import images
 from firsttoken_compiler.codegen.staging import over_rows
 from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.tir_reader import read
 from firsttoken_compiler.codegen.unroll import Place, unroll
 from firsttoken_compiler.isa.types import Space
-from firsttoken_compiler.schedule import attention, linear, rowwise
+from firsttoken_compiler.schedule import attention, linear, rowwise, windows
 from firsttoken_compiler.schedule.kernel import Scheduled
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.schedule.tiling import Room, choose_attention, choose_linear, choose_rows
@@ -22,6 +23,8 @@ def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Roo
     if spec.kind == "attention":
         chosen = choose_attention(spec, spaces, target, room)
         return _template(attention.schedule(spec, spaces, chosen, target), spaces, target)
+    if spec.kind in windows.KINDS:
+        return images.build(spec, spaces, target, (room.preferred, room.limit))
     rows = choose_rows(spec, spaces, target, room)
     scheduled = rowwise.schedule(spec, spaces, rows, target)
     body, params = read(scheduled.lowered(), outer=1)

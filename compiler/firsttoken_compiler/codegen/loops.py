@@ -16,7 +16,10 @@ Offset = Callable[[list[int]], int]
 """Values of the sequential loops, outermost first → a number."""
 
 Value = tuple[Any, ...]
-"""`("load", Access)`, `("const", float)`, `("index", Offset, coefficients)` or `(operation, *values)`."""
+"""`("load", Access)`, `("const", float)`, `("index", Offset, coefficients)` or `(operation, *values)`.
+
+`("fill", float)` is a constant that an instruction of its own stores; a nest of `const` waits for one that absorbs it.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,4 +105,19 @@ class Loop:
     body: list[Statement] = field(default_factory=list)
 
 
-Statement = Alloc | Nest | GatherNest | MatmulCall | Loop
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """Nests that depend on the sequential loops as no affine address can say (padding): made as loops are unrolled.
+
+    Every iteration touches the same buffers with the same engines.
+    """
+
+    make: Callable[[list[int]], list[Nest]]
+
+    @property
+    def sample(self) -> list[Nest]:
+        """The nests of the first iteration."""
+        return self.make([0] * 16)
+
+
+Statement = Alloc | Nest | GatherNest | MatmulCall | Loop | Computed

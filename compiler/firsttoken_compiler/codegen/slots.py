@@ -9,6 +9,7 @@ from firsttoken_compiler.codegen.loops import (
     Access,
     Alloc,
     Buffer,
+    Computed,
     GatherNest,
     Loop,
     MatmulCall,
@@ -81,6 +82,8 @@ def _uses(buffer: Buffer, body: list[Statement], spaces: list[Space]) -> Iterato
     for statement in body:
         if isinstance(statement, Loop):
             yield from _uses(buffer, statement.body, spaces)
+        elif isinstance(statement, Computed):
+            yield from _uses(buffer, [*statement.sample], spaces)
         elif isinstance(statement, MatmulCall):
             yield from ((Engine.MATRIX, True) for _ in (1,) if statement.acc.buffer is buffer)
             yield from ((Engine.MATRIX, False) for access in (statement.a, statement.w) if access.buffer is buffer)
@@ -110,7 +113,7 @@ def loads(value: Value) -> Iterator[Access]:
     """All accesses that a value reads."""
     if value[0] == "load":
         yield value[1]
-    elif value[0] not in ("const", "index"):
+    elif value[0] not in ("const", "index", "fill"):
         for part in value[1:]:
             yield from loads(part)
 

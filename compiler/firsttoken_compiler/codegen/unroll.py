@@ -16,6 +16,7 @@ from firsttoken_compiler.codegen.loops import (
     Access,
     Alloc,
     Buffer,
+    Computed,
     GatherNest,
     Loop,
     MatmulCall,
@@ -82,6 +83,9 @@ class _Unroller:
                 self._matmul(statement)
             elif isinstance(statement, GatherNest):
                 self._gather(statement)
+            elif isinstance(statement, Computed):
+                for nest in statement.make(self.env):
+                    self._nest(nest)
             else:
                 self._nest(statement)
 

@@ -46,7 +46,7 @@ class Streams:
     def expression(self, value: Value, own: Access | None, initial: float | None) -> Expr:
         """The expression; a load of the destination `own` that is still `initial` is that constant."""
         kind = value[0]
-        if kind == "const":
+        if kind in ("const", "fill"):
             return float(value[1])
         if kind == "load":
             if own is not None and initial is not None and value[1].buffer is own.buffer:

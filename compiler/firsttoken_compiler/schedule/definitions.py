@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from firsttoken_compiler.isa.types import Dtype
-from firsttoken_compiler.schedule import vector_definitions
+from firsttoken_compiler.schedule import vector_definitions, vision_definitions
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.tvm.api import te, tirx
 
@@ -167,7 +167,7 @@ def _kv_rows(spec: KernelSpec, p: list[Any]) -> list[Any]:
 
 
 def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
-    """Accumulate per group of k, then scale per token and per column, add bias and residual, narrow."""
+    """Accumulate per group of k, take off zero points, scale per token and column, add bias and residual, narrow."""
     operands = linear_operands(spec, p)
     m, k = spec.args[0].shape
     n = spec["n"]
@@ -178,8 +178,12 @@ def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
     r = te.reduce_axis((0, k), "r")
     if groups == 1:
         acc = te.compute((m, n), lambda i, j: te.sum(a[i, r].astype(wide) * w[r, j].astype(wide), axis=r), name="C")
-        total = te.compute((m, n), lambda i, j: epilogue(spec, operands, _f32(acc[i, j]), i, j, single=True), name="O")
-        return [total]
+
+        def single(i: Any, j: Any) -> Any:
+            value = without_zero_points(operands, _f32(acc[i, j]), i, 0, (0, j))
+            return epilogue(spec, operands, value, i, j, single=True)
+
+        return [te.compute((m, n), single, name="O")]
     scaled = te.compute(
         (m, n),
         lambda i, j: te.sum(
@@ -187,24 +191,60 @@ def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
         ),
         name="P",
     )
-    return [te.compute((m, n), lambda i, j: epilogue(spec, operands, scaled[i, j], i, j, single=False), name="O")]
+    if not spec.get("zeros") and not spec.get("asymmetric"):
+        return [te.compute((m, n), lambda i, j: epilogue(spec, operands, scaled[i, j], i, j, single=False), name="O")]
+    g = te.reduce_axis((0, groups), "g")
+    shift = te.compute(
+        (m, n),
+        lambda i, j: te.sum(
+            without_zero_points(operands, te.const(0.0), i, g, (g, j)) * _f32(operands["w_scale"][g, j]), axis=g
+        ),
+        name="Z",
+    )
+    return [
+        te.compute(
+            (m, n), lambda i, j: epilogue(spec, operands, scaled[i, j] + shift[i, j], i, j, single=False), name="O"
+        )
+    ]
+
+
+def linear_names(spec: KernelSpec) -> list[str]:
+    """Names of a product's operands in the order of the call.
+
+    `a_zero`: the zero point of all activations, with `w_sum`, sums of the weights per group and column. `a_sum`: sums of
+    the activations, less their zero point, per token and group, with `w_zero`, the weights' zero points.
+    """
+    names = ["a", "w"]
+    if spec["acts"] in ("int8", "int16"):
+        names.append("a_scale")
+    given = {
+        "a_zero": spec.get("asymmetric"), "a_sum": spec.get("zeros"), "w_scale": spec["group"],
+        "w_zero": spec.get("zeros"), "w_sum": spec.get("asymmetric"), **{name: spec.get(name) for name in ADDED},
+    }  # fmt: skip
+    return names + [name for name, present in given.items() if present]
 
 
 def linear_operands(spec: KernelSpec, p: list[Any]) -> dict[str, Any]:
-    """Optional operands of a product by name: a_scale, w_scale, bias, residual, factor (the order of the call)."""
-    names = []
-    if spec["acts"] in ("int8", "int16"):
-        names.append("a_scale")
-    if spec["group"]:
-        names.append("w_scale")
-    names += [name for name in ADDED if spec.get(name)]
-    return dict(zip(names, p[2:], strict=True))
+    """Optional operands of a product by name."""
+    return dict(zip(linear_names(spec)[2:], p[2:], strict=True))
+
+
+def without_zero_points(operands: dict[str, Any], value: Any, i: Any, g: Any, column: tuple[Any, ...]) -> Any:
+    """A group's sum of products of what is stored, as the sum of products of values less their zero points.
+
+    sum (a - az)(w - wz) = sum a w - az sum w - wz sum (a - az). Exact while each of these is below 2^24.
+    """
+    if "a_zero" in operands:
+        value = value - operands["a_zero"][0, 0] * operands["w_sum"][column]
+    if "a_sum" in operands:
+        value = value - operands["a_sum"][i, g] * _f32(operands["w_zero"][column])
+    return value
 
 
 def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: Any, *, single: bool) -> Any:
     """Scales, bias, residual, SiLU, factor, narrowing of one element; `single`: the weight's scale is per channel."""
     if "a_scale" in operands:
-        value = value * operands["a_scale"][i, 0]
+        value = value * operands["a_scale"][i if spec.args[2].shape[0] > 1 else 0, 0]
     if "w_scale" in operands and single:
         value = value * _f32(operands["w_scale"][0, j])
     if "bias" in operands:
@@ -251,9 +291,9 @@ def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
 
 
 def mask(spec: KernelSpec, p: list[Any], value: Any, i: Any, t: Any) -> Any:
-    """Adds the mask operand, or removes keys behind the query; `MASKED` stands for minus infinity."""
+    """Adds the mask operand `[rows or 1, keys]`, or removes keys behind the query; `MASKED` stands for minus infinity."""
     if spec["mask"]:
-        return value + p[3][i, t]
+        return value + p[3][0 if spec.args[3].shape[0] == 1 else i, t]
     if spec["causal"]:
         return te.if_then_else(t <= i + spec["past"], value, tirx.const(MASKED, "float32"))
     return value
@@ -264,6 +304,6 @@ _DEFINITIONS: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
     "rope": _rope,
     "gather": _gather, "kv_append": _kv_append, "host": _host, "linear": _linear, "attention": _attention,
     "layer_norm": lambda spec, p: vector_definitions.layer_norm(spec, p, _quantise_rows),
-    **vector_definitions.DEFINITIONS,
+    **vector_definitions.DEFINITIONS, **vision_definitions.DEFINITIONS,
 }  # fmt: skip
 _BY_ELEMENT: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {"rope": _rope_by_head, "kv_append": _kv_rows}

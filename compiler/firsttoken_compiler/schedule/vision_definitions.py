@@ -1,0 +1,61 @@
+"""TE of the operators on images: windows, pools, transposition. An image is a matrix `[height * width, channels]`.
+
+They say what TVM plans memory for and what the kernels of `codegen.images` compute; these know the padding and are
+not lowered from here.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from firsttoken_compiler.schedule.spec import NAMES, KernelSpec
+from firsttoken_compiler.schedule.windows import Windows
+from firsttoken_compiler.tvm.api import te, tirx
+
+
+def _pixel(shape: Windows, x: Any, i: Any, ky: Any, kx: Any, c: Any, outside: float) -> Any:
+    """What a tap of output pixel i meets, in fp32; `outside` in the padding."""
+    y = i // shape.out[1] * shape.stride[0] + ky * shape.dilation[0] - shape.before[0]
+    z = i % shape.out[1] * shape.stride[1] + kx * shape.dilation[1] - shape.before[1]
+    inside = tirx.all(y >= 0, y < shape.height, z >= 0, z < shape.width)
+    return te.if_then_else(inside, x[y * shape.width + z, c].astype("float32"), tirx.const(outside, "float32"))
+
+
+def _windows(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """Row i: the pixels under the kernel for output pixel i, tap by tap, zero in the padding."""
+    shape = Windows.of(spec)
+    across = shape.kernel[1] * shape.channels
+
+    def element(i: Any, f: Any) -> Any:
+        tap = f // across, f % across // shape.channels
+        return _pixel(shape, p[0], i, *tap, f % shape.channels, 0.0).astype(NAMES[spec.outs[0].dtype])
+
+    return [te.compute(spec.outs[0].shape, element, name="out")]
+
+
+def _pool(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """The largest pixel under the kernel, or the sum times `scale`, or times a factor per output pixel."""
+    shape, average = Windows.of(spec), spec["mode"] == "average"
+    ky, kx = (te.reduce_axis((0, extent), name) for extent, name in zip(shape.kernel, ("ky", "kx"), strict=True))
+    fold, outside = (te.sum, 0.0) if average else (te.max, float("-inf"))
+    folded = te.compute(
+        spec.outs[0].shape,
+        lambda i, c: fold(_pixel(shape, p[0], i, ky, kx, c, outside), axis=[ky, kx]),
+        name="folded",
+    )
+
+    def element(i: Any, c: Any) -> Any:
+        value = folded[i, c]
+        if average:
+            value = value * (p[1][i, 0] if len(p) > 1 else float(spec["scale"]))
+        return value.astype(NAMES[spec.outs[0].dtype])
+
+    return [te.compute(spec.outs[0].shape, element, name="out")]
+
+
+def _transpose(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    return [te.compute(spec.outs[0].shape, lambda i, j: p[0][j, i].astype(NAMES[spec.outs[0].dtype]), name="out")]
+
+
+DEFINITIONS: Final[dict[str, Callable[[KernelSpec, list[Any]], list[Any]]]] = {
+    "windows": _windows, "pool": _pool, "transpose": _transpose,
+}  # fmt: skip
