@@ -13,7 +13,7 @@ import numpy as np
 
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.host_call import HostCall, HostValue
-from firsttoken_compiler.isa.types import PACKED
+from firsttoken_compiler.isa.types import PACKED, Dtype
 
 
 class _Runner(Protocol):
@@ -27,7 +27,7 @@ class HostRuntime:
 
     calls: tuple[HostCall, ...]
     _states: dict[int, CallState] = field(default_factory=dict)
-    _runners: dict[bytes, _Runner] = field(default_factory=dict)
+    _runners: dict[tuple[bytes, ...], _Runner] = field(default_factory=dict)
 
     def call(self, index: int) -> CallState:
         """The state of a call; raises ProgramError when the program has none of that number."""
@@ -37,11 +37,15 @@ class HostRuntime:
             self._states[index] = CallState(self.calls[index], self)
         return self._states[index]
 
-    def runner(self, model: bytes) -> _Runner:
-        """What executes a subgraph; raises ProgramError when nothing here can."""
-        if model not in self._runners:
-            self._runners[model] = _load(model)
-        return self._runners[model]
+    def runner(self, model: bytes, packed: dict[str, np.ndarray]) -> _Runner:
+        """What executes a subgraph; raises ProgramError when nothing here can.
+
+        `packed` operands become part of the subgraph: onnxruntime takes no arrays of four-bit numbers from outside.
+        """
+        key = (model, *(part for name in sorted(packed) for part in (name.encode(), packed[name].tobytes())))
+        if key not in self._runners:
+            self._runners[key] = _load(_with_constants(model, packed) if packed else model)
+        return self._runners[key]
 
 
 @dataclass
@@ -67,7 +71,9 @@ class CallState:
         feeds = {value.name: self.operands[slot] for slot, value in enumerate(self.entry.inputs)}
         self.operands = {}
         try:
-            self.results = self.runtime.runner(self.entry.model)(feeds)
+            packed = {name: array for name, array in feeds.items() if array.dtype.kind == "V"}
+            plain = {name: array for name, array in feeds.items() if name not in packed}
+            self.results = self.runtime.runner(self.entry.model, packed)(plain)
         except ProgramError:
             raise
         except Exception as error:  # onnxruntime's errors derive from nothing narrower
@@ -82,8 +88,28 @@ class CallState:
             raise ProgramError(
                 f"call {self.entry.name} makes {value.name} of shape {list(found.shape)}, expected {list(value.shape)}"
             )
-        narrowed = np.ascontiguousarray(found.astype(value.dtype.numpy))
+        narrowed = np.ascontiguousarray(_narrow(found, value.dtype))
         return narrowed.reshape(-1).view(np.uint8)
+
+
+def _narrow(values: np.ndarray, dtype: Dtype) -> np.ndarray:
+    """In the type of the memory; finite numbers beyond float16, as in masks, become its largest."""
+    if dtype is Dtype.F16 and values.dtype != np.float16:
+        largest = float(np.finfo(np.float16).max)
+        values = np.where(np.isfinite(values), np.clip(values, -largest, largest), values)
+    return values.astype(dtype.numpy)
+
+
+def _with_constants(model: bytes, constants: dict[str, np.ndarray]) -> bytes:
+    """The subgraph with some of its inputs as initialisers."""
+    import onnx
+
+    parsed = onnx.load_model_from_string(model)
+    inputs = [value for value in parsed.graph.input if value.name not in constants]
+    del parsed.graph.input[:]
+    parsed.graph.input.extend(inputs)
+    parsed.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    return bytes(parsed.SerializeToString())
 
 
 def _tensor(value: HostValue, data: np.ndarray) -> np.ndarray:
@@ -92,7 +118,7 @@ def _tensor(value: HostValue, data: np.ndarray) -> np.ndarray:
 
     if value.dtype in PACKED:
         flat = np.stack([data & 15, data >> 4], axis=-1).reshape(-1)
-        if value.dtype.name == "I4":
+        if value.dtype is Dtype.I4:
             flat = (flat.astype(np.int8) ^ 8) - 8
     else:
         flat = data.view(value.dtype.numpy)
