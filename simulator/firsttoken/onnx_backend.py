@@ -15,7 +15,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 from onnx.backend.base import Backend, BackendRep
 
-from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.errors import OptionError, StudentError
 from firsttoken_compiler.options import Precision
 
 if TYPE_CHECKING:
@@ -115,9 +115,7 @@ class NpuBackend(Backend):
             raise OptionError(f"device {device!r}: this backend has {', '.join(DEVICES)}")
         machine = target_of(target)
         if isinstance(model, ModelProto):
-            copy = ModelProto()
-            copy.CopyFrom(model)
-            student = from_model(copy, Path(), copy.graph.name or "model")
+            student = from_model(_readable(model), Path(), model.graph.name or "model")
         else:
             student = open_student(Path(model))
         inputs = tuple(value.name for value in student.graph.input if value.name not in student.initializers)
@@ -148,6 +146,26 @@ class NpuBackend(Backend):
         """
         version = int(kwargs.pop("opset_version", 0))
         return cls.run_model(_model_of(node, list(inputs), outputs_info, version), inputs, device, **kwargs)
+
+
+def _readable(model: ModelProto) -> ModelProto:
+    """A copy of the model; one of an older operator set than the compiler reads is converted by ONNX's converter."""
+    from onnx import version_converter
+
+    from firsttoken_compiler.frontend.onnx_file import MIN_OPSET
+
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions or versions[0] >= MIN_OPSET:
+        return copy
+    try:
+        return version_converter.convert_version(copy, MIN_OPSET)
+    except Exception as error:  # the converter's errors derive from nothing narrower
+        raise StudentError(
+            f"{model.graph.name}: opset {versions[0]}, supported are {MIN_OPSET} and later, and ONNX's version converter "
+            f"fails ({str(error).strip()[-200:]}): export the model again"
+        ) from error
 
 
 def _model_of(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.check_graph import all_nodes
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent, with_nodes
 from firsttoken_compiler.frontend.prepared import restored
 
@@ -188,10 +189,7 @@ def _model(
 
     model = ModelProto()
     model.ir_version = student.model.ir_version
-    model.opset_import.extend(student.model.opset_import)
-    domains = {entry.domain for entry in model.opset_import}
-    for domain in {node.domain for node in nodes} - domains:
-        model.opset_import.append(helper.make_opsetid(domain, 1))
+    model.opset_import.extend(_operator_sets(student, nodes))
     model.functions.extend(student.model.functions)
     graph = model.graph
     graph.name = "host"
@@ -208,6 +206,24 @@ def _model(
             else:
                 graph.initializer.append(numpy_helper.from_array(student.array(name), name))
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _operator_sets(student: OnnxStudent, nodes: list[Any]) -> list[Any]:
+    """The operator sets of a subgraph: of ONNX's own the oldest in which these nodes are what they are in the student's.
+
+    Runtimes know new sets late, and most operators of a new set are those of an old one.
+    """
+    from onnx import defs, helper
+
+    sets = [entry for entry in student.model.opset_import if entry.domain not in ("", "ai.onnx")]
+    inside = list(all_nodes(nodes))
+    for domain in {node.domain for node in inside} - {entry.domain for entry in sets} - {"", "ai.onnx"}:
+        sets.append(helper.make_opsetid(domain, 1))
+    version = student.opset
+    plain = [node for node in inside if node.domain in ("", "ai.onnx")]
+    if not student.model.functions and all(defs.has(node.op_type, version) for node in plain):
+        version = max((defs.get_schema(node.op_type, version).since_version for node in plain), default=version)
+    return [helper.make_opsetid("", version), *sets]
 
 
 def operations(node: Any, types: Mapping[str, TensorType]) -> int:
