@@ -14,7 +14,7 @@ from firsttoken_compiler.passes.lower import Launch, Launches
 from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.schedule.spec import KernelSpec
 
-_OWN_NAME = ("linear", "rms_norm", "gather", "row", "columns", "add")
+_OWN_NAME = ("linear", "rms_norm", "layer_norm", "gather", "row", "columns", "add")
 """Kinds that the module's path names well enough."""
 _PLACES = {Space.SPAD: "scratchpad", Space.DRAM: "DRAM"}
 
@@ -108,7 +108,7 @@ def norm_lines(
     nodes: dict[str, tuple[str, ...]], launches: Launches, placement: Placement, decisions: Iterable[NormDecision]
 ) -> list[str]:
     """A line per norm: what it keeps, for how many products, and where."""
-    made = {launch.label: launch for launch in launches.launches if launch.spec.kind == "rms_norm"}
+    made = {launch.label: launch for launch in launches.launches if launch.spec.kind in ("rms_norm", "layer_norm")}
     lines = []
     for decision in decisions:
         behind = nodes.get(decision.name, ())

@@ -1,4 +1,4 @@
-"""Low-precision norm caching: what each RMSNorm keeps for its consumers, and who computes what again.
+"""Low-precision norm caching: what each norm keeps for its consumers, and who computes what again.
 
 `int8`/`int16`: the norm is quantised once, per token, and every product that follows reads that (q, k, v; gate, up).
 `fp16`: the norm is kept in fp16; consumers that want integers quantise it themselves.
@@ -69,7 +69,7 @@ class _State:
 
     def _norm_behind(self, value: Any) -> Any | None:
         value, _ = self._quantise_behind(value)
-        return value if self._is(value, "npu.rms_norm") else None
+        return value if self._is_norm(value) else None
 
     def _quantise_behind(self, value: Any) -> tuple[Any, Any | None]:
         """(what is quantised, the quantise variable) when `value` is a quantised matrix, else (value, None)."""
@@ -77,6 +77,9 @@ class _State:
         if isinstance(bound, relax.TupleGetItem) and self._is(bound.tuple_value, "npu.quantise"):
             return self.producers[bound.tuple_value].args[0], bound.tuple_value
         return value, None
+
+    def _is_norm(self, value: Any) -> bool:
+        return self._is(value, "npu.rms_norm") or self._is(value, "npu.layer_norm")
 
     def _is(self, value: Any, name: str) -> bool:
         bound = self.producers.get(value)
@@ -89,7 +92,7 @@ class _State:
         attrs = dialect.plain_attributes(call)
         rest = args[3:] if quantise is not None else args[2:]
         acts = str(attrs["acts"])
-        if self._is(source, "npu.rms_norm"):
+        if self._is_norm(source):
             if self.mode in INTEGER and int(attrs["bits"]) != 16:
                 acts = self.mode
             operands = self._normed(state, source, acts)
@@ -111,7 +114,7 @@ class _State:
         key = (norm, attrs["out"])
         if self.mode == "off" or key not in self.fused:
             before, state.current = state.current, norm.name
-            made = state.emit(dialect.call("npu.rms_norm", arguments, **attrs))
+            made = state.emit(dialect.call(call.op.name, arguments, **attrs))
             parts = _parts(state, made) if acts in INTEGER else [made]
             state.current = before
             if self.mode == "off":

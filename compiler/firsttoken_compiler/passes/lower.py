@@ -56,6 +56,8 @@ class Launches:
     outputs: tuple[Value, ...]
     params: dict[str, Arg]
     module: Any
+    reshaped: frozenset[str] = frozenset()
+    """Storages whose values are also seen as matrices of other rows, so that rows may lie nowhere but densely."""
 
 
 def _spec(call: Any) -> KernelSpec:
@@ -104,6 +106,11 @@ class Lower:
         return _Reader(module, quantised).read()
 
 
+def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What decides how rows lie in the scratchpad: the extents of a matrix of several rows, nothing for the rest."""
+    return shape if len(shape) == 2 and shape[0] > 1 else ()
+
+
 class _Reader:
     """Walks the planned main function: allocations, launches, views, results."""
 
@@ -113,6 +120,7 @@ class _Reader:
         self.storages: dict[Any, Storage] = {}
         self.raw: list[tuple[KernelSpec, list[Any]]] = []
         self.labels: dict[int, str] = {}
+        self.reshaped: set[str] = set()
         self.made_by: dict[Value, int] = {}
 
     def read(self) -> Launches:
@@ -129,7 +137,7 @@ class _Reader:
             Launch(spec, tuple(v[: len(spec.args)]), tuple(v[len(spec.args) :]), self.labels.get(i, ""))
             for i, (spec, v) in enumerate(self.raw)
         )
-        return Launches(launches, tuple(self.storages.values()), outputs, params, self.module)
+        return Launches(launches, tuple(self.storages.values()), outputs, params, self.module, frozenset(self.reshaped))
 
     def _binding(self, variable: Any, value: Any) -> None:
         if isinstance(value, Call) and isinstance(value.op, GlobalVar):
@@ -171,6 +179,8 @@ class _Reader:
             self.values[variable] = Value("output", variable.name, _arg(call.ty))
         elif name in ("relax.reshape", "relax.memory.view"):
             source = self.values[call.args[0]]
+            if source.kind == "storage" and _rows(source.arg.shape) != _rows(shape_of(call)):
+                self.reshaped.add(source.name)
             self.values[variable] = Value(source.kind, source.name, Arg(shape_of(call), source.arg.dtype))
         elif name not in ("relax.memory.kill_storage", "relax.memory.kill_tensor"):
             raise StudentError(f"internal: unexpected {name} after planning")

@@ -72,6 +72,8 @@ class Place:
             if launch.spec.kind == "host":  # the host reaches DRAM only
                 for value in (*launch.args, *launch.outs):
                     sizes.pop(value.name, None)
+        for name in launches.reshaped:
+            sizes.pop(name, None)
         resident: dict[str, int] = {}
         used = 0
         for name in sorted(sizes, key=lambda name: (-traffic[name] / max(1, sizes[name]), name)):

@@ -91,7 +91,17 @@ class _State:
         masks = (list(b.value.args[3:]) for b in bindings if _operator(b.value) == "npu.attention")
         if not dtype.startswith("float") or parameter in self.angles or any(parameter in mask for mask in masks):
             return dtype
+        uses = self.uses.get(parameter, set())
+        if uses & VECTOR and uses <= WIDE:
+            return dtype
         return self._type(parameter)
+
+    def _is_between(self, variable: Any, name: str) -> bool:
+        """Whether a vector operator's result goes nowhere but to vector operators, the host or out of the graph."""
+        uses = self.uses.get(variable, set())
+        if name not in VECTOR | {"npu.add", "npu.rms_norm"} or not uses or not uses <= WIDE:
+            return False
+        return name in VECTOR or bool(uses & (VECTOR | {"output"}))
 
     def _type(self, value: Any) -> str:
         """How a float lies in memory: what matrix unit or cache read is fp16, everything else as `storage` says."""
@@ -176,7 +186,7 @@ class _State:
             return self._host(state, variable, args, attrs)
         if name == "npu.linear":
             return self._linear(state, variable, call, args, attrs)
-        wide = variable in self.angles or variable in self.residual
+        wide = variable in self.angles or variable in self.residual or self._is_between(variable, name)
         attrs["out"] = "float32" if wide else self._type(variable)
         if name in ("npu.row", "npu.columns"):
             attrs["out"] = dtype_of(args[0])
@@ -212,7 +222,9 @@ class _State:
         return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))
 
 
-WIDE = frozenset(("npu.add", "npu.rms_norm", "mask", "residual", "npu.host", "output"))
+VECTOR = frozenset(("npu.map", "npu.reduce", "npu.softmax", "npu.layer_norm"))
+"""Vector operators that read and write either float type."""
+WIDE = VECTOR | {"npu.add", "npu.rms_norm", "mask", "residual", "npu.host", "output"}
 """Uses that take fp32: sums, norms, masks that are added to scores."""
 MATRIX = frozenset(("npu.linear", "npu.attention", "npu.kv_append"))
 """Uses that take fp16 at most: operands of products, keys and values."""
@@ -251,7 +263,8 @@ def _residual_stream(bindings: list[Any]) -> set[Any]:
         last = len(call.args) - 1 if isinstance(call, Call) else 0
         for index, argument in enumerate(call.args if isinstance(call, Call) else ()):
             added = name == "npu.linear" and index == last and int(call.attrs["residual"])
-            if not (added or name in ("npu.add", "npu.row") or (name == "npu.rms_norm" and index == 0)):
+            normed = name in ("npu.rms_norm", "npu.layer_norm") and index == 0
+            if not (added or normed or name in ("npu.add", "npu.row")):
                 other.add(argument)
         if not isinstance(call, Call):
             other.update(getattr(call, "fields", ()))

@@ -2,14 +2,21 @@
 
 from firsttoken_compiler.passes import attention_patterns as attention
 from firsttoken_compiler.passes import host, patterns
+from firsttoken_compiler.passes import vector_patterns as vector
+from firsttoken_compiler.passes.elementwise import MAKERS
+from firsttoken_compiler.passes.layer_norm_patterns import LAYER_NORM
 from firsttoken_compiler.passes.patterns import Rule
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "relax.take": (patterns.GATHER,),
     "relax.strided_slice": (patterns.ROW, patterns.COLUMNS),
     "relax.nn.rms_norm": (patterns.FUSED_NORM,),
-    "relax.multiply": (patterns.DECOMPOSED_NORM, patterns.SWIGLU),
-    "relax.add": (attention.ROPE, *patterns.LINEAR_SUMS, patterns.ADD),
+    "relax.multiply": (patterns.DECOMPOSED_NORM, patterns.SWIGLU, LAYER_NORM),
+    "relax.divide": (LAYER_NORM,),
+    "relax.nn.layer_norm": (LAYER_NORM,),
+    "relax.nn.softmax": (vector.SOFTMAX,),
+    "relax.nn.log_softmax": (vector.SOFTMAX,),
+    "relax.add": (attention.ROPE, *patterns.LINEAR_SUMS, LAYER_NORM),
     "relax.matmul": (*patterns.LINEAR, *attention.attention_rules()),
     "relax.concat": (attention.APPEND,),
     "relax.astype": (patterns.VIEW,),
@@ -21,5 +28,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "relax.permute_dims": (patterns.VIEW,),
     "relax.expand_dims": (patterns.VIEW,),
     "relax.squeeze": (patterns.VIEW,),
-    "relax.broadcast_to": (patterns.VIEW,),
+    "relax.broadcast_to": (vector.BROADCAST,),
 }
+for _name in MAKERS:
+    if _name != "broadcast_to":
+        RULES[f"relax.{_name}"] = (*RULES.get(f"relax.{_name}", ()), vector.ELEMENTWISE)
+RULES["relax.add"] = (*RULES["relax.add"], patterns.ADD)
+for _name in ("sum", "mean", "max", "min"):
+    RULES[f"relax.{_name}"] = (vector.FOLD,)

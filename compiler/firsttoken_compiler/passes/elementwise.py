@@ -1,0 +1,224 @@
+"""Trees of elementwise Relax operators as one microprogram expression: what a chain of them computes in one pass.
+
+A tree grows from its root through operands that nothing else reads, as long as the vector unit has ports for what it
+reads and no larger pattern wants one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from firsttoken_compiler.isa.vector_kernel import MAX_SOURCES, OPERATIONS, Expr
+from firsttoken_compiler.tvm.api import Call, GenericConst, dtype_of, relax, shape_of
+
+if TYPE_CHECKING:
+    from firsttoken_compiler.passes.patterns import Context
+
+MAX_OPERATIONS: Final = 48
+CHEAP: Final = 2
+"""Operations that may be computed again where an expression reads its operand more than once."""
+_GELU_TANH: Final = (math.sqrt(2 / math.pi), 0.044715)
+
+Make = Callable[[Any, list[Expr]], Expr | None]
+"""(call, its operands) → the expression; None where the operator has no such form."""
+
+
+@dataclass
+class Tree:
+    """An expression over `leaves` (Relax values: computed, parameters, constants) and the variables that it covers."""
+
+    expr: Expr
+    leaves: list[Any] = field(default_factory=list)
+    covered: list[Any] = field(default_factory=list)
+
+
+def _power(_call: Any, p: list[Expr]) -> Expr:
+    base, exponent = p
+    if exponent == 0.5:
+        return ("sqrt", base)
+    if exponent == -0.5:
+        return ("rsqrt", base)
+    if exponent == -1.0:
+        return ("div", 1.0, base)
+    if exponent in (2.0, 3.0) and operations(base) <= CHEAP:
+        square = ("mul", base, base)
+        return square if exponent == 2.0 else ("mul", square, base)
+    return ("pow", base, exponent)
+
+
+def _clip(call: Any, p: list[Expr]) -> Expr:
+    low, high = (float(getattr(bound, "value", bound)) for bound in call.args[1:3])
+    return ("min", ("max", p[0], low), high)
+
+
+def _gelu_tanh(_call: Any, p: list[Expr]) -> Expr:
+    x, (root, cubic) = p[0], _GELU_TANH
+    inner = ("mul", ("mul", x, root), ("add", 1.0, ("mul", ("mul", x, x), cubic)))
+    return ("mul", ("mul", x, 0.5), ("add", 1.0, ("tanh", inner)))
+
+
+def _sign(_call: Any, p: list[Expr]) -> Expr:
+    return ("select", ("eq", p[0], 0.0), p[0], ("select", ("lt", p[0], 0.0), -1.0, 1.0))
+
+
+def _convert(call: Any, p: list[Expr]) -> Expr | None:
+    """Between floats, and of a truth value to 1 or 0."""
+    kinds = {dtype_of(call), dtype_of(call.args[0])}
+    return p[0] if kinds <= {"float16", "float32", "bool"} and dtype_of(call) != "bool" else None
+
+
+def _not(expr: Expr) -> Expr:
+    return ("eq", expr, 0.0)
+
+
+def _plain(name: str) -> Make:
+    return lambda _call, p: (name, *p)
+
+
+MAKERS: Final[dict[str, Make]] = {
+    "add": _plain("add"), "subtract": _plain("sub"), "multiply": _plain("mul"), "divide": _plain("div"),
+    "maximum": _plain("max"), "minimum": _plain("min"), "power": _power, "negative": _plain("neg"),
+    "abs": _plain("abs"), "exp": _plain("exp"), "log": _plain("log"), "sqrt": _plain("sqrt"),
+    "rsqrt": _plain("rsqrt"), "tanh": _plain("tanh"), "sigmoid": _plain("sigmoid"), "erf": _plain("erf"),
+    "floor": _plain("floor"), "ceil": _plain("ceil"), "round": _plain("round"), "trunc": _plain("i32"),
+    "sin": _plain("sin"), "cos": _plain("cos"), "tan": lambda _call, p: ("div", ("sin", p[0]), ("cos", p[0])),
+    "cosh": lambda _call, p: ("mul", 0.5, ("add", ("exp", p[0]), ("exp", ("neg", p[0])))),
+    "square": lambda _call, p: ("mul", p[0], p[0]), "sign": _sign, "clip": _clip,
+    "nn.relu": lambda _call, p: ("max", p[0], 0.0), "nn.silu": lambda _call, p: ("mul", p[0], ("sigmoid", p[0])),
+    "nn.gelu": lambda _call, p: ("mul", ("mul", p[0], 0.5), ("add", 1.0, ("erf", ("mul", p[0], math.sqrt(0.5))))),
+    "nn.gelu_tanh": _gelu_tanh,
+    "nn.leakyrelu": lambda call, p: ("select", ("lt", p[0], 0.0), ("mul", p[0], float(call.attrs.alpha)), p[0]),
+    "where": _plain("select"), "less": _plain("lt"), "less_equal": _plain("le"), "equal": _plain("eq"),
+    "greater": lambda _call, p: ("lt", p[1], p[0]), "greater_equal": lambda _call, p: ("le", p[1], p[0]),
+    "not_equal": lambda _call, p: _not(("eq", *p)), "logical_not": lambda _call, p: _not(p[0]),
+    "logical_and": _plain("and"), "logical_or": _plain("or"),
+    "logical_xor": lambda _call, p: _not(("eq", *(_not(part) for part in p))),
+    "isnan": lambda _call, p: _not(("eq", p[0], p[0])), "isinf": lambda _call, p: ("eq", ("abs", p[0]), math.inf),
+    "isfinite": lambda _call, p: ("lt", ("abs", p[0]), math.inf), "astype": _convert,
+    "broadcast_to": lambda _call, p: p[0],
+}  # fmt: skip
+"""Relax operators (without `relax.`) that work element by element."""
+TWICE: Final = frozenset((
+    "nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.leakyrelu", "square", "tan", "cosh", "sign", "isnan",
+))  # fmt: skip
+"""Those that read their operand more than once."""
+
+
+def operations(expr: Expr) -> int:
+    """Operations of an expression; a special function counts as eight."""
+    if not isinstance(expr, tuple):
+        return 0
+    own = 8 if OPERATIONS[str(expr[0])][1] in ("exp", "rsqrt", "div") else 1
+    return own + sum(operations(part) for part in expr[1:])
+
+
+def grow(context: Context, variable: Any, wanted: Callable[[Any], bool]) -> Tree | None:
+    """The tree rooted at a variable, or None when its operator is not elementwise or reads what no lane can hold.
+
+    `wanted`: whether a larger pattern wants a variable, which then stays a leaf.
+    """
+    grower = _Grower(context, wanted, shape_of(variable))
+    expr = grower.node(variable)
+    if expr is None or operations(expr) > MAX_OPERATIONS * 8:
+        return None
+    return Tree(expr, grower.leaves, grower.covered)
+
+
+class _Grower:
+    def __init__(self, context: Context, wanted: Callable[[Any], bool], shape: tuple[int, ...]) -> None:
+        self.context, self.wanted, self.elements = context, wanted, math.prod(shape)
+        self.leaves: list[Any] = []
+        self.covered: list[Any] = []
+        self.count = 0
+
+    def node(self, variable: Any) -> Expr | None:
+        """The expression of a call, or None with nothing changed."""
+        call: Any = self.context.values.get(variable)
+        name = operator_of(call)
+        if name not in MAKERS or self.count >= MAX_OPERATIONS:
+            return None
+        before = len(self.leaves), len(self.covered), self.count
+        self.count += 1
+        self.covered.append(variable)
+        operands = [part for part in call.args if isinstance(part, (relax.Var, GenericConst))]
+        parts = [self.operand(part, name in TWICE) for part in operands]
+        made = MAKERS[name](call, [part for part in parts if part is not None]) if None not in parts else None
+        if made is None or len(self.leaves) > MAX_SOURCES:
+            del self.leaves[before[0] :], self.covered[before[1] :]
+            self.count = before[2]
+            return None
+        return made
+
+    def operand(self, value: Any, twice: bool) -> Expr | None:
+        """A number, a smaller tree, or a leaf; None for what is neither float nor can be computed in the lanes."""
+        scalar = self.context.scalar(value)
+        if scalar is not None:
+            return scalar
+        value = resolved(self.context, value)
+        truth = dtype_of(value) == "bool"
+        if self._grows(value, truth):
+            before = len(self.leaves), len(self.covered), self.count
+            made = self.node(value)
+            if made is not None and (truth or not twice or operations(made) <= CHEAP):
+                return made
+            del self.leaves[before[0] :], self.covered[before[1] :]
+            self.count = before[2]
+        known = isinstance(value, GenericConst) and dtype_of(value) in ("bool", "float16", "float32")
+        if not (known or dtype_of(value) in ("float16", "float32")):
+            return None
+        for index, leaf in enumerate(self.leaves):
+            if leaf is value or (isinstance(leaf, relax.Var) and leaf == value):
+                return f"s{index}"
+        self.leaves.append(value)
+        return f"s{len(self.leaves) - 1}"
+
+    def _grows(self, value: Any, truth: bool) -> bool:
+        if not isinstance(value, relax.Var) or operator_of(self.context.values.get(value)) not in MAKERS:
+            return False
+        if truth:
+            return True
+        name = operator_of(self.context.values[value])
+        alone = uses(self.context).get(value, 0) == 1 and value not in self.context.returned
+        whole = math.prod(shape_of(value)) == self.elements or name == "broadcast_to"
+        return alone and whole and not self.wanted(value)
+
+
+def operator_of(value: Any) -> str:
+    """Name of a call's Relax operator without `relax.`; empty for everything else."""
+    return str(getattr(value.op, "name", "")).removeprefix("relax.") if isinstance(value, Call) else ""
+
+
+def resolved(context: Context, value: Any) -> Any:
+    """What a variable that is only another name of a value or constant stands for."""
+    while isinstance(context.values.get(value), (relax.Var, GenericConst)):
+        value = context.values[value]
+    return value
+
+
+def uses(context: Context) -> dict[Any, int]:
+    """How often each variable is read."""
+    counts: dict[Any, int] | None = context.__dict__.get("uses")
+    if counts is None:
+        counts = context.__dict__.setdefault("uses", {})
+        for value in context.values.values():
+            if isinstance(value, Call):
+                read = value.args
+            else:
+                read = getattr(value, "fields", None) or [getattr(value, "tuple_value", value)]
+            for part in read:
+                if isinstance(part, relax.Var):
+                    counts[part] = counts.get(part, 0) + 1
+    return counts
+
+
+def constant_array(context: Context, value: Any) -> np.ndarray | None:
+    """A constant or a small weight as fp32; None for computed values and for large weights, which stay parameters."""
+    if context.is_weight(value) and math.prod(shape_of(value)) > 1 << 16:
+        return None
+    known = context.known(value)
+    return None if known is None else np.asarray(known, np.float32)
