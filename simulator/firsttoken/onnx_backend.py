@@ -163,8 +163,8 @@ def _readable(model: ModelProto) -> ModelProto:
         return version_converter.convert_version(copy, MIN_OPSET)
     except Exception as error:  # the converter's errors derive from nothing narrower
         raise StudentError(
-            f"{model.graph.name}: opset {versions[0]}, supported are {MIN_OPSET} and later, and ONNX's version converter "
-            f"fails ({str(error).strip()[-200:]}): export the model again"
+            f"{model.graph.name}: opset {versions[0]} is older than {MIN_OPSET}, and ONNX's version converter fails "
+            f"({str(error).strip()[-200:]}): export the model again"
         ) from error
 
 

@@ -209,7 +209,7 @@ def _model(
 
 
 def _operator_sets(student: OnnxStudent, nodes: list[Any]) -> list[Any]:
-    """The operator sets of a subgraph: of ONNX's own the oldest in which these nodes are what they are in the student's.
+    """The operator sets of a subgraph: of ONNX's own the oldest in which its nodes are what they are in the student.
 
     Runtimes know new sets late, and most operators of a new set are those of an old one.
     """
@@ -217,8 +217,8 @@ def _operator_sets(student: OnnxStudent, nodes: list[Any]) -> list[Any]:
 
     sets = [entry for entry in student.model.opset_import if entry.domain not in ("", "ai.onnx")]
     inside = list(all_nodes(nodes))
-    for domain in {node.domain for node in inside} - {entry.domain for entry in sets} - {"", "ai.onnx"}:
-        sets.append(helper.make_opsetid(domain, 1))
+    unknown = {node.domain for node in inside} - {entry.domain for entry in sets} - {"", "ai.onnx"}
+    sets += [helper.make_opsetid(domain, 1) for domain in sorted(unknown)]
     version = student.opset
     plain = [node for node in inside if node.domain in ("", "ai.onnx")]
     if not student.model.functions and all(defs.has(node.op_type, version) for node in plain):
