@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
@@ -117,12 +116,15 @@ def run(
     Raises:
         FirsttokenError: the input is at fault; the message names the remedy.
     """
+    from firsttoken_simulator.report.folder import prepared
+
     machine, subject = target_of(target), subject_of(student)
-    folder = None if out is None else _writable(Path(out))
-    key = content_key("run", _run_parts(subject, machine, prompt, decode, options), subject.packages)
-    if cache and (kept := _kept(key, folder)) is not None:
-        return kept
-    document, files = _run(subject, machine, prompt, decode, options, folder, progress)
+    folder = None if out is None else Path(out)
+    with prepared(folder):
+        key = content_key("run", _run_parts(subject, machine, prompt, decode, options), subject.packages)
+        if cache and (kept := _kept(key, folder)) is not None:
+            return kept
+        document, files = _run(subject, machine, prompt, decode, options, folder, progress)
     if cache and not (isinstance(subject, File) and not subject.self_contained):
         ResultCache().put(key, files)
     return document
@@ -311,19 +313,6 @@ def _kept(key: str, folder: Path | None) -> RunDocument | None:
         for name in REPORTS:
             write_file(folder / name, files[name])
     return document
-
-
-def _writable(folder: Path) -> Path:
-    """Makes the folder now, so that a bad one is refused before the work and not after it."""
-    from firsttoken_simulator.report.errors import ReportError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReportError(f"cannot make the folder {folder}: {error.strerror or error}; choose another -o") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ReportError(f"cannot write into the folder {folder}: permission denied; choose another -o")
-    return folder
 
 
 def _report(progress: Progress | None, done: float) -> None:

@@ -37,27 +37,25 @@ def label(node: Any) -> str:
 
 
 def check_model(model: Any, name: str) -> None:
-    """Raises StudentError for sizes, names and scopes that no sound exporter writes."""
-    try:
-        _check_model(model, name)
-    except UnicodeDecodeError as error:
-        raise StudentError(f"{name}: a name in the file is not UTF-8 ({error}): the file is damaged") from error
+    """Raises StudentError for sizes, names and scopes that no sound exporter writes.
 
-
-def _check_model(model: Any, name: str) -> None:
+    Nodes get names: see `onnx_file.from_model`.
+    """
     if not MIN_IR <= model.ir_version <= MAX_IR:
         raise StudentError(
             f"{name}: ONNX IR version {model.ir_version}, supported are {MIN_IR} to {MAX_IR}: export again"
         )
+    total = sum(_nested(body.node, name, 0, MAX_NODES) for body in bodies(model))
+    if total > MAX_NODES:
+        raise StudentError(f"{name}: {total} nodes, the limit is {MAX_NODES}: simplify the graph first")
     graph = model.graph
     if not graph.node or not graph.output:
         raise StudentError(f"{name}: the file holds no graph ({len(graph.node)} nodes): is it an ONNX model?")
+    _check_names(model, name)
     if graph.sparse_initializer:
         first = graph.sparse_initializer[0].values.name
         raise StudentError(f"{name}: initialiser {shown(first)} is sparse: store it as a dense tensor")
-    functions = _functions(model, name)
-    _check_size(model, name, functions)
-    _check_names(model, name)
+    _check_functions(model, name)
     _normalise_nodes(graph)
     _check_scope(graph, name, (), (), frozenset())
     for function in model.functions:
@@ -101,14 +99,14 @@ def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def _check_size(model: Any, name: str, functions: dict[Function, Any]) -> None:
-    total = sum(_nested(body.node, name, 0, MAX_NODES) for body in bodies(model))
-    if total <= MAX_NODES and functions:
-        total = _expanded(model, name, functions)
+def _check_functions(model: Any, name: str) -> None:
+    functions = _functions(model, name)
+    total = _expanded(model, name, functions) if functions else 0
     if total > MAX_NODES:
-        functions_too = ", model-local functions inlined" if functions else ""
         found = f"{total} nodes" if total <= 1_000_000_000 else "over 1,000,000,000 nodes"
-        raise StudentError(f"{name}: {found}{functions_too}, the limit is {MAX_NODES}: simplify the graph first")
+        raise StudentError(
+            f"{name}: {found}, model-local functions inlined, the limit is {MAX_NODES}: simplify the graph first"
+        )
 
 
 def _nested(nodes: Any, name: str, depth: int, room: int) -> int:
@@ -179,18 +177,21 @@ def _normalise_nodes(graph: Any) -> None:
 def _check_names(model: Any, name: str) -> None:
     """Raises StudentError for a name that is too long; reads every name, so that none fails to decode later."""
     for kind, text in _names(model):
+        if not isinstance(text, str):
+            raise StudentError(f"{name}: {kind} {text[:80]!r} is not UTF-8: the file is damaged")
         if len(text) > MAX_NAME:
             raise StudentError(
                 f"{name}: {kind} {shown(text)} has {len(text)} characters, the limit is {MAX_NAME}: rename it"
             )
 
 
-def _names(model: Any) -> Iterator[tuple[str, str]]:
+def _names(model: Any) -> Iterator[tuple[str, Any]]:
+    """Kind and text of everything that is a name; what is not UTF-8 comes as bytes."""
     for entry in model.opset_import:
         yield "operator set", entry.domain
     for entry in model.metadata_props:
         yield "metadata", entry.key
-        len(entry.value)
+        yield "metadata", entry.value[:MAX_NAME]
     for function in model.functions:
         yield "function", function.name
         yield "function", function.domain
@@ -201,7 +202,7 @@ def _names(model: Any) -> Iterator[tuple[str, str]]:
         yield from _names_of(body)
 
 
-def _names_of(body: Any) -> Iterator[tuple[str, str]]:
+def _names_of(body: Any) -> Iterator[tuple[str, Any]]:
     """Names of a graph or function and of all subgraphs."""
     for field in ("input", "output", "value_info", "initializer"):
         for value in getattr(body, field, ()):

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.check_graph import all_nodes, bodies, label, shown, subgraphs
-from firsttoken_compiler.frontend.check_tensors import MAX_RANK, MAX_TENSOR_BYTES
+from firsttoken_compiler.frontend.check_tensors import MAX_RANK, MAX_TENSOR_BYTES, NUMBERS, STRING
 
 MAX_TRIPS: Final = 10_000
 """Iterations of a loop, those of loops inside it multiplied."""
@@ -81,12 +81,14 @@ def _without_subgraphs(node: Any) -> Any:
 def _contributed() -> frozenset[tuple[str, str]]:
     """Operators that onnxruntime adds to ONNX's: (domain, name)."""
     import onnxruntime.capi.onnxruntime_pybind11_state as state
+    from onnx import defs
 
-    return frozenset((schema.domain, schema.name) for schema in state.get_all_operator_schema())
+    schemas = {(schema.domain, schema.name) for schema in state.get_all_operator_schema()}
+    return frozenset(key for key in schemas if key[0] or not defs.has(key[1]))
 
 
 def check_types(model: Any, name: str) -> None:
-    """Raises StudentError where element types or shapes of operands contradict their operator or one another.
+    """Raises StudentError where types or shapes contradict an operator or one another, or ask for too much memory.
 
     Shapes that the file claims for values between nodes are not believed: exporters get them wrong, and nothing here
     depends on them.
@@ -94,7 +96,7 @@ def check_types(model: Any, name: str) -> None:
     from onnx import shape_inference
 
     try:
-        shape_inference.infer_shapes(_skeleton(model), check_type=True, strict_mode=True)
+        typed = shape_inference.infer_shapes(_skeleton(model), check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:  # the inference's own errors derive from nothing narrower
         own = {function.name for function in model.functions}
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -104,6 +106,14 @@ def check_types(model: Any, name: str) -> None:
         raise StudentError(
             f"{name}: types or shapes contradict one another: {shown(reasons[0], 400)[1:-1]}: export the model again"
         ) from error
+    for value in typed.graph.value_info:
+        extents = [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_value")]
+        if min(extents, default=0) < 0 or math.prod(extents) * 4 > MAX_TENSOR_BYTES:
+            maker = next(node for node in model.graph.node if value.name in node.output)
+            raise StudentError(
+                f"{name}: node {label(maker)} makes {shown(value.name)} of shape {extents}, the limit is "
+                f"{MAX_TENSOR_BYTES} bytes: make it smaller"
+            )
 
 
 def _inside(line: str, own: set[str]) -> bool:
@@ -138,12 +148,11 @@ def _skeleton(model: Any) -> Any:
 
 
 def check_values(student: Any, folded: bool = False) -> None:
-    """Raises StudentError for loops that do not end soon, indices out of range, and interfaces beyond any memory.
+    """Raises StudentError for loops that do not end soon, and for constant indices out of range.
 
     `folded`: every constant of the graph is an initialiser by now, so that a trip count that is none is unknown.
     """
     shapes = static_shapes(student)
-    _check_interface(student)
     _check_indices(student, shapes)
     constants: dict[str, int] | None = None
     for node in student.graph.node:
@@ -180,22 +189,28 @@ def _trips(
     return max(constants.get(limit, 1), 0) * inner
 
 
-def _check_interface(student: Any) -> None:
-    """Inputs and outputs are tensors of numbers; extents that are said are possible ones."""
+def check_interface(student: Any) -> None:
+    """Raises StudentError for inputs and outputs that are no tensors of numbers, or too large for any memory."""
     for kind, values in (("input", student.graph.input), ("output", student.graph.output)):
         for value in values:
+            where = f"{student.name}: {kind} {shown(value.name)}"
             which = next((f.name for f, _ in value.type.ListFields() if f.name.endswith("_type")), "untyped")
+            tensor = value.type.tensor_type
             if which not in ("tensor_type", "untyped"):
                 raise StudentError(
-                    f"{student.name}: {kind} {shown(value.name)} is a {which.removesuffix('_type')}, not a tensor: "
-                    "export the model with tensors only"
+                    f"{where} is a {which.removesuffix('_type')}, not a tensor: export the model with tensors only"
                 )
-            extents = [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_value")]
+            if kind == "input" and value.name not in student.initializers and not tensor.HasField("shape"):
+                raise StudentError(f"{where} is no tensor of known rank: declare its shape")
+            if tensor.elem_type == STRING or (tensor.elem_type and tensor.elem_type not in NUMBERS):
+                raise StudentError(f"{where} holds no numbers (type {tensor.elem_type}): remove text processing")
+            extents = [dim.dim_value for dim in tensor.shape.dim if dim.HasField("dim_value")]
             known = math.prod(extent for extent in extents if extent)
-            if min(extents, default=0) < 0 or len(extents) > MAX_RANK or known * 4 > MAX_TENSOR_BYTES:
+            rank = len(tensor.shape.dim)
+            if min(extents, default=0) < 0 or rank > MAX_RANK or known * 4 > MAX_TENSOR_BYTES:
                 raise StudentError(
-                    f"{student.name}: {kind} {shown(value.name)} declares shape {extents[: MAX_RANK + 1]}; limits are "
-                    f"{MAX_RANK} dimensions of 0 or more elements, {MAX_TENSOR_BYTES} bytes in all"
+                    f"{where} declares shape {extents[: MAX_RANK + 1]} in {rank} dimensions; limits are {MAX_RANK} "
+                    f"dimensions of 0 or more elements, {MAX_TENSOR_BYTES} bytes in all"
                 )
 
 
@@ -240,20 +255,18 @@ def _typed(graph: Any) -> Iterator[Any]:
 
 def integer_constants(student: Any) -> dict[str, int]:
     """Scalar integers among initialisers and Constant nodes, those of subgraphs included."""
-    found: dict[str, int] = {}
-    tensors = [(tensor.name, tensor) for tensor in student.graph.initializer]
-    for node in all_nodes(student.graph.node):
-        for graph in subgraphs(node):
-            tensors += [(tensor.name, tensor) for tensor in graph.initializer]
-        if node.op_type == "Constant" and not node.domain and node.output:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    tensors.append((node.output[0], attribute.t))
-                elif attribute.name == "value_int":
-                    found[node.output[0]] = int(attribute.i)
     from onnx import numpy_helper
 
-    for name, tensor in tensors:
-        if tensor.data_type in (6, 7) and math.prod(tensor.dims) == 1 and not tensor.external_data:
-            found[name] = int(numpy_helper.to_array(tensor).reshape(-1)[0])
+    found: dict[str, int] = {}
+    for name, entry in student.initializers.items():
+        if entry.onnx_type in (6, 7) and entry.elements == 1 and student.has_data(name):
+            found[name] = int(student.array(name).reshape(-1)[0])
+    for node in all_nodes(student.graph.node):
+        tensors = [(tensor.name, tensor) for graph in subgraphs(node) for tensor in graph.initializer]
+        if node.op_type == "Constant" and not node.domain and node.output:
+            tensors += [(node.output[0], attribute.t) for attribute in node.attribute if attribute.HasField("t")]
+            found.update((node.output[0], int(a.i)) for a in node.attribute if a.name == "value_int")
+        for name, tensor in tensors:
+            if tensor.data_type in (6, 7) and math.prod(tensor.dims) == 1 and not tensor.external_data:
+                found[name] = int(numpy_helper.to_array(tensor).reshape(-1)[0])
     return found

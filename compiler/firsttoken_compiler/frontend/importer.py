@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from firsttoken_compiler.errors import StudentError
-from firsttoken_compiler.frontend.check_operators import check_nodes
+from firsttoken_compiler.frontend.check_operators import check_nodes, check_values
 from firsttoken_compiler.frontend.converters import CONVERTERS
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 from firsttoken_compiler.frontend.partition import OPERATOR, Segment, TensorType, value_types
@@ -302,6 +302,7 @@ def import_onnx(student: OnnxStudent, segments: tuple[Segment, ...] = ()) -> Imp
     dynamic shapes, and graphs that TVM cannot type.
     """
     check_nodes(student, OPERATOR)
+    check_values(student, folded=True)
     _check_inputs(student)
     importer = _Importer(student, segments)
     noise = io.StringIO()

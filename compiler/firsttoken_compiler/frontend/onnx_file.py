@@ -11,9 +11,16 @@ import numpy as np
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.check_graph import check_model, shown
-from firsttoken_compiler.frontend.check_operators import check_nodes, check_operators, check_types, check_values
+from firsttoken_compiler.frontend.check_operators import (
+    check_interface,
+    check_nodes,
+    check_operators,
+    check_types,
+    check_values,
+)  # fmt: skip
 from firsttoken_compiler.frontend.check_quantised import check_quantised
 from firsttoken_compiler.frontend.check_tensors import check_tensors, external_of, stored_bytes
+from firsttoken_compiler.frontend.wire import check_wire
 
 MAX_PROTO_BYTES: Final = 2 << 30
 MIN_OPSET, MAX_OPSET = 11, 28
@@ -48,6 +55,8 @@ class OnnxStudent:
     _embedded: Mapping[str, Any] = field(repr=False)
     declared: Mapping[str, int] = field(default_factory=dict)
     """Element types of inputs and outputs where the file declares others than `graph`."""
+    specialised: bool = False
+    """Whether `specialise` made it: every shape that does not depend on data is static."""
 
     @property
     def graph(self) -> Any:
@@ -189,6 +198,7 @@ def open_student(path: Path) -> OnnxStudent:
             f"{path}: {size} bytes; an ONNX file has 1 to {MAX_PROTO_BYTES}, larger weights go outside it"
         )
     try:
+        check_wire(path)
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, OSError) as error:
         raise StudentError(
@@ -206,8 +216,9 @@ def from_model(model: Any, folder: Path, name: str) -> OnnxStudent:
     check_model(model, name)
     check_tensors(model, name)
     embedded = {tensor.name: tensor for tensor in model.graph.initializer}
-    student = OnnxStudent(model, folder, name, {key: _describe(t, name) for key, t in embedded.items()}, embedded)
+    student = OnnxStudent(model, folder, name, {key: describe(t, name) for key, t in embedded.items()}, embedded)
     check_operators(model, name, student.opset)
+    check_interface(student)
     check_nodes(student)
     check_types(model, name)
     for entry in student.initializers.values():
@@ -218,7 +229,8 @@ def from_model(model: Any, folder: Path, name: str) -> OnnxStudent:
     return student
 
 
-def _describe(tensor: Any, student: str) -> Initializer:
+def describe(tensor: Any, student: str) -> Initializer:
+    """What a TensorProto says about its values; raises StudentError for a bad place of external data."""
     external = external_of(tensor, student, f"weight {shown(tensor.name)[1:-1]}")
     place = None if external is None else (external.location, external.offset, external.length)
     return Initializer(tensor.name, tuple(int(extent) for extent in tensor.dims), int(tensor.data_type), place)

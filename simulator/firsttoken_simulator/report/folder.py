@@ -1,7 +1,9 @@
 """Writes the files of a run; each appears whole or not at all."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from firsttoken_compiler.isa.program import Program
@@ -45,6 +47,31 @@ def write_run(folder: Path, document: RunDocument, program: Program, timeline: T
     for name, data in files.items():
         write_file(folder / name, data)
     return [folder / name for name in files]
+
+
+@contextlib.contextmanager
+def prepared(folder: Path | None) -> Iterator[None]:
+    """Makes a folder before the work that fills it, so that a bad one is refused at once; ReportError says why.
+
+    What was made is removed again if the work fails and it is empty.
+    """
+    if folder is None:
+        yield
+        return
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"cannot make the folder {folder}: {error.strerror or error}; choose another -o") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ReportError(f"cannot write into the folder {folder}: permission denied; choose another -o")
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # something lies in it
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def _umask() -> int:
