@@ -205,7 +205,7 @@ class RawAttention(Rule):
             elif causal:
                 raise UnsupportedView("attention with a mask and causality both: put the causality into the mask")
             else:
-                mask = _additive(env[argument]) if known is None else constant_mask(context, known, query.tokens)
+                mask = additive(env[argument], query) if known is None else constant_mask(context, known, query.tokens)
         past_at = int(attrs["past_at"])
         past = [env[arg] for arg in call.args[past_at : past_at + 2]] if past_at else [None, None]
         scale = float(attrs["scale"]) or float(query.width) ** -0.5
@@ -278,11 +278,14 @@ def cache_parts(values: dict[Any, Any], value: Any) -> tuple[Any, Any] | None:
     return past, new
 
 
-def _additive(mask: View) -> Any:
-    """A mask `[m, t]` that is added to the scores of every head."""
+def additive(mask: View, query: View) -> Any:
+    """A mask `[m, t]`, or `[1, t]` for all tokens, that is added to the scores of every head."""
     if dtype_of(mask.base) != "float32":
         raise UnsupportedView(f"a {dtype_of(mask.base)} mask that is no constant: pass 0 or a very negative float32")
-    return laid_out(mask, "mn")
+    base = laid_out(mask, "mn")
+    if shape_of(base)[0] not in (1, query.tokens):
+        raise UnsupportedView(f"a mask of shape {list(mask.shape)} for {query.tokens} tokens")
+    return base
 
 
 def constant_mask(context: Context, mask: np.ndarray, tokens: int) -> Any:
@@ -290,8 +293,10 @@ def constant_mask(context: Context, mask: np.ndarray, tokens: int) -> Any:
     if mask.ndim < 1 or math.prod(mask.shape[:-2]) != 1:
         raise UnsupportedView(f"a mask of shape {list(mask.shape)}: expected the same one for every head")
     added = np.where(mask, 0.0, MASKED) if mask.dtype == np.bool_ else np.maximum(mask, MASKED)
-    square = np.broadcast_to(added.reshape(-1, mask.shape[-1]), (tokens, mask.shape[-1]))
-    return context.constant(square.astype(np.float32), "mask")
+    rows = added.reshape(-1, mask.shape[-1])
+    if rows.shape[0] not in (1, tokens):
+        raise UnsupportedView(f"a mask of shape {list(mask.shape)} for {tokens} tokens")
+    return context.constant(rows.astype(np.float32), "mask")
 
 
 class TupleItem(Rule):
@@ -358,7 +363,7 @@ def _decomposed_attention(form: str, masked: bool, guarded: bool) -> Rule:
         causal = known is not None and causal_mask(known, query_.tokens)
         mask_ = None
         if "mask" in c and not causal:
-            mask_ = _additive(env[c["mask"]]) if known is None else constant_mask(context, known, query_.tokens)
+            mask_ = additive(env[c["mask"]], query_) if known is None else constant_mask(context, known, query_.tokens)
         _check_heads(query_, key_, value_, "hmd")
         output = emit_attention(context, builder, query_, key_, value_, scale=factor, causal=causal, mask=mask_)
         return View(output, "1hmd", query_.tokens, query_.features, query_.heads)

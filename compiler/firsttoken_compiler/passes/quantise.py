@@ -240,7 +240,7 @@ def _uses(bindings: list[Any]) -> dict[Any, set[str]]:
                 uses.setdefault(value, set()).add("output")
             continue
         name = _operator(call)
-        through = uses.get(binding.var, set()) if name in ("relax.reshape", "npu.row") else None
+        through = uses.get(binding.var, set()) if name in ("relax.reshape", "npu.row", "npu.columns") else None
         for index, argument in enumerate(call.args):
             if through is not None:
                 uses.setdefault(argument, set()).update(through)

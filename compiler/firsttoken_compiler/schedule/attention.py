@@ -63,7 +63,7 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, t
     layouts = [_query_layout(spec.args[0], heads, rows, q)]
     layouts += [_key_layout(arg, heads, keys, pitch) for arg, pitch in zip(spec.args[1:3], (k, v), strict=True)]
     if spec["mask"]:
-        layouts.append(Layout((1 if heads.one_token else rows, keys), (mask[0], Dtype.F32.bits)))
+        layouts.append(Layout((1 if _one_mask_row(spec) else rows, keys), (mask[0], Dtype.F32.bits)))
     layouts.append(_query_layout(spec.outs[0], heads, rows, out))
     ragged = Ragged({"r": heads.rows, "t": heads.keys})
     return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys")
@@ -101,6 +101,11 @@ def _key_layout(arg: Arg, heads: Heads, keys: int, pitch: int) -> Layout:
     return Layout((count, keys, heads.width), (heads.width * bits, pitch, bits))
 
 
+def _one_mask_row(spec: KernelSpec) -> bool:
+    """Whether the mask is the same for all tokens."""
+    return bool(spec.args[3].shape[0] == 1)
+
+
 def _definition(spec: KernelSpec, heads: Heads, rows: int, keys: int) -> Any:
     count, width, share = heads.batches, heads.width, heads.share
     q = te.placeholder((count, rows, width), "float16", name="q")
@@ -112,14 +117,14 @@ def _definition(spec: KernelSpec, heads: Heads, rows: int, keys: int) -> Any:
         lambda b, r, t: te.sum(q[b, r, c].astype("float32") * k[b // share, t, c].astype("float32"), axis=c), name="S",
     )  # fmt: skip
     if spec["mask"]:
-        mask = te.placeholder((1 if heads.one_token else rows, keys), "float32", name="mask")
+        mask = te.placeholder((1 if _one_mask_row(spec) else rows, keys), "float32", name="mask")
         operands.append(mask)
     past = int(spec["past"])
 
     def masked(b: Any, r: Any, t: Any) -> Any:
         value = scores[b, r, t] * float(spec["scale"])
         if spec["mask"]:
-            return value + mask[0 if heads.one_token else r, t]
+            return value + mask[0 if _one_mask_row(spec) else r, t]
         if spec["causal"] and not heads.one_token:
             return te.if_then_else(t <= r + past, value, tirx.const(MASKED, "float32"))
         return value

@@ -291,7 +291,7 @@ def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
 
 
 def mask(spec: KernelSpec, p: list[Any], value: Any, i: Any, t: Any) -> Any:
-    """Adds the mask operand `[rows or 1, keys]`, or removes keys behind the query; `MASKED` stands for minus infinity."""
+    """Adds the mask `[rows or 1, keys]`, or removes keys behind the query; `MASKED` stands for minus infinity."""
     if spec["mask"]:
         return value + p[3][0 if spec.args[3].shape[0] == 1 else i, t]
     if spec["causal"]:
