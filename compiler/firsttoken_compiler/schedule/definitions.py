@@ -211,8 +211,8 @@ def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
 def linear_names(spec: KernelSpec) -> list[str]:
     """Names of a product's operands in the order of the call.
 
-    `a_zero`: the zero point of all activations, with `w_sum`, sums of the weights per group and column. `a_sum`: sums of
-    the activations, less their zero point, per token and group, with `w_zero`, the weights' zero points.
+    `a_zero`: the zero point of all activations, with `w_sum`, sums of the weights per group and column.
+    `a_sum`: sums of the activations, less their zero point, per token and group, with `w_zero`, those of the weights.
     """
     names = ["a", "w"]
     if spec["acts"] in ("int8", "int16"):

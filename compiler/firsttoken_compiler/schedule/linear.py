@@ -7,11 +7,12 @@ they are, sums stay in the accumulators; with grouped scales the sums of a group
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.isa.vector_kernel import MAX_SOURCES
 from firsttoken_compiler.schedule import intrinsics, layout
-from firsttoken_compiler.schedule.definitions import ADDED
+from firsttoken_compiler.schedule.definitions import linear_names, without_zero_points
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
 from firsttoken_compiler.schedule.layout import Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, KernelSpec
@@ -47,6 +48,8 @@ class Shape:
     w: Dtype
     scales: int
     """Rows of the scale operand; 0 without one."""
+    one_scale: bool = False
+    """One activation scale for all tokens."""
 
     @staticmethod
     def of(spec: KernelSpec) -> Shape:
@@ -54,7 +57,9 @@ class Shape:
         m, k = spec.args[0].shape
         group = int(spec["group"])
         scales = -(-k // group) if group else 0
-        return Shape(m, int(spec["n"]), k, group if scales > 1 else 0, spec.args[0].dtype, spec.args[1].dtype, scales)
+        one = spec["acts"] in ("int8", "int16") and spec.args[2].shape[0] == 1 and m > 1
+        a, w = spec.args[0].dtype, spec.args[1].dtype
+        return Shape(m, int(spec["n"]), k, group if scales > 1 else 0, a, w, scales, one)
 
     def panels(self, panel: int) -> int:
         """Panels of columns."""
@@ -73,12 +78,18 @@ def panel_of(target: Target) -> int:
 
 def operand_names(spec: KernelSpec) -> list[str]:
     """Names of the operands in the order of the call, and of the result."""
-    names = ["a", "w"]
-    if spec["acts"] in ("int8", "int16"):
-        names.append("a_scale")
-    if spec["group"]:
-        names.append("w_scale")
-    return names + [name for name in ADDED if spec.get(name)] + ["out"]
+    return [*linear_names(spec), "out"]
+
+
+ZERO_POINTS: Final = ("a_zero", "a_sum", "w_zero", "w_sum")
+"""Operands that take zero points off the sums."""
+
+
+def corrected_apart(spec: KernelSpec) -> bool:
+    """Whether zero points are taken off by an instruction of its own, as one cannot read all operands."""
+    names = operand_names(spec)
+    grouped = Shape.of(spec).group > 0
+    return not grouped and not {"w_zero", "w_sum"}.isdisjoint(names) and len(names) - 2 > MAX_SOURCES
 
 
 def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> Scheduled:
@@ -128,8 +139,10 @@ class _Padded:
     def extents(self, name: str) -> tuple[int, ...]:
         """Logical shape of an operand."""
         return {
-            "a": (self.m, self.k), "w": (self.p, self.k, self.panel), "a_scale": (self.m, 1),
-            "w_scale": (self.p, self.groups, self.panel), "bias": (self.p, self.panel),
+            "a": (self.m, self.k), "w": (self.p, self.k, self.panel),
+            "a_scale": (1 if self.shape.one_scale else self.m, 1), "a_zero": (1, 1), "a_sum": (self.m, self.groups),
+            "w_scale": (self.p, self.groups, self.panel), "w_zero": (self.p, self.groups, self.panel),
+            "w_sum": (self.p, self.groups, self.panel), "bias": (self.p, self.panel),
             "residual": (self.m, self.p, self.panel), "factor": (self.m, self.p, self.panel),
             "out": (self.m, self.p, self.panel),
         }[name]  # fmt: skip
@@ -139,12 +152,12 @@ class _Padded:
         shape = self.shape
         if name == "w":
             return layout.panels(self.p, self.k, self.panel, dtype, shape.k, shape.n)
-        if name == "w_scale":
+        if name in ("w_scale", "w_zero", "w_sum"):
             return layout.panels(self.p, self.groups, self.panel, dtype, shape.scales, shape.n)
         if name in ("residual", "factor", "out"):
             return layout.by_panel(self.m, self.p, self.panel, dtype, pitch)
-        if name == "a":
-            return Layout((self.m, self.k), (pitch, dtype.bits))
+        if name in ("a", "a_sum"):
+            return Layout(self.extents(name), (pitch, dtype.bits))
         return layout.dense(self.extents(name), dtype)
 
 
@@ -167,7 +180,9 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
         total = te.compute(
             grid,
             lambda i, c, j: te.sum(
-                sums[g, i, c, j].astype("float32") * p["w_scale"][c, g, j].astype("float32"), axis=g
+                without_zero_points(p, sums[g, i, c, j].astype("float32"), i, g, (c, g, j))
+                * p["w_scale"][c, g, j].astype("float32"),
+                axis=g,
             ),
             name="O",
         )
@@ -176,11 +191,19 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
         total = te.compute(
             grid, lambda i, c, j: te.sum(a[i, r].astype(wide) * w[c, r, j].astype(wide), axis=r), name="C"
         )
+    apart = corrected_apart(spec)
+    if apart:
+        raw = total
+        total = te.compute(
+            grid, lambda i, c, j: without_zero_points(p, raw[i, c, j].astype("float32"), i, 0, (c, 0, j)), name="Z"
+        )
 
     def element(i: Any, c: Any, j: Any) -> Any:
         value = total[i, c, j].astype("float32")
+        if not shape.group and not apart:
+            value = without_zero_points(p, value, i, 0, (c, 0, j))
         if "a_scale" in p:
-            value = value * p["a_scale"][i, 0]
+            value = value * p["a_scale"][0 if shape.one_scale else i, 0]
         if "w_scale" in p and not shape.group:
             value = value * p["w_scale"][c, 0, j].astype("float32")
         if "bias" in p:
@@ -217,8 +240,14 @@ class _Scheduling:
         if self.shape.group:
             total = s.get_sblock("O")
             s.set_scope(total, 0, intrinsics.SPAD)
+        corrected = total if self.shape.group else out
+        if corrected_apart(self.spec):
+            corrected = s.get_sblock("Z")
+            s.set_scope(corrected, 0, intrinsics.SPAD)
+            s.compute_at(corrected, m0, preserve_unit_loops=True)
+            annotate(s, dict(zip(s.get_loops(corrected)[-3:], ("m", "p", "j"), strict=True)))
         s.compute_at(total, m0, preserve_unit_loops=True)
-        self._operands(total, out, p0, m0)
+        self._operands(total, corrected, out, p0, m0)
         k0 = self._grouped(sums, total) if self.shape.group else self._plain(sums)
         self._weights(sums, p0, k0)
         self._activations(sums, k0)
@@ -237,15 +266,17 @@ class _Scheduling:
             spill(s, out, m0, "m,p,j", NAMES[self.spec.outs[0].dtype])
         return p0, m0
 
-    def _operands(self, total: Any, out: Any, p0: Any, m0: Any) -> None:
-        """Brings scales, bias, residual and factor on chip: per column tile, or per row tile."""
+    def _operands(self, total: Any, corrected: Any, out: Any, p0: Any, m0: Any) -> None:
+        """Brings scales, zero points, bias, residual and factor on chip: once, per column tile, or per row tile."""
+        one = self.shape.one_scale
         for name, axes, at in (
-            ("w_scale", "p,g,j", p0), ("bias", "p,j", p0), ("a_scale", "m,one", m0), ("residual", "m,p,j", m0),
-            ("factor", "m,p,j", m0),
+            ("w_scale", "p,g,j", p0), ("w_zero", "p,g,j", p0), ("w_sum", "p,g,j", p0), ("bias", "p,j", p0),
+            ("a_scale", "one,one" if one else "m,one", None if one else m0), ("a_zero", "one,one", None),
+            ("a_sum", "m,g", m0), ("residual", "m,p,j", m0), ("factor", "m,p,j", m0),
         ):  # fmt: skip
             if self.where.get(name) is Space.DRAM:
-                reader = total if name == "w_scale" and self.shape.group else out
-                fetch(self.s, reader, name, at, axes)
+                reader = corrected if name in ZERO_POINTS else out
+                fetch(self.s, total if name == "w_scale" and self.shape.group else reader, name, at, axes)
 
     def _plain(self, sums: Any) -> Any:
         """Sums over all of k in the accumulators."""

@@ -15,7 +15,7 @@ from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.schedule import attention, rowwise
 from firsttoken_compiler.schedule.layout import fetch_bytes
-from firsttoken_compiler.schedule.linear import Shape, Tile, operand_names, panel_of
+from firsttoken_compiler.schedule.linear import Shape, Tile, corrected_apart, operand_names, panel_of
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.target.rates import (
     ceil_div,
@@ -27,6 +27,8 @@ from firsttoken_compiler.target.rates import (
 from firsttoken_compiler.target.target import Dram, Target
 
 _SCALE = VectorKernel(("add", "s0", ("mul", "s1", "s2")))
+_CORRECTED = VectorKernel(("sub", "s0", ("mul", "s1", "s2")))
+_CORRECTED_SCALE = VectorKernel(("add", "s0", ("mul", ("sub", "s1", ("mul", "s2", "s3")), "s4")))
 _EPILOGUE = VectorKernel(("add", ("mul", ("mul", "s0", "s1"), "s2"), "s3"))
 _SILU = VectorKernel(("mul", ("mul", ("mul", "s0", "s1"), "s2"), ("sigmoid", ("mul", ("mul", "s0", "s1"), "s2"))))
 DRAM_SHARE = 0.9
@@ -91,16 +93,18 @@ def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target
     deep = ceil_div(shape.k, tile.k)
     two, three = (2, 3) if loops * deep > 1 else (1, 1)
     rows = ceil_div(tile.k, shape.group) * deep if shape.group else 1
-    staged = {
+    staged: dict[str, int] = {
         "w": two * dtypes["w"].nbytes(tile.k * n), "a": _activation_bytes(shape, tile, two, target),
-        "w_scale": three * rows * n * 2, "bias": three * n * 2, "a_scale": three * tile.m * 4,
+        "bias": three * dtypes.get("bias", Dtype.F16).nbytes(n), "a_scale": three * tile.m * 4, "a_zero": 4,
+        "a_sum": three * tile.m * rows * 4,
+        **{name: three * dtypes[name].nbytes(rows * n) for name in ("w_scale", "w_zero", "w_sum") if name in dtypes},
         "residual": three * dtypes.get("residual", Dtype.F16).nbytes(tile.m * n),
         "factor": three * tile.m * n * 2,
         "out": two * dtypes["out"].nbytes(tile.m * n),
     }  # fmt: skip
     total = sum(nbytes + 3 * align for name, nbytes in staged.items() if where.get(name) is Space.DRAM)
     acc = ceil_div(tile.m * n * 4, align) * align
-    if shape.group:
+    if shape.group or corrected_apart(spec):
         total += acc
     return total, acc * (2 if loops > 1 or shape.group else 1)
 
@@ -143,8 +147,15 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
     epilogue = vector_cycles(target, _SILU if spec.get("silu") else _EPILOGUE, (m, tile.panels, panel))
     vector = across * down * epilogue
     if shape.group:
-        vector += products * vector_cycles(target, _SCALE, (m, tile.panels, panel))
+        vector += products * vector_cycles(target, _scaling(spec), (m, tile.panels, panel))
+    elif corrected_apart(spec):
+        vector += across * down * vector_cycles(target, _CORRECTED, (m, tile.panels, panel))
     return max(dma + product, first + products * product, first + product + vector) + epilogue
+
+
+def _scaling(spec: KernelSpec) -> VectorKernel:
+    """What the vector unit does to the sums of a group."""
+    return _CORRECTED_SCALE if spec.get("zeros") or spec.get("asymmetric") else _SCALE
 
 
 @functools.lru_cache(maxsize=65536)
