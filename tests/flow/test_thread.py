@@ -1,5 +1,6 @@
 """The thinnest thread: one product from an ONNX file to the numbers that numpy gets, in every spelling and format."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -165,12 +166,28 @@ def test_a_product_keeps_its_name_and_its_macs() -> None:
 def test_float16_outputs_stay_float16() -> None:
     model = product("MatMul", [], 3, np.ones((8, 6), np.float32), np.ones(6, np.float32))
     for value, expected in ((onnx.TensorProto.FLOAT, np.float32), (onnx.TensorProto.FLOAT16, np.float16)):
-        model.graph.output[0].type.tensor_type.elem_type = value
+        for tensor in (model.graph.input[0].type.tensor_type, model.graph.output[0].type.tensor_type):
+            tensor.elem_type = value
+        weight = onnx.numpy_helper.from_array(np.ones((8, 6), expected), "w")
+        model.graph.initializer[0].CopyFrom(weight)
+        onnx.checker.check_model(model, full_check=True)
         program = compiled(from_model(model, Path(), "one"), TARGETS[0], FORMATS["int8"])
         assert program.tensor("y").dtype.numpy == expected
 
 
-def test_a_batch_is_refused_with_its_shape() -> None:
-    model = product("MatMul", [2], 4, np.ones((8, 6), np.float32), np.ones(6, np.float32))
-    with pytest.raises(StudentError, match=r"shape \[2, 4, 8\], expected \[1, tokens, features\]"):
-        compiled(from_model(model, Path(), "one"), TARGETS[0], FORMATS["int8"])
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize(("spelling", "lead"), [("MatMul", [2]), ("MatMul, Add", [2, 1, 2])], ids=str)
+def test_a_batch_is_a_product_of_all_its_rows(spelling: str, lead: list[int], name: str) -> None:
+    """Every row is quantised and multiplied as if it were alone."""
+    random, (m, k, n) = np.random.default_rng(5), (4, 40, 24)
+    weight = random.standard_normal((k, n), dtype=np.float32)
+    x, bias = random.standard_normal((*lead, m, k), dtype=np.float32), random.standard_normal(n, dtype=np.float32)
+    whole = from_model(product(spelling, lead, m, weight, bias), Path("."), "one")
+    program = compiled(whole, TARGETS[0], FORMATS[name])
+    assert program.hosts == ()
+    assert [op.m for op in program.ops if op.kind == "linear"] == [math.prod(lead) * m]
+    y = result(whole, program, TARGETS[0], x).reshape(-1, m, n)
+    single = from_model(product(spelling, [1], m, weight, bias), Path("."), "one")
+    one = compiled(single, TARGETS[0], FORMATS[name])
+    for part, rows in zip(y, x.reshape(-1, m, k), strict=True):
+        np.testing.assert_allclose(part, result(single, one, TARGETS[0], rows), rtol=1e-6, atol=1e-6)

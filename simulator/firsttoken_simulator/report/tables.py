@@ -8,6 +8,7 @@ import numpy as np
 
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.dma import Gather, Load, Store
+from firsttoken_compiler.isa.host import HostLoad, HostStore
 from firsttoken_compiler.isa.program import Program
 from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Engine, Space
 from firsttoken_compiler.target.target import Target
@@ -110,8 +111,8 @@ def dram_kind(program: Program) -> np.ndarray:
     """
     code = program.code
     operand = np.full(len(code), -1, np.int64)
-    for opcode, index in ((Load.OPCODE, 1), (Store.OPCODE, 0), (Gather.OPCODE, 2)):
-        operand[code[:, word.OPCODE] == opcode] = index
+    for kind, index in ((Load, 1), (Store, 0), (Gather, 2), (HostLoad, 0), (HostStore, 0)):
+        operand[code[:, word.OPCODE] == kind.OPCODE] = index
     address = np.full(len(code), -1, np.int64)
     rows = np.flatnonzero(operand >= 0)
     address[rows] = code[rows, word.OPERANDS + word.OPERAND_WIDTH * operand[rows] + 1]
@@ -121,10 +122,10 @@ def dram_kind(program: Program) -> np.ndarray:
         return result
     start = np.array([t.address for t in tensors], np.int64)
     end = start + np.array([t.nbytes for t in tensors], np.int64)
-    kind = np.array([_KIND_OF_TENSOR[t.kind] for t in tensors], np.int64)
+    kinds = np.array([_KIND_OF_TENSOR[t.kind] for t in tensors], np.int64)
     at = np.searchsorted(start, address, side="right") - 1
     inside = (at >= 0) & (address < end[at])
-    result[inside] = kind[at[inside]]
+    result[inside] = kinds[at[inside]]
     return result
 
 

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.host import HostLoad
 from firsttoken_simulator.energy import energy
 from firsttoken_simulator.report.build import build_run
 from firsttoken_simulator.report.document import OpRow, RunDocument
@@ -89,6 +91,19 @@ def test_dram_bytes_follow_the_tensor_of_the_address(make_case) -> None:
     weights_only = replace(timeline, dram_read_bytes=timeline.dram_read_bytes * 0)
     stores = build_run(program, weights_only, target, energy(program, weights_only, target))
     assert stores.dram_bytes_by_kind["weights"] == 0
+
+
+def test_dram_bytes_of_the_host_follow_their_tensor_too(make_case) -> None:
+    program, timeline, target = make_case(32, 0, hosts=True)
+    code = program.code.copy()
+    loads = code[:, word.OPCODE] == HostLoad.OPCODE
+    assert loads.sum() == 3
+    before = build_run(program, timeline, target, energy(program, timeline, target)).dram_bytes_by_kind
+    code[loads, word.operand_column(0) + 1] = 64
+    moved = program.with_code(code)
+    after = build_run(moved, timeline, target, energy(moved, timeline, target)).dram_bytes_by_kind
+    assert after["weights"] == before["weights"] + 3 * 256
+    assert sum(after.values()) == sum(before.values())
 
 
 def test_json_round_trip_and_determinism(make_case, document: RunDocument) -> None:
