@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from firsttoken_compiler.errors import StudentError
-from firsttoken_compiler.frontend import contrib_converters
+from firsttoken_compiler.frontend import contrib_converters, vector_converters
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import onnx_frontend, relax
+from firsttoken_compiler.tvm.api import dtype_of, onnx_frontend, relax
 
 Converter = Callable[[Any, Any, dict[str, Any], Any], Any]
 
@@ -45,10 +45,10 @@ def attention(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) ->
 
 
 def swish(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
-    """ai.onnx Swish (opset 24) with alpha 1, which is SiLU."""
-    if float(attrs.get("alpha", 1.0)) != 1.0:
-        raise StudentError(f"node {attrs['tvm_custom']['name']}: Swish with alpha {attrs['alpha']} is not supported")
-    return relax.op.multiply(inputs[0], builder.emit(relax.op.sigmoid(inputs[0])))
+    """ai.onnx Swish (opset 24): x * sigmoid(alpha x), SiLU where alpha is 1."""
+    x, alpha = inputs[0], float(attrs.get("alpha", 1.0))
+    inner = x if alpha == 1.0 else builder.emit(relax.op.multiply(x, relax.const(alpha, dtype_of(x))))
+    return relax.op.multiply(x, builder.emit(relax.op.sigmoid(inner)))
 
 
 def rms_normalization(_builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
@@ -70,6 +70,7 @@ def gather(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any
 
 CONVERTERS: dict[str, Converter] = {
     **contrib_converters.CONVERTERS,
+    **vector_converters.CONVERTERS,
     "Attention": attention,
     "Gather": gather,
     "RMSNormalization": rms_normalization,

@@ -217,7 +217,14 @@ def uses(context: Context) -> dict[Any, int]:
 
 
 def constant_array(context: Context, value: Any) -> np.ndarray | None:
-    """A constant or a small weight as fp32; None for computed values and for large weights, which stay parameters."""
+    """A constant or a small weight as fp32, reshaped or not; None for computed values and for large weights.
+
+    Large weights stay parameters.
+    """
+    call: Any = context.values.get(value)
+    if operator_of(call) in ("reshape", "expand_dims", "squeeze"):
+        array = constant_array(context, resolved(context, call.args[0]))
+        return None if array is None else array.reshape(shape_of(value))
     if context.is_weight(value) and math.prod(shape_of(value)) > 1 << 16:
         return None
     known = context.known(value)
