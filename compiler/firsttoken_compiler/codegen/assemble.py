@@ -163,7 +163,8 @@ class _Memory:
         packing = self.compiled.quantised.packings.get(name)
         constant = self.compiled.canonical.constants.get(name)
         if packing is not None:
-            self._dram(("param", name), name, "weight", arg, packing, packed_bytes(packing))
+            nbytes = 0 if packing.form == "plain" else packed_bytes(packing)
+            self._dram(("param", name), name, "weight", arg, packing, nbytes)
         elif constant is not None:
             data = np.ascontiguousarray(constant.astype(arg.dtype.numpy)).reshape(-1).view(np.uint8)
             self.constants[name] = data

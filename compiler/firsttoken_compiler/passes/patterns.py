@@ -140,8 +140,10 @@ def _op(name: str, *args: Any) -> Any:
 def _build_gather(context: Context, builder: Any, c: Captured, env: Env) -> View:
     table, ids = env[c["table"]], env[c["ids"]]
     rows = token_list(builder, ids)
-    base = context.emit(builder, "npu.gather", [table.base, rows], out="float32")
-    return views.matrix(base, "1" * (len(ids.axes) - 1) + "mn", ids.features, table.features)
+    turned = {"turned": 1} if "turned" in c else {}
+    base = context.emit(builder, "npu.gather", [table.base, rows], out="float32", **turned)
+    width = shape_of(table.base)[0 if turned else 1]
+    return views.matrix(base, "1" * (len(ids.axes) - 1) + "mn", ids.features, width)
 
 
 def token_list(builder: Any, ids: View) -> Any:
@@ -158,6 +160,20 @@ GATHER = Rule(
     _build_gather,
     lambda context, c: context.is_weight(c["table"]) and len(shape_of(c["table"])) == 2,
 )
+
+
+def _turned_gather() -> Rule:
+    """Rows of a table that the file holds transposed, as the head of a student with tied embeddings."""
+    table, ids = wildcard(), wildcard()
+    turned = _op("permute_dims", table)
+
+    def condition(context: Context, c: Captured) -> bool:
+        if not context.is_weight(c["table"]) or len(shape_of(c["table"])) != 2 or not is_float(c["table"]):
+            return False
+        return [int(axis) for axis in context.values[c["turned"]].attrs.axes or (1, 0)] == [1, 0]
+
+    captures = {"table": table, "ids": ids, "turned": turned}
+    return LookThrough(_op("take", turned, ids), captures, _build_gather, condition)
 
 
 def slice_bounds(call: Any) -> tuple[int, int, int] | None:
@@ -238,6 +254,7 @@ class _CallRule(Rule):
         return Match(captured, (value.args[0],), (variable,))
 
 
+TURNED_GATHER = _turned_gather()
 ROW = _CallRule(None, {}, _build_row, _is_row)
 COLUMNS = _CallRule(None, {}, _build_columns, _is_columns)
 

@@ -118,6 +118,8 @@ class _State:
                 if argument.name in self.weights or argument.name in self.canonical.constants:
                     if name == "npu.linear" and index == 1:
                         self._declare_packed(call, argument)
+                    elif name == "npu.gather" and "turned" in call.attrs:
+                        self._declare_turned(argument)
                     else:
                         self._declare_plain(argument, argument in self.angles or binding.var in self.angles)
 
@@ -131,6 +133,13 @@ class _State:
                 f"weight {self.weights[argument.name]} is used both as rotary angles and as something else"
             )
         self._parameter(argument.name, argument, dtype)
+
+    def _declare_turned(self, argument: Any) -> None:
+        """The transpose of a table, made when the weights are packed."""
+        dtype, name = self._type(argument), f"{argument.name}.turned"
+        bits = 32 if dtype == "float32" else 16
+        self.packings[name] = Packing(self.weights[argument.name], "plain", 0, 0, 0, bits, 0, True)
+        self._parameter(name, argument, dtype, shape_of(argument)[::-1])
 
     def _check_layers(self) -> None:
         """Every layer that `layer_bits` names has products of its own."""
@@ -190,6 +199,8 @@ class _State:
         attrs["out"] = "float32" if wide else self._type(variable)
         if name in ("npu.row", "npu.columns"):
             attrs["out"] = dtype_of(args[0])
+        if attrs.pop("turned", 0):
+            args = [self.parameters[f"{call.args[0].name}.turned"], *args[1:]]
         return state.emit(dialect.call(name, args, **attrs))
 
     def _host(self, state: Rebuild, variable: Any, args: list[Any], attrs: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from firsttoken_compiler.passes.layer_norm_patterns import LAYER_NORM
 from firsttoken_compiler.passes.patterns import Rule
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "relax.take": (patterns.GATHER,),
+    "relax.take": (patterns.GATHER, patterns.TURNED_GATHER,),
     "relax.strided_slice": (patterns.ROW, patterns.COLUMNS),
     "relax.nn.rms_norm": (patterns.FUSED_NORM,),
     "relax.multiply": (patterns.DECOMPOSED_NORM, patterns.SWIGLU, LAYER_NORM),

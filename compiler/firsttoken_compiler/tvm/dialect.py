@@ -124,7 +124,7 @@ register("npu.raw_attention", -1, _raw_attention)
 
 def _gather(c: Any, _context: Any) -> Any:
     table, ids = c.args[0].ty, c.args[1].ty
-    return tensor([ids.shape[0], table.shape[1]], str(c.attrs["out"]))
+    return tensor([ids.shape[0], table.shape[0 if "turned" in c.attrs else 1]], str(c.attrs["out"]))
 
 
 def _out_like_first(c: Any, _context: Any) -> Any:
@@ -166,7 +166,7 @@ def _reduce(c: Any, _context: Any) -> Any:
 
 
 CANONICAL: dict[str, Infer] = {
-    "npu.gather": _gather,  # (table [v, h], ids [m]) -> [m, h]
+    "npu.gather": _gather,  # (table [v, h], or [h, v] with turned, ids [m]) -> [m, h]
     "npu.rms_norm": _quantised,  # (x [m, h], gamma [h]); eps -> [m, h], with int8/int16 out: ([m, h], scale [m, 1])
     "npu.linear": _linear,  # (a [m, k], weight[, a_scale, w_scale][, bias][, residual]) -> [m, n]
     "npu.rope": _out_like_first,  # (x [m, heads*d], cos [m, d/2], sin [m, d/2]); heads
