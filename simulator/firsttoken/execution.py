@@ -34,9 +34,16 @@ class Loaded:
         A cache that the graph appends to has no input of its own: its rows go into the first rows of what it becomes.
         Raises OptionError naming an input that is missing or has another shape.
         """
+        import numpy as np
+
+        from firsttoken_compiler.isa.host_call import is_bits
+        from firsttoken_compiler.isa.types import Dtype
+
         kv = self.program.meta.get("kv", {})
         for tensor in self.program.of_kind("input"):
             array = self._feed(feeds, tensor.name)
+            if is_bits(array.dtype.name) and tensor.dtype in (Dtype.U8, Dtype.U16):
+                array = np.asarray(array).copy().view(tensor.dtype.numpy)
             self.machine.write_tensor(tensor.name, array.reshape(tensor.shape).astype(tensor.dtype.numpy))
         for past, present in kv.items():
             self._write_rows(present, self._feed(feeds, past)[0])
@@ -57,8 +64,10 @@ class Loaded:
         return array
 
     def _as_declared(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        dtype, shape = self.outputs.get(name, (array.dtype, array.shape))
-        return array.reshape(shape).astype(dtype)
+        from firsttoken_compiler.isa.host_call import is_bits
+
+        dtype, shape = self.outputs.get(name, (array.dtype.name, array.shape))
+        return array.reshape(shape).view(dtype) if is_bits(dtype) else array.reshape(shape).astype(dtype)
 
     @property
     def inputs(self) -> dict[str, tuple[str, list[int]]]:

@@ -109,6 +109,7 @@ class NpuBackend(Backend):
         from firsttoken.api import simulate, target_of
         from firsttoken.execution import load
         from firsttoken_compiler.frontend.onnx_file import from_model, open_student
+        from firsttoken_compiler.frontend.specialise import specialise
         from firsttoken_compiler.pipeline import compile_onnx
 
         if not cls.supports_device(device):
@@ -121,6 +122,7 @@ class NpuBackend(Backend):
         inputs = tuple(value.name for value in student.graph.input if value.name not in student.initializers)
         outputs = {value.name: int(value.type.tensor_type.elem_type) for value in student.graph.output}
         nodes = [node.name for node in student.graph.node]
+        student = specialise(student)
         program = compile_onnx(student, machine, precision, fallback=fallback)
         assert program is not None
         loaded = load(program, simulate(program, machine), student, machine)

@@ -8,7 +8,7 @@ import numpy as np
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.instruction import HostCallState, Instruction
 from firsttoken_compiler.isa.program import Program, Tensor
-from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Dtype, Space, pack_int4, unpack_int4
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE, PACKED, Dtype, Space, pack_int4, unpack_int4
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.target.target import Target
 from firsttoken_simulator.host import HostRuntime
@@ -85,17 +85,18 @@ class FunctionalMachine:
                 f"the array is {array.dtype} {list(array.shape)}: convert it first"
             )
         flat = np.ascontiguousarray(array).reshape(-1)
-        if tensor.dtype is Dtype.I4:
-            flat = pack_int4(np.append(flat, np.zeros(flat.size % 2, np.int8)))
+        if tensor.dtype in PACKED:
+            flat = pack_int4(np.append(flat.astype(np.int8), np.zeros(flat.size % 2, np.int8)))
         view = self._tensor_bytes(tensor)
         view[...] = flat.view(np.uint8)
 
     def read_tensor(self, name: str) -> np.ndarray:
-        """A copy of a tensor's elements, int4 widened to int8."""
+        """A copy of a tensor's elements, int4 and uint4 widened to a byte each."""
         tensor = self.program.tensor(name)
         raw = self._tensor_bytes(tensor)
-        if tensor.dtype is Dtype.I4:
-            return unpack_int4(raw)[: int(np.prod(tensor.shape))].reshape(tensor.shape)
+        if tensor.dtype in PACKED:
+            values = unpack_int4(raw)[: int(np.prod(tensor.shape))].reshape(tensor.shape)
+            return values if tensor.dtype is Dtype.I4 else values.view(np.uint8) & 0xF
         return raw.copy().view(tensor.dtype.numpy).reshape(tensor.shape)
 
     def run(self, order: np.ndarray | None = None, poison: bool = True) -> None:

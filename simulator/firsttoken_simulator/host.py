@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 
 from firsttoken_compiler.errors import ProgramError
-from firsttoken_compiler.isa.host_call import HostCall, HostValue
-from firsttoken_compiler.isa.types import PACKED, Dtype
-
-
-class _Runner(Protocol):
-    def __call__(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Results in the order of the subgraph's outputs."""
+from firsttoken_compiler.isa.host_call import AS_BITS, HostCall, HostValue
+from firsttoken_compiler.isa.types import PACKED, Dtype, pack_int4
+from firsttoken_simulator.host_runner import Runner, load
 
 
 @dataclass
@@ -27,7 +22,7 @@ class HostRuntime:
 
     calls: tuple[HostCall, ...]
     _states: dict[int, CallState] = field(default_factory=dict)
-    _runners: dict[tuple[bytes, ...], _Runner] = field(default_factory=dict)
+    _runners: dict[tuple[bytes, ...], Runner] = field(default_factory=dict)
 
     def call(self, index: int) -> CallState:
         """The state of a call; raises ProgramError when the program has none of that number."""
@@ -37,14 +32,14 @@ class HostRuntime:
             self._states[index] = CallState(self.calls[index], self)
         return self._states[index]
 
-    def runner(self, model: bytes, packed: dict[str, np.ndarray]) -> _Runner:
+    def runner(self, model: bytes, packed: dict[str, np.ndarray]) -> Runner:
         """What executes a subgraph; raises ProgramError when nothing here can.
 
         `packed` operands become part of the subgraph: onnxruntime takes no arrays of four-bit numbers from outside.
         """
         key = (model, *(part for name in sorted(packed) for part in (name.encode(), packed[name].tobytes())))
         if key not in self._runners:
-            self._runners[key] = _load(_with_constants(model, packed) if packed else model)
+            self._runners[key] = load(model, packed)
         return self._runners[key]
 
 
@@ -88,8 +83,12 @@ class CallState:
             raise ProgramError(
                 f"call {self.entry.name} makes {value.name} of shape {list(found.shape)}, expected {list(value.shape)}"
             )
-        narrowed = np.ascontiguousarray(_narrow(found, value.dtype))
-        return narrowed.reshape(-1).view(np.uint8)
+        if value.elem_type in AS_BITS:
+            return np.ascontiguousarray(found).reshape(-1).view(np.uint8)
+        flat = _narrow(found, value.dtype).reshape(-1)
+        if value.dtype in PACKED:
+            flat = pack_int4(np.append(flat.astype(np.int8), np.zeros(flat.size % 2, np.int8)))
+        return np.ascontiguousarray(flat).view(np.uint8)
 
 
 def _narrow(values: np.ndarray, dtype: Dtype) -> np.ndarray:
@@ -98,18 +97,6 @@ def _narrow(values: np.ndarray, dtype: Dtype) -> np.ndarray:
         largest = float(np.finfo(np.float16).max)
         values = np.where(np.isfinite(values), np.clip(values, -largest, largest), values)
     return values.astype(dtype.numpy)
-
-
-def _with_constants(model: bytes, constants: dict[str, np.ndarray]) -> bytes:
-    """The subgraph with some of its inputs as initialisers."""
-    import onnx
-
-    parsed = onnx.load_model_from_string(model)
-    inputs = [value for value in parsed.graph.input if value.name not in constants]
-    del parsed.graph.input[:]
-    parsed.graph.input.extend(inputs)
-    parsed.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
-    return bytes(parsed.SerializeToString())
 
 
 def _tensor(value: HostValue, data: np.ndarray) -> np.ndarray:
@@ -127,33 +114,7 @@ def _tensor(value: HostValue, data: np.ndarray) -> np.ndarray:
         raise ProgramError(f"operand {value.name} of shape {list(value.shape)} reaches beyond its {flat.size} elements")
     steps = tuple(stride * flat.itemsize for stride in value.strides)
     view = np.lib.stride_tricks.as_strided(flat, value.shape, steps, writeable=False)
-    return np.ascontiguousarray(view.astype(helper.tensor_dtype_to_np_dtype(value.elem_type)))
-
-
-def _load(model: bytes) -> _Runner:
-    import onnx
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as refused:  # onnxruntime's errors derive from nothing narrower
-        try:
-            evaluator = onnx.reference.ReferenceEvaluator(onnx.load_model_from_string(model))
-        except Exception as error:
-            raise ProgramError(
-                f"neither onnxruntime ({str(refused).strip()[-200:]}) nor ONNX's reference evaluator "
-                f"({str(error).strip()[-200:]}) can run a subgraph of the host"
-            ) from refused
-        return lambda feeds: _arrays(evaluator.run(None, feeds))
-    types = {value.name: value.type for value in session.get_inputs()}
-    return lambda feeds: _arrays(session.run(None, {name: array for name, array in feeds.items() if name in types}))
-
-
-def _arrays(values: list[Any]) -> list[np.ndarray]:
-    for value in values:
-        if not isinstance(value, (np.ndarray, np.generic)):
-            raise ProgramError(f"the host makes a {type(value).__name__}, not a tensor")
-    return [np.asarray(value) for value in values]
+    dtype = helper.tensor_dtype_to_np_dtype(value.elem_type)
+    if value.elem_type in AS_BITS:
+        return np.asarray(view.copy(order="C").view(dtype))
+    return np.asarray(view.astype(dtype, order="C"))

@@ -21,6 +21,7 @@ from firsttoken_compiler.frontend.check_operators import check_nodes, check_valu
 from firsttoken_compiler.frontend.converters import CONVERTERS
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 from firsttoken_compiler.frontend.partition import OPERATOR, Segment, TensorType, value_types
+from firsttoken_compiler.isa.host_call import AS_BITS
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, GenericConst, is_static, onnx_frontend, relax, shape_of, tvm
 
@@ -83,6 +84,10 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         for name, entry in self._student.initializers.items():
             small = entry.external is None and entry.elements <= CONSTANT_ELEMENTS
             dtype = np.dtype(onnx_dtype(entry.onnx_type, name))
+            if entry.onnx_type in AS_BITS:
+                bits = AS_BITS[entry.onnx_type].numpy
+                self._nodes[name] = relax.const(tvm.runtime.tensor(self._student.array(name).copy().view(bits)))
+                continue
             if small or dtype.kind in "iub":
                 # a plain numpy array would be narrowed to int32
                 self._nodes[name] = relax.const(tvm.runtime.tensor(np.ascontiguousarray(self._student.array(name))))
@@ -93,7 +98,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             self.weights[variable.name] = name
 
     def _parse_graph_input(self, graph: Any) -> None:
-        super()._parse_graph_input(graph)
+        super()._parse_graph_input(_with_bits(graph))
         for name in list(self._inputs):
             if name in self._student.initializers:  # files before IR version 4 list weights as inputs too
                 del self._inputs[name]
@@ -111,7 +116,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             if node.op_type == OPERATOR:
                 self._host(node, self._segments[node.attribute[0].i].types)
                 continue
-            reason = _unreadable(node)
+            reason = _unreadable(node) or self._odd(node)
             if reason is None:
                 try:
                     super()._construct_nodes(SimpleNamespace(node=[node]))
@@ -124,6 +129,13 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
                     reason = (str(error).strip() or type(error).__name__).splitlines()[-1][-300:]
             self.unreadable[node.name] = reason
             self._host(node, self.types)
+
+    def _odd(self, node: Any) -> str | None:
+        """Names an element type that only the host computes with; None where there is none."""
+        for name in (*node.input, *node.output):
+            if name in self.types and self.types[name].elem_type in AS_BITS:
+                return f"no unit of the NPU computes with {onnx_dtype(self.types[name].elem_type, name).name}"
+        return None
 
     @property
     def types(self) -> dict[str, TensorType]:
@@ -187,6 +199,21 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         return result
 
 
+def _with_bits(graph: Any) -> Any:
+    """The graph with inputs of the integer types as which their values lie in memory."""
+    from onnx import helper
+
+    if not any(value.type.tensor_type.elem_type in AS_BITS for value in graph.input):
+        return graph
+    copy = type(graph)()
+    copy.input.extend(graph.input)
+    for value in copy.input:
+        tensor = value.type.tensor_type
+        if tensor.elem_type in AS_BITS:
+            tensor.elem_type = helper.np_dtype_to_tensor_dtype(AS_BITS[tensor.elem_type].numpy)
+    return copy
+
+
 def _unreadable(node: Any) -> str | None:
     """Why TVM must not see a node; None when it may try."""
     if node.op_type in CONTROL:
@@ -206,7 +233,7 @@ def _known() -> frozenset[str]:
 
 def host_dtype(elem_type: int, name: str) -> str:
     """The type in which a value of the host lies in memory; raises StudentError for one that memory cannot hold."""
-    dtype = np.dtype(onnx_dtype(elem_type, name)).name
+    dtype = AS_BITS[elem_type].numpy.name if elem_type in AS_BITS else np.dtype(onnx_dtype(elem_type, name)).name
     if dtype not in MEMORY_TYPES:
         raise StudentError(f"value {name!r} is {dtype}: only numbers of {', '.join(MEMORY_TYPES)} leave the host")
     return dtype

@@ -1,8 +1,20 @@
 """What the host computes for a program: an ONNX subgraph, its operands and results, and what it costs."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from firsttoken_compiler.isa.types import Dtype
+
+AS_BITS: Final = {
+    16: Dtype.U16, 17: Dtype.U8, 18: Dtype.U8, 19: Dtype.U8, 20: Dtype.U8, 23: Dtype.U8, 24: Dtype.U8, 25: Dtype.U8,
+    26: Dtype.U8,
+}  # fmt: skip
+"""ONNX element types (bfloat16, float8, float4, int2, uint2) that lie in memory as the bits of these integers."""
+
+
+def is_bits(name: str) -> bool:
+    """Whether the values of a numpy type of this name lie in memory as bits, one value to an integer."""
+    return name.startswith(("bfloat16", "float8", "float4", "int2", "uint2"))
 
 
 @dataclass(frozen=True, slots=True)
