@@ -1,6 +1,7 @@
 """The compiler, pass by pass: read this first.
 
-ONNX ─ import ─ canonicalise ─ quantise ─ cache-norms ─ fuse ─ lower ─ place ─ schedule ─ emit ─ verify ─ Program
+ONNX ─ specialise ─ import ─ canonicalise ─ quantise ─ cache-norms ─ fuse ─ lower ─ place ─ schedule ─ emit ─ verify
+─ Program
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from firsttoken_compiler.options import Precision
 from firsttoken_compiler.target.target import Target
 
 PIPELINE: Final = (
+    "specialise",  # ONNX → ONNX; static shapes, float32, no node whose value follows from the file
     "import",  # ONNX → Relax; weights stay parameters without data
     "canonicalise",  # exporters' spellings → npu.* operators on matrices
     "quantise",  # types of weights and activations, recipes of packed weights
@@ -74,7 +76,7 @@ class _Run:
         from firsttoken_compiler.codegen.verify import verify
         from firsttoken_compiler.frontend.contrib import prepare
         from firsttoken_compiler.frontend.masks import add_masks
-        from firsttoken_compiler.frontend.widen import widen
+        from firsttoken_compiler.frontend.specialise import specialise
         from firsttoken_compiler.passes.cache_norms import CacheNorms
         from firsttoken_compiler.passes.fuse import Fuse
         from firsttoken_compiler.passes.lower import Lower
@@ -82,7 +84,9 @@ class _Run:
         from firsttoken_compiler.passes.quantise import Quantise
         from firsttoken_compiler.passes.split import split
 
-        student = prepare(add_masks(widen(student)))
+        student = specialise(student)
+        self.done("specialise", student)
+        student = prepare(add_masks(student))
         imported, canonical = split(student, self.fallback, self.done)
         quantised = Quantise(precision, target).run(canonical, imported.weights)
         self.done("quantise", quantised.module)

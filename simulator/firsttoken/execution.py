@@ -91,6 +91,7 @@ class Loaded:
 def load(program: Program, timeline: Timeline, student: OnnxStudent, target: Target) -> Loaded:
     """A program with its weights in the memory of a functional machine; raises StudentError where data is missing."""
     from firsttoken_compiler.codegen.weights import materialise
+    from firsttoken_compiler.frontend.specialise import specialise
     from firsttoken_simulator.functional import FunctionalMachine
 
     def array(name: str) -> NDArray[np.generic]:
@@ -98,6 +99,7 @@ def load(program: Program, timeline: Timeline, student: OnnxStudent, target: Tar
             raise StudentError(f"{student.name}: the program wants weight {name!r}, which the graph does not have")
         return student.array(name)
 
+    student = specialise(student)  # constants that it computes are weights of the program
     machine = FunctionalMachine(program, target)
     materialise(program, array, machine.write_bytes)
     return Loaded(program, timeline, machine)

@@ -77,6 +77,7 @@ def test_dumps_of_all_passes_are_text_that_names_what_was_made(student: OnnxStud
     files = sorted(tmp_path.iterdir())
     assert [path.name for path in files] == [f"{i:02d}-{name}.txt" for i, name in enumerate(PIPELINE)]
     texts = {path.stem[3:]: path.read_text() for path in files}
+    assert "RMSNormalization" in texts["specialise"]
     assert "npu.raw_rope" in texts["import"]
     assert "npu.attention" in texts["canonicalise"]
     assert "npu.raw_rope" not in texts["canonicalise"]
@@ -91,7 +92,7 @@ def test_dumps_of_all_passes_are_text_that_names_what_was_made(student: OnnxStud
 
 @pytest.mark.parametrize("option", ["stop_after", "dump_after"])
 def test_unknown_passes_are_named_with_the_known_ones(student: OnnxStudent, option: str) -> None:
-    with pytest.raises(OptionError, match=r"'linking' is no pass; passes are import, canonicalise, .*, verify"):
+    with pytest.raises(OptionError, match=r"'linking' is no pass; passes are specialise, import, canonicalise, .*, verify"):
         compile_onnx(student, TARGET, INT4, **{option: "linking"})  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="'all' is no pass"):
         compile_onnx(student, TARGET, INT4, stop_after="all")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 from firsttoken_compiler.isa.program import Program
 from firsttoken_compiler.passes.place import Placement
 
@@ -22,6 +23,10 @@ def dump(folder: Path, number: int, name: str, made: Any) -> None:
 def _text(made: Any) -> str:
     if isinstance(made, Program):
         return str(made)
+    if isinstance(made, OnnxStudent):
+        from onnx import printer
+
+        return str(printer.to_text(made.model)) + "\n"
     if isinstance(made, Placement):
         lines = [f"{name} at {address:#x}" for name, address in made.resident.items()]
         return "\n".join([f"resident {made.resident_bytes} of {made.scratchpad_bytes} bytes", *lines]) + "\n"
