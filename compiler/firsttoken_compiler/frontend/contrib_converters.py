@@ -10,7 +10,13 @@ from typing import Any, Final
 import numpy as np
 
 from firsttoken_compiler.errors import StudentError
-from firsttoken_compiler.frontend.contrib import GROUP_QUERY_ATTENTION, PREPARED
+from firsttoken_compiler.frontend.contrib import (
+    ADDED,
+    ATTENTION,
+    EMBEDDING,
+    GROUP_QUERY_ATTENTION,
+    MULTI_HEAD_ATTENTION,
+)
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import dtype_of, relax, shape_of
 
@@ -114,35 +120,81 @@ def rotary_embedding(_builder: Any, inputs: Any, attrs: dict[str, Any], _params:
 
 
 def group_query_attention(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
-    """GroupQueryAttention as `contrib.prepare` leaves it: positions and mask are further inputs."""
+    """GroupQueryAttention as `contrib.prepare` leaves it."""
     heads, kv_heads = int(attrs["num_heads"]), int(attrs["kv_num_heads"])
     query, key, value, past_key, past_value = inputs[:5]
     if key is None:
-        query, key, value = _columns(builder, query, heads, kv_heads)
+        features = shape_of(query)[2]
+        width = features // (heads + 2 * kv_heads)
+        query, key, value = _columns(builder, query, [heads * width, kv_heads * width, kv_heads * width])
     if int(attrs.get("do_rotary", 0)):
-        positions = inputs[PREPARED["positions"]]
+        positions = inputs[ADDED["positions"]]
         query, key = (
             builder.emit(dialect.raw_rope(x, inputs[7], inputs[8], positions, n))
             for x, n in ((query, heads), (key, kv_heads))
         )
-    mask = _given(inputs, PREPARED["mask"])
-    call = dialect.raw_attention(
-        query, key, value, mask, past_key, past_value, heads=heads, kv_heads=kv_heads,
+    mask = _given(inputs, ADDED["mask"])
+    return _attention(
+        builder, query, key, value, mask, past_key, past_value, heads=heads, kv_heads=kv_heads,
         scale=float(attrs.get("scale", 0.0)), causal=int(mask is None),
     )  # fmt: skip
-    result = builder.emit(call)
+
+
+def multi_head_attention(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """MultiHeadAttention as `contrib.prepare` leaves it; the bias of all three lies in one vector."""
+    bias = _given(inputs, 3)
+    given = list(inputs[:3])
+    if bias is not None:
+        sizes = [shape_of(x)[2] for x in given]
+        for index, (x, end) in enumerate(zip(given, itertools.accumulate(sizes), strict=True)):
+            part = builder.emit(relax.op.strided_slice(bias, [0], [end - sizes[index]], [end]))
+            given[index] = builder.emit(relax.op.add(x, part))
+    heads = int(attrs["num_heads"])
+    return _attention(
+        builder, *given, _given(inputs, ADDED["mask"]), _given(inputs, 6), _given(inputs, 7), heads=heads,
+        kv_heads=heads, scale=float(attrs.get("scale", 0.0)), causal=int(attrs.get("unidirectional", 0)),
+    )  # fmt: skip
+
+
+def attention(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """Attention as `contrib.prepare` leaves it: one product makes queries, keys and values."""
+    x, weight, bias = inputs[:3]
+    product = builder.emit(relax.op.matmul(x, weight))
+    if bias is not None:
+        product = builder.emit(relax.op.add(product, bias))
+    parts = _columns(builder, product, [shape_of(product)[2] // 3] * 3)
+    heads = int(attrs["num_heads"])
+    return _attention(
+        builder, *parts, _given(inputs, ADDED["mask"]), None, None, heads=heads, kv_heads=heads,
+        scale=float(attrs.get("scale", 0.0)), causal=int(attrs.get("unidirectional", 0)),
+    )  # fmt: skip
+
+
+def _attention(builder: Any, *operands: Any, **attributes: Any) -> Any:
+    result = builder.emit(dialect.raw_attention(*operands, **attributes))
     return relax.Tuple([builder.emit(relax.TupleGetItem(result, i)) for i in range(3)])
 
 
-def _columns(builder: Any, packed: Any, heads: int, kv_heads: int) -> list[Any]:
-    """Queries, keys and values that lie side by side in one matrix."""
-    features = shape_of(packed)[2]
-    width = features // (heads + 2 * kv_heads)
-    bounds = [0, heads * width, (heads + kv_heads) * width, features]
+def _columns(builder: Any, packed: Any, sizes: list[int]) -> list[Any]:
+    """Matrices that lie side by side in one."""
+    ends = list(itertools.accumulate(sizes))
     return [
-        builder.emit(relax.op.strided_slice(packed, [2], [first], [end]))
-        for first, end in itertools.pairwise(bounds)
+        builder.emit(relax.op.strided_slice(packed, [2], [end - size], [end]))
+        for size, end in zip(sizes, ends, strict=True)
     ]
+
+
+def embed_layer_norm(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """EmbedLayerNormalization as `contrib.prepare` leaves it; results: the norm, the count of the mask, the sum."""
+    total = builder.emit(relax.op.take(inputs[2], inputs[ADDED["ids"]], axis=0))
+    tables = [(inputs[3], inputs[ADDED["positions"]])]
+    if inputs[1] is not None:
+        tables.append((inputs[4], inputs[ADDED["kinds"]]))
+    for table, numbers in tables:
+        rows = builder.emit(relax.op.take(table, numbers, axis=0))
+        total = builder.emit(relax.op.add(total, rows))
+    norm = builder.emit(_layer_norm(total, inputs[5], inputs[6], float(attrs.get("epsilon", 1e-12))))
+    return relax.Tuple([norm, total, total])
 
 
 CONVERTERS: Final = {
@@ -157,4 +209,7 @@ CONVERTERS: Final = {
     "com.microsoft.FusedMatMul": fused_matmul,
     "com.microsoft.RotaryEmbedding": rotary_embedding,
     GROUP_QUERY_ATTENTION: group_query_attention,
+    MULTI_HEAD_ATTENTION: multi_head_attention,
+    ATTENTION: attention,
+    EMBEDDING: embed_layer_norm,
 }

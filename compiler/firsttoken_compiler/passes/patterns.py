@@ -138,12 +138,19 @@ def _op(name: str, *args: Any) -> Any:
 
 
 def _build_gather(context: Context, builder: Any, c: Captured, env: Env) -> View:
-    table, ids = env[c["table"]], env[c["ids"]]
+    table, known = env[c["table"]], context.known(c["ids"])
+    ids = env[c["ids"]] if known is None else _numbers(context, known)
     rows = token_list(builder, ids)
     turned = {"turned": 1} if "turned" in c else {}
     base = context.emit(builder, "npu.gather", [table.base, rows], out="float32", **turned)
     width = shape_of(table.base)[0 if turned else 1]
     return views.matrix(base, "1" * (len(ids.axes) - 1) + "mn", ids.features, width)
+
+
+def _numbers(context: Context, known: np.ndarray) -> View:
+    """Constant token numbers `[1, m]`."""
+    base = context.constant(known.reshape(-1).astype(np.int64), "numbers")
+    return View(base, "1" * (known.ndim - 1) + "n", 1, known.size)
 
 
 def token_list(builder: Any, ids: View) -> Any:
@@ -213,6 +220,18 @@ def _build_columns(context: Context, builder: Any, c: Captured, env: Env) -> Vie
     return like(builder, view, base, end - first)
 
 
+def _build_part(context: Context, _builder: Any, c: Captured, _env: Env) -> View:
+    bounds, known = slice_bounds(c["call"]), context.known(c["x"])
+    assert bounds is not None
+    assert known is not None
+    part = known[bounds[1] : bounds[2]]
+    return View(context.constant(part, "vector"), "n", 1, part.size)
+
+
+def _is_part(context: Context, c: Captured) -> bool:
+    return len(shape_of(c["x"])) == 1 and slice_bounds(c["call"]) is not None and context.known(c["x"]) is not None
+
+
 def _is_columns(_context: Context, c: Captured) -> bool:
     bounds = slice_bounds(c["call"])
     last = len(shape_of(c["x"])) - 1
@@ -257,6 +276,7 @@ class _CallRule(Rule):
 TURNED_GATHER = _turned_gather()
 ROW = _CallRule(None, {}, _build_row, _is_row)
 COLUMNS = _CallRule(None, {}, _build_columns, _is_columns)
+PART = _CallRule(None, {}, _build_part, _is_part)
 
 # Norms.
 

@@ -9,7 +9,7 @@ from firsttoken_compiler.passes.patterns import Rule
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "relax.take": (patterns.GATHER, patterns.TURNED_GATHER,),
-    "relax.strided_slice": (patterns.ROW, patterns.COLUMNS),
+    "relax.strided_slice": (patterns.PART, patterns.ROW, patterns.COLUMNS),
     "relax.nn.rms_norm": (patterns.FUSED_NORM,),
     "relax.multiply": (patterns.DECOMPOSED_NORM, patterns.SWIGLU, LAYER_NORM),
     "relax.divide": (LAYER_NORM,),
