@@ -215,8 +215,11 @@ def compile_subject(
         "past": past,
         "phase": "decode" if past else "prefill",
     }
+    student = subject.open(tokens, past)
+    if isinstance(subject, File) and not options.weights_absent:
+        student.require_data()
     return compile_onnx(
-        subject.open(tokens, past), target, precision, meta=meta, progress=progress, fallback=options.fallback,
+        student, target, precision, meta=meta, progress=progress, fallback=options.fallback,
         **control,
     )  # fmt: skip
 
@@ -258,6 +261,7 @@ def run_parts(subject: Subject, target: Target, prompt: int | None, decode: int,
         "precision": options.precision(subject.layer_bits).canonical_json(),
         "seed": options.seed,
         "fallback": options.fallback,
+        "weights_absent": options.weights_absent,
     }
 
 

@@ -60,6 +60,9 @@ Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of
 Fallback = Annotated[
     bool, typer.Option(help="Let the host compute what the NPU cannot; without it that is an error.")
 ]
+WeightsAbsent = Annotated[
+    bool, typer.Option("--weights-absent", help="Time an ONNX file whose external weights are not here.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -99,6 +102,7 @@ def run(
     norm_cache: NormCache = None,
     seed: Seed = 0,
     fallback: Fallback = True,
+    weights_absent: WeightsAbsent = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the reports.")] = None,
     cache: Annotated[bool, typer.Option(help="Use results kept from earlier runs.")] = True,
     as_json: AsJson = False,
@@ -106,7 +110,7 @@ def run(
     """Compile and simulate a student; print the first screen and write the reports."""
     from firsttoken import api
 
-    options = _options(weights, acts, group, norm_cache, seed, fallback)
+    options = _options(weights, acts, group, norm_cache, seed, fallback, weights_absent)
     with Bar() as bar:
         document = api.run(
             student, target, prompt=prompt, decode=decode, options=options, out=out, cache=cache, progress=bar.update
@@ -133,6 +137,7 @@ def compile_command(
     norm_cache: NormCache = None,
     seed: Seed = 0,
     fallback: Fallback = True,
+    weights_absent: WeightsAbsent = False,
     out: Annotated[Path, typer.Option("-o", "--out", help="The program file.")] = Path("student.npu"),
     stop_after: Annotated[str | None, typer.Option(help="Stop after this pass; no program file is written.")] = None,
     dump_after: Annotated[str | None, typer.Option(help="Write the module after this pass, or after 'all'.")] = None,
@@ -149,7 +154,7 @@ def compile_command(
             target,
             prompt=prompt,
             past=past,
-            options=_options(weights, acts, group, norm_cache, seed, fallback),
+            options=_options(weights, acts, group, norm_cache, seed, fallback, weights_absent),
             stop_after=stop_after,
             dump_after=dump_after,
             dump_dir=None if dump_after is None else dump_dir,
@@ -336,11 +341,15 @@ def students_show(name: Annotated[str, typer.Argument(show_default=False)], as_j
 
 
 def _options(
-    weights: str, acts: str | None, group: str, norm_cache: str | None, seed: int, fallback: bool = True
-) -> RunOptions:
+    weights: str, acts: str | None, group: str, norm_cache: str | None, seed: int, fallback: bool = True,
+    weights_absent: bool = False,
+) -> RunOptions:  # fmt: skip
     from firsttoken.options import RunOptions
 
-    return RunOptions(weights=weights, acts=acts, group=group, norm_cache=norm_cache, seed=seed, fallback=fallback)
+    return RunOptions(
+        weights=weights, acts=acts, group=group, norm_cache=norm_cache, seed=seed, fallback=fallback,
+        weights_absent=weights_absent,
+    )  # fmt: skip
 
 
 def _program_facts(program: Program) -> dict[str, Any]:

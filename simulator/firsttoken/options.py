@@ -24,6 +24,7 @@ class RunOptions:
         norm_cache: "int8", "int16", "fp16" or "off"; None for what goes with the activations.
         seed: of every random choice.
         fallback: whether the host computes what the NPU cannot; without it that is an error.
+        weights_absent: whether an ONNX file may lack its external weights, which no time depends on.
         layer_bits: bits of the weights per layer (4, 8, 16; 0 for `weights`), before the bits that the student names.
     """
 
@@ -33,6 +34,7 @@ class RunOptions:
     norm_cache: str | None = None
     seed: int = 0
     fallback: bool = True
+    weights_absent: bool = False
     layer_bits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

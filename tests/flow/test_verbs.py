@@ -37,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def firsttoken(folder: Path) -> Run:
     def call(*arguments: str, prelude: str = "") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "error", "-c", prelude + MAIN, *arguments]
+        absent = ["--weights-absent"] if arguments[0] in ("run", "compile") else []
+        command = [sys.executable, "-W", "error", "-c", prelude + MAIN, *arguments, *absent]
         return subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=folder, timeout=300,
             env={"PATH": "/usr/bin:/bin", "FIRSTTOKEN_CACHE": str(folder / "cache"), "HOME": str(folder)},
@@ -52,6 +53,14 @@ def first_run(firsttoken: Run) -> str:
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     return result.stdout
+
+
+def test_a_file_without_its_weights_is_timed_only_when_that_is_asked_for(folder: Path, firsttoken: Run) -> None:
+    command = [sys.executable, "-W", "error", "-c", MAIN, "run", "tiny.onnx", "--target", "systolic-128", "-o", "no"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=300)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"is kept in {WEIGHTS_FILE}, which is not beside the model" in result.stderr
+    assert not (folder / "no").exists()
 
 
 def test_run(folder: Path, first_run: str) -> None:

@@ -94,6 +94,18 @@ class OnnxStudent:
         """The TensorProto of an initialiser whose bytes are in the file."""
         return self._embedded[name]
 
+    def require_data(self) -> None:
+        """Raises StudentError unless the bytes of every initialiser can be read here."""
+        for name, entry in self.initializers.items():
+            if not self.has_data(name):
+                raise self._absent(entry)
+
+    def _absent(self, entry: Initializer) -> StudentError:
+        return StudentError(
+            f"{self.name}: weight {entry.name} is kept in {self._external_path(entry).name}, which is not beside the "
+            "model: copy it there (timing alone does not need it: --weights-absent)"
+        )
+
     def array(self, name: str) -> np.ndarray:
         """The values of an initialiser; raises StudentError if they are absent, out of range or outside the folder."""
         from onnx import numpy_helper
@@ -118,10 +130,7 @@ class OnnxStudent:
                 ) from error
         path, offset, needed = self._check_range(entry)
         if not path.is_file():
-            raise StudentError(
-                f"{self.name}: weight {name} is kept in {path.name}, which is not beside the model: "
-                "copy it there (timing alone does not need it)"
-            )
+            raise self._absent(entry)
         dtype = numpy_helper.helper.tensor_dtype_to_np_dtype(entry.onnx_type)
         if needed != entry.elements * dtype.itemsize:  # elements that share bytes
             from onnx import TensorProto
