@@ -68,7 +68,7 @@ def check(folder: Path, target: str) -> Checked:
 
 def _run(folder: Path, meta: dict[str, Any], result: Checked) -> None:
     machine = target_of(result.target)
-    subject = bound(folder / "model.onnx", meta)
+    subject = subject_of(folder / "model.onnx", meta["bind"])
     tokens, rows = subject.lengths(meta["prompt"], meta["past"])
     program = compile_subject(subject, machine, tokens, rows, FLOAT)
     timeline = simulate(program, machine)
@@ -84,11 +84,6 @@ def _run(folder: Path, meta: dict[str, Any], result: Checked) -> None:
         outputs = load(program, timeline, student, machine).run(dict(inputs))
     with np.load(folder / "expected.npz") as expected:
         result.max_rel, result.cosine = agreement(outputs, dict(expected))
-
-
-def bound(path: Path, meta: dict[str, Any]) -> Any:
-    """The file with its symbolic dimensions bound as a user of the command line would."""
-    return subject_of(path)
 
 
 def agreement(outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> tuple[float, float]:
