@@ -92,15 +92,15 @@ def _mask(node: Any, tokens: int, rows: int, work: Additions) -> str:
     """Names what is added to the scores `[tokens, rows + tokens]`; empty where plain causality does.
 
     The rows of the cache hold keys 0 up to the first new token; behind them lie the new keys. With a window W a token
-    sees itself and the W tokens before it, as onnxruntime counts.
+    sees itself and the W - 1 tokens before it, as onnxruntime counts.
     """
     window = attributes(node).get("local_window_size", -1)
     key, step = np.arange(rows + tokens), np.arange(tokens)[:, None]
     causal = key - rows <= step
     if not rows:
-        if not 0 <= window < tokens - 1:
+        if not 0 < window < tokens:
             return ""
-        allowed = causal & (key >= step - window)
+        allowed = causal & (key > step - window)
         return work.constant("firsttoken.window", np.where(allowed, 0.0, MASKED).astype(np.float32))
     found = ("mask", _input(node, 5), tokens, rows, window)
     if found not in work.made:
@@ -120,9 +120,9 @@ def _cached_mask(node: Any, causal: np.ndarray, rows: int, window: int, work: Ad
     allowed = work.node(
         "Less", [work.constant("firsttoken.ahead", ahead.astype(np.int64)), last], f"{node.name}.exists", shape, BOOL
     )
-    if window >= 0:
-        # An old key is near when key >= last - (tokens - 1) + step - window.
-        near = np.where(old, key + tokens - step + window, np.where(key - rows >= step - window, FAR, -1))
+    if window > 0:
+        # An old key is near when key > last - (tokens - 1) + step - window.
+        near = np.where(old, key + tokens - step + window - 1, np.where(key - rows > step - window, FAR, -1))
         limit = work.constant("firsttoken.near", near.astype(np.int64))
         inside = work.node("Less", [last, limit], f"{node.name}.inside", shape, BOOL)
         allowed = work.node("And", [allowed, inside], f"{node.name}.allowed", shape, BOOL)
