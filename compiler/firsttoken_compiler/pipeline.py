@@ -87,7 +87,7 @@ class _Run:
         student = specialise(student)
         self.done("specialise", student)
         student = prepare(add_masks(student))
-        imported, canonical = split(student, self.fallback, self.done)
+        imported, canonical = split(student, self.fallback, self.done, frozenset(target.matrix.macs_per_cycle))
         quantised = Quantise(precision, target).run(canonical, imported.weights)
         self.done("quantise", quantised.module)
         quantised, decisions = CacheNorms(precision.norm_cache).run(quantised)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from firsttoken_compiler.errors import StudentError
-from firsttoken_compiler.frontend import contrib_converters, vector_converters
+from firsttoken_compiler.frontend import contrib_converters, quantised_converters, vector_converters
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import dtype_of, onnx_frontend, relax
 
@@ -70,6 +70,7 @@ def gather(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any
 
 CONVERTERS: dict[str, Converter] = {
     **contrib_converters.CONVERTERS,
+    **quantised_converters.CONVERTERS,
     **vector_converters.CONVERTERS,
     "Attention": attention,
     "Gather": gather,

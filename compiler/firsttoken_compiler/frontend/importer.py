@@ -27,6 +27,8 @@ from firsttoken_compiler.tvm.api import Call, GenericConst, is_static, onnx_fron
 
 CONSTANT_ELEMENTS: Final = 1
 """Embedded initialisers up to this size become constants (shapes, axes, epsilons); larger ones stay parameters."""
+STORED: Final = ("int8", "uint8", "int16", "uint16", "int4", "uint4")
+"""Integers that weights are stored in: parameters, as floats are. TVM holds no constants of four bits."""
 RESERVED: Final = re.compile(r"(lv|gv|vector_|rotary_)\d*")
 MAX_FOLDED_ELEMENTS: Final = 1 << 24
 CONTROL: Final = ("If", "Loop", "Scan", "SequenceMap")
@@ -55,6 +57,8 @@ class Imported:
     """ONNX value name → Relax expression."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Nodes that the importer cannot convert → why; their results stand in the module as results of the host."""
+    pairs: frozenset[str] | None = None
+    """Types that the target multiplies, such as `int8xint4`; None: any."""
 
     @functools.cached_property
     def nodes(self) -> frozenset[str]:
@@ -88,7 +92,8 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
                 bits = AS_BITS[entry.onnx_type].numpy
                 self._nodes[name] = relax.const(tvm.runtime.tensor(self._student.array(name).copy().view(bits)))
                 continue
-            if small or dtype.kind in "iub":
+            stored = dtype.name in STORED and not (small and dtype.kind in "iu")
+            if not stored and (small or dtype.kind in "iub"):
                 # a plain numpy array would be narrowed to int32
                 self._nodes[name] = relax.const(tvm.runtime.tensor(np.ascontiguousarray(self._student.array(name))))
                 continue

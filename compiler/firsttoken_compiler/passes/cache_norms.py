@@ -62,7 +62,7 @@ class _State:
 
     def _count(self, call: Any) -> None:
         """Counts the products that read a norm, directly or through their quantisation."""
-        if isinstance(call, Call) and call.op.name == "npu.linear":
+        if isinstance(call, Call) and call.op.name == "npu.linear" and not int(call.attrs["stored"]):
             norm = self._norm_behind(call.args[0])
             if norm is not None:
                 self.consumers[norm] = self.consumers.get(norm, 0) + 1
@@ -86,7 +86,7 @@ class _State:
         return isinstance(bound, Call) and bound.op.name == name
 
     def _visit(self, state: Rebuild, _variable: Any, call: Any, args: list[Any]) -> Any:
-        if call.op.name != "npu.linear":
+        if call.op.name != "npu.linear" or int(call.attrs["stored"]):  # what is stored quantised has types of its own
             return state.emit(Call(call.op, args, call.attrs))
         source, quantise = self._quantise_behind(call.args[0])
         attrs = dialect.plain_attributes(call)

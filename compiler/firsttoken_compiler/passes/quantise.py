@@ -15,6 +15,7 @@ from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.options import Precision
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
+from firsttoken_compiler.passes.stored import Stored, parts
 from firsttoken_compiler.schedule.linear import panel_of
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm import dialect
@@ -116,7 +117,9 @@ class _State:
                 if not isinstance(argument, relax.Var) or argument in env:
                     continue
                 if argument.name in self.weights or argument.name in self.canonical.constants:
-                    if name == "npu.linear" and index == 1:
+                    if name == "npu.linear" and index == 1 and "stored" in call.attrs:
+                        self._declare_stored(call, argument)
+                    elif name == "npu.linear" and index == 1:
                         self._declare_packed(call, argument)
                     elif name == "npu.gather" and "turned" in call.attrs:
                         self._declare_turned(argument)
@@ -172,6 +175,28 @@ class _State:
             self.packings[scales] = Packing(source, "scales", k, n, packing.panel, bits, group, packing.transposed)
             self._parameter(scales, argument, "float16", (groups, n))
 
+    def _declare_stored(self, call: Any, argument: Any) -> None:
+        """What is stored quantised keeps its integers, scales and zero points, whatever the options say."""
+        stored = Stored.from_text(str(call.attrs["stored"]))
+        for name, part in parts(stored, panel_of(self.target), bool(int(call.attrs["asymmetric"]))).items():
+            own = f"{argument.name}.{name}{stored.group}"
+            self.packings[own] = part.packing
+            self._parameter(own, argument, part.dtype, part.shape)
+
+    def _stored(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
+        """A product on stored weights: its types are those of the graph."""
+        attrs = dialect.plain_attributes(call)
+        stored = Stored.from_text(str(attrs.pop("stored")))
+        names = parts(stored, panel_of(self.target), bool(attrs["asymmetric"]))
+        weights = [self.parameters[f"{call.args[1].name}.{name}{stored.group}"] for name in names]
+        late = len(args) - int(attrs["bias"]) - int(attrs["residual"])
+        uses = self.uses.get(variable, set())
+        wide = variable in self.results or variable in self.residual or bool(uses & VECTOR and uses <= WIDE)
+        attrs.update(bits=stored.bits, group=stored.group, stored=1, out="float32" if wide else self._type(variable))
+        del attrs["transposed"]
+        operands = [args[0], weights[0], *args[2:late], *weights[1:], *args[late:]]
+        return state.emit(dialect.call("npu.linear", operands, **attrs))
+
     def _require_pair(self, bits: int) -> None:
         """The matrix unit multiplies these weights by every type of activations that meets them."""
         weights = {4: "int4", 8: "int8", 16: "fp16"}[bits]
@@ -186,6 +211,10 @@ class _State:
 
     def _visit(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
         name = call.op.name
+        if "exact" in call.attrs:
+            attrs = dialect.plain_attributes(call)
+            del attrs["exact"]
+            return state.emit(dialect.call(name, args, **attrs))
         if not name.startswith("npu."):
             return (
                 state.emit(relax.op.reshape(args[0], shape_of(call))) if name == "relax.reshape" else state.emit(call)
@@ -216,6 +245,8 @@ class _State:
         return state.emit(dialect.call("npu.host", args, **{**attrs, "results": dialect.encode_results(typed)}))
 
     def _linear(self, state: Rebuild, variable: Any, call: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
+        if "stored" in attrs:
+            return self._stored(state, variable, call, args)
         weight = call.args[1].name
         packing = self.packings[f"{weight}.packed"]
         acts = self.precision.acts if packing.bits != 16 else "fp16"
@@ -227,7 +258,7 @@ class _State:
         if packing.group:
             operands.append(self.parameters[f"{weight}.scales"])
         wide = variable in self.results or variable in self.residual
-        attrs.update(acts=acts, bits=packing.bits, group=packing.group)
+        attrs.update(acts=acts, bits=packing.bits, group=packing.group, stored=0)
         attrs["out"] = "float32" if wide else self._type(variable)
         del attrs["transposed"]
         return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))

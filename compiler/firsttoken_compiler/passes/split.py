@@ -5,6 +5,7 @@ segments; what remains is tried again until nothing more is left over.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.importer import Imported, import_onnx, unsupported_message
@@ -15,15 +16,18 @@ from firsttoken_compiler.passes.canonicalise import Canonical, Canonicalise
 Done = Callable[[str, object], None]
 
 
-def split(student: OnnxStudent, fallback: bool, done: Done = lambda _name, _made: None) -> tuple[Imported, Canonical]:
+def split(
+    student: OnnxStudent, fallback: bool, done: Done = lambda _name, _made: None, pairs: frozenset[str] | None = None
+) -> tuple[Imported, Canonical]:
     """The graph as it is imported at last, with its segments, and its canonical form.
 
     `done` hears of the passes `import` and `canonicalise`. Without `fallback` a StudentError lists what is left over.
+    `pairs`: types that the target multiplies.
     """
     reasons: dict[str, str] = {}
     while True:
         staged, segments = extract(student, reasons)
-        imported = import_onnx(staged, segments)
+        imported = replace(import_onnx(staged, segments), pairs=pairs)
         canonical = Canonicalise().attempt(imported)
         own = {segment.name for segment in segments}
         left = {node: reason for node, reason in canonical.left.items() if node not in own}

@@ -25,7 +25,7 @@ def kept_elements(spec: KernelSpec) -> int:
     """Numbers per row that stay on chip in fp32 between stages, beyond a few."""
     if spec.kind == "softmax":
         return 0 if spec["log"] else spec.args[0].shape[1]
-    return spec.outs[0].shape[1] if spec.kind == "reduce" else 0
+    return spec.outs[0].shape[1] if spec.kind in ("reduce", "group_sums") else 0
 
 
 def stages(spec: KernelSpec) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]] | None:
@@ -33,7 +33,7 @@ def stages(spec: KernelSpec) -> tuple[tuple[str, ...], tuple[str, ...], tuple[st
     quantised = len(spec.outs) > 1
     if spec.kind == "map":
         return (), (), ("out",)
-    if spec.kind == "reduce":
+    if spec.kind in ("reduce", "group_sums"):
         return (), ("folded",), ("out",)
     if spec.kind == "softmax":
         return (), (("peak", "total") if spec["log"] else ("peak", "weights", "total", "inverse")), ("out",)
@@ -84,6 +84,19 @@ def _reduce(spec: KernelSpec, p: list[Any]) -> list[Any]:
     return [te.compute((rows, inner), lambda i, j: _store(spec, folded[i, j] * scale), name="out")]
 
 
+def _group_sums(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """Sums of `[groups, width]` of each row over the width, less the zero point of every element."""
+    rows, groups = spec.outs[0].shape
+    width = spec.args[0].shape[1] // groups
+    k = te.reduce_axis((0, width), "k")
+    folded = te.compute((rows, groups), lambda i, j: te.sum(_f32(p[0][i, j * width + k]), axis=k), name="folded")
+
+    def element(i: Any, j: Any) -> Any:
+        return _store(spec, folded[i, j] - p[1][0, 0] * float(width) if len(p) > 1 else folded[i, j])
+
+    return [te.compute((rows, groups), element, name="out")]
+
+
 def _softmax(spec: KernelSpec, p: list[Any]) -> list[Any]:
     """exp(x - max) / sum, or its logarithm."""
     rows, width = spec.args[0].shape
@@ -130,5 +143,5 @@ def layer_norm(spec: KernelSpec, p: list[Any], quantise: Callable[..., list[Any]
 
 
 DEFINITIONS: Final[dict[str, Callable[[KernelSpec, list[Any]], list[Any]]]] = {
-    "map": _map, "reduce": _reduce, "softmax": _softmax,
+    "map": _map, "reduce": _reduce, "group_sums": _group_sums, "softmax": _softmax,
 }  # fmt: skip

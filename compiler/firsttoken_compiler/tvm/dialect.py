@@ -139,6 +139,10 @@ def _quantised(c: Any, _context: Any) -> Any:
     return tensor([rows, width], out)
 
 
+def _group_sums(c: Any, _context: Any) -> Any:
+    return tensor([shape_of(c.args[0])[0], int(c.attrs["groups"])], str(c.attrs["out"]))
+
+
 def _linear(c: Any, _context: Any) -> Any:
     return tensor([shape_of(c.args[0])[0], int(c.attrs["n"])], str(c.attrs["out"]))
 
@@ -185,6 +189,8 @@ CANONICAL: dict[str, Infer] = {
     "npu.map": _map,
     # (x [m, depth * inner]); fold (sum, max, min) of expr(s0) over depth, times scale; inner -> [m, inner]
     "npu.reduce": _reduce,
+    # (x [m, h][, zero [1, 1]]); groups -> [m, groups], sums of neighbouring columns less their zero point
+    "npu.group_sums": _group_sums,
     "npu.softmax": _out_like_first,  # (x [m, h]); log 0 or 1 -> [m, h]
     "npu.row": _row,  # (x [m, h]); index -> [1, h]
 }
