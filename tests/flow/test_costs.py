@@ -67,7 +67,6 @@ def test_every_operator_of_an_export_costs(path: Path) -> None:
 
 
 NOT_MODELLED = {
-    "LpNormalization": "y = LpNormalization(x)",
     "CumSum": "y = CumSum(x, one)",
     "ReverseSequence": "y = ReverseSequence<batch_axis=0, time_axis=1>(x, lengths)",
     "com.microsoft::Trilu": "y = com.microsoft.Trilu(x)",
