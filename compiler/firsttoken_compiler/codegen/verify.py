@@ -16,6 +16,7 @@ from firsttoken_compiler.codegen.hazards import (
     footprints,
     hazards,
 )
+from firsttoken_compiler.codegen.verify_host import check_calls, check_order
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.instruction import BITS, columns
@@ -70,9 +71,11 @@ def verify(program: Program, target: Target) -> None:
     """Raises ProgramError with the first few violations: instruction, its text, the value and the limit.
 
     Three rounds, each only on what the one before accepted: fields; addresses and tensors; order. Order means that
-    every local read follows a write, the queues never deadlock, and every hazard between queues is covered by waits.
+    every local read follows a write, the queues never deadlock, every hazard between queues is covered by waits, and
+    calls of the host run between the loads of their operands and the stores of their results.
     """
-    for checks in ((_check_fields, _check_operands, _check_shapes), (_check_tensors, _check_accesses), (_check_order,)):
+    fields = (_check_fields, _check_operands, _check_shapes, _check_calls)
+    for checks in (fields, (_check_tensors, _check_accesses), (_check_order,)):
         found = _Findings(program)
         for check in checks:
             check(found, target)
@@ -185,6 +188,10 @@ def _check_shapes(found: _Findings, _: Target) -> None:
     found.rows(bad, "table of {} rows of {} bytes, limit {}; rows of {} are read", rows, stride, MAX_OFFSET, run)
 
 
+def _check_calls(found: _Findings, _: Target) -> None:
+    check_calls(found)
+
+
 def _kind_texts(kinds: np.ndarray) -> np.ndarray:
     """Names like `spad:f16` of operand kinds."""
     table = np.array([f"kind {kind}" for kind in range(64)], dtype=object)
@@ -246,6 +253,7 @@ def _check_accesses(found: _Findings, target: Target) -> None:
 
 
 def _check_order(found: _Findings, _: Target) -> None:
+    check_order(found)
     program, code = found.program, np.ascontiguousarray(found.program.code)
     queues = program.cores * ENGINES_PER_CORE
     enumerated = hazards(code, queues)
