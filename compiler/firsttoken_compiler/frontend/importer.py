@@ -95,7 +95,8 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             stored = dtype.name in STORED and not (small and dtype.kind in "iu")
             if not stored and (small or dtype.kind in "iub"):
                 # a plain numpy array would be narrowed to int32
-                self._nodes[name] = relax.const(tvm.runtime.tensor(np.ascontiguousarray(self._student.array(name))))
+                array = np.ascontiguousarray(self._student.array(name)).reshape(entry.shape)
+                self._nodes[name] = relax.const(tvm.runtime.tensor(array))
                 continue
             variable = self._new_var(self._sanitize_name(name), shape=list(entry.shape), dtype=dtype.name)
             self._nodes[name] = variable

@@ -14,11 +14,12 @@ import numpy as np
 
 from firsttoken_compiler.passes import views
 from firsttoken_compiler.passes.elementwise import constant_array, resolved, uses
+from firsttoken_compiler.passes.host import base_shape
 from firsttoken_compiler.passes.patterns import Captured, Context, Env, Match, Rule, is_float, like, matrix_of
 from firsttoken_compiler.passes.stored import Stored, dequantised, matrix, nbits, number, operand_call
 from firsttoken_compiler.passes.vector_patterns import emit_fold
 from firsttoken_compiler.passes.views import UnsupportedView, View
-from firsttoken_compiler.tvm.api import Call, dtype_of, relax, shape_of
+from firsttoken_compiler.tvm.api import Call, GenericConst, dtype_of, relax, shape_of
 
 RANGES: Final = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
 EXACT: Final = {"int8": 1 << 24, "int16": 1 << 31}
@@ -71,7 +72,7 @@ class StoredProduct(Rule):
         if found is None:
             return None
         added = [part for part in (found.bias, found.residual) if isinstance(part, relax.Var)]
-        computed = [part for part in added if constant_array(context, part) is None]
+        computed = [part for part in added if _constant(context, part) is None]
         leaves = (found.activations.source, *computed)
         return Match({"product": found, "root": variable}, leaves, (*found.covered, variable))
 
@@ -318,15 +319,24 @@ def _bias(context: Context, env: Env, value: Any) -> Any:
 
 
 def _constant(context: Context, value: Any) -> np.ndarray | None:
-    """A constant as fp32, behind DequantizeLinear or not; None for what is computed or not here."""
+    """A small constant as fp32, behind DequantizeLinear or not; None for what is computed, large or not here."""
     call = operand_call(context, value, "npu.raw_dequantise")
     if call is None:
         return constant_array(context, value)
-    parts = [constant_array(context, part) for part in call.args[:1]]
+    stored = context.known(resolved(context, call.args[0])) if _is_small(context, call.args[0]) else None
     scale, zero = (_constant_product(context, part) for part in (*call.args[1:], None)[:2])
-    if parts[0] is None or scale is None:
+    if stored is None or scale is None or int(call.attrs["block"]):
         return None
-    return np.asarray((parts[0] - (0 if zero is None else zero)) * scale, np.float32)
+    if scale.size > 1:
+        axis = int(call.attrs["axis"]) % stored.ndim
+        shape = [-1 if index == axis else 1 for index in range(stored.ndim)]
+        scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
+    return np.asarray((stored.astype(np.float64) - (0 if zero is None else zero)) * scale, np.float32)
+
+
+def _is_small(context: Context, value: Any) -> bool:
+    value = resolved(context, value)
+    return isinstance(value, GenericConst) or (context.is_weight(value) and math.prod(shape_of(value)) <= 1 << 16)
 
 
 def _constant_product(context: Context, value: Any | None) -> np.ndarray | None:
@@ -362,7 +372,7 @@ class Requantise(Rule):
     """QuantizeLinear and DequantizeLinear on their own: elementwise operators."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
-        """Both of a pair where one follows the other."""
+        """Both of a pair where one follows the other; small constants as floats."""
         if not isinstance(value, Call):
             return None
         if value.op.name == "npu.raw_dequantise":
@@ -371,12 +381,18 @@ class Requantise(Rule):
                 return Match({"pair": pair}, (pair.source,), (value.args[0], variable))
         source = resolved(context, value.args[0])
         if not isinstance(source, relax.Var) or context.is_weight(source):
-            raise UnsupportedView("stored weights that no product on the NPU reads")
+            array = _constant(context, variable)
+            if array is None:
+                raise UnsupportedView("stored weights that no product on the NPU reads")
+            return Match({"constant": array}, (), (variable,))
         return Match({"call": value, "source": source}, (source,), (variable,))
 
     def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
         """Emits one elementwise operator."""
         c: Captured = match.captured
+        if "constant" in c:
+            array = c["constant"]
+            return views.dense(context.constant(array.reshape(base_shape(array.shape)), "dequantised"), array.shape)
         if "pair" in c:
             pair: Activations = c["pair"]
             low, high = RANGES[pair.dtype]
