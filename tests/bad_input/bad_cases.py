@@ -169,7 +169,7 @@ def _dims() -> None:
         ("Tile", "y = Tile(one, s)", {"one": np.ones(1, np.float32), "s": np.array([2**40])}),
         ("Range", "y = Range(a, b, c)", {"a": np.float32(0), "b": np.float32(2**40), "c": np.float32(1)}),
         ("Pad", "y = Pad(one, s)", {"one": np.ones(1, np.float32), "s": np.array([0, 2**40])}),
-        ("OneHot", "y = OneHot(i, d, v)", {"i": np.array([3]), "d": np.array(2**40), "v": np.array([0, 1], np.float32)}),
+        ("OneHot", "y = OneHot(i, d, v)", {"i": np.array([3]), "d": np.array(2**40), "v": np.float32([0, 1])}),
         ("Resize", "y = Resize(one, , , s)", {"one": np.ones(1, np.float32), "s": np.array([2**40])}),
     ):
         case(f"constant of 2^40 elements by {name}", "limit", lambda b=body, a=arrays: _bomb(b, a))

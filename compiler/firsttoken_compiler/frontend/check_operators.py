@@ -106,12 +106,17 @@ def check_types(model: Any, name: str) -> None:
         raise StudentError(
             f"{name}: types or shapes contradict one another: {shown(reasons[0], 400)[1:-1]}: export the model again"
         ) from error
-    for value in typed.graph.value_info:
+    _check_extents(typed.graph.value_info, model.graph, name)
+
+
+def _check_extents(values: Any, graph: Any, name: str) -> None:
+    """Raises StudentError for a value between nodes that no memory holds."""
+    for value in values:
         extents = [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_value")]
         if min(extents, default=0) < 0 or math.prod(extents) * 4 > MAX_TENSOR_BYTES:
-            maker = next(node for node in model.graph.node if value.name in node.output)
+            maker = next((label(node) for node in graph.node if value.name in node.output), "?")
             raise StudentError(
-                f"{name}: node {label(maker)} makes {shown(value.name)} of shape {extents}, the limit is "
+                f"{name}: node {maker} makes {shown(value.name)} of shape {extents}, the limit is "
                 f"{MAX_TENSOR_BYTES} bytes: make it smaller"
             )
 
@@ -153,6 +158,8 @@ def check_values(student: Any, folded: bool = False) -> None:
     `folded`: every constant of the graph is an initialiser by now, so that a trip count that is none is unknown.
     """
     shapes = static_shapes(student)
+    if folded:
+        _check_extents((*student.graph.value_info, *student.graph.output), student.graph, student.name)
     _check_indices(student, shapes)
     constants: dict[str, int] | None = None
     for node in student.graph.node:

@@ -164,12 +164,13 @@ class OnnxStudent:
             path.is_file()
         except (OSError, ValueError, RuntimeError) as error:  # too long, NUL inside, a loop of links
             raise StudentError(
-                f"{self.name}: weight {entry.name} points to {entry.external[0][:80]!r}, which is no file name: {error}"
+                f"{self.name}: weight {shown(entry.name)[1:-1]} points to {shown(entry.external[0])}, which is no file "
+                f"name ({getattr(error, 'strerror', None) or str(error)[:80]}): export the model again"
             ) from error
         if folder not in path.parents:
             raise StudentError(
-                f"{self.name}: weight {entry.name} points to {entry.external[0]!r}, outside the model's folder: "
-                "put external data beside the model"
+                f"{self.name}: weight {shown(entry.name)[1:-1]} points to {shown(entry.external[0])}, outside "
+                "the model's folder: put external data beside the model"
             )
         return path
 
@@ -213,7 +214,16 @@ def open_student(path: Path) -> OnnxStudent:
         raise StudentError(
             f"{path}: not a readable ONNX file ({error}): it may be truncated; export it again"
         ) from error
-    return from_model(model, path.parent, path.stem)
+    student = from_model(model, path.parent, path.stem)
+    for value in student.graph.input:
+        extents = [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_value")]
+        cache = "past" in value.name or "cache" in value.name
+        if 0 in extents and not cache and value.name not in student.initializers:
+            raise StudentError(
+                f"{student.name}: input {shown(value.name)} of shape {extents} is empty: export it with a length of 1 "
+                "or more (only a cache may be empty)"
+            )
+    return student
 
 
 def from_model(model: Any, folder: Path, name: str) -> OnnxStudent:
