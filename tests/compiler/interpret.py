@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from interpret_images import conv_weight, pool, windows
 from numpy.typing import NDArray
 
 from firsttoken_compiler.codegen import weights
@@ -124,6 +125,8 @@ def _linear(p: list[Array], a: Attributes) -> Any:
     x, w, *rest = p
     if a.get("transposed"):
         w = w.T
+    if a.get("kernel"):
+        w = conv_weight(w, a)
     assert w.shape == (a["k"], a["n"])
     assert x.shape[1] == a["k"]
     a_scale = rest.pop(0) if a.get("acts") in QMAX else None
@@ -139,6 +142,8 @@ def _linear(p: list[Array], a: Attributes) -> Any:
         total = total + _wide(rest.pop(0)) if a[name] else total
     if a.get("silu"):
         total = total / (1 + np.exp(-total))
+    if a.get("act"):
+        total = VectorKernel.parse(a["act"]).evaluate([total.astype(np.float32)], (1, *total.shape))[0]
     if a.get("factor"):
         total = total * _wide(rest.pop(0))
     assert not rest
@@ -219,5 +224,8 @@ _MEANING: dict[str, Callable[[list[Array], Attributes], Any]] = {
     "npu.map": _map,
     "npu.reduce": _reduce,
     "npu.softmax": _softmax,
+    "npu.windows": windows,
+    "npu.pool": pool,
+    "npu.transpose": lambda p, a: _out(p[0].T, a),
     "npu.row": lambda p, a: _out(p[0][a["index"] : a["index"] + 1], a),
 }

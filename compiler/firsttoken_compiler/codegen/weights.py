@@ -5,6 +5,7 @@ negative quantise alike, and no product overflows the range that the accumulator
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -36,7 +37,7 @@ def materialise(program: Program, initialiser: Initialiser, write: Write) -> Non
             recipes.setdefault(tensor.packing.source, []).append(tensor)
     for source, tensors in recipes.items():
         array = initialiser(source)
-        matrices: dict[tuple[int, ...], list[Tensor]] = {}
+        matrices: dict[Packing, list[Tensor]] = {}
         for tensor in tensors:
             packing = _recipe(tensor)
             if packing.form == "plain":
@@ -44,8 +45,7 @@ def materialise(program: Program, initialiser: Initialiser, write: Write) -> Non
             elif packing.form in stored_weights.FORMS:
                 _write_stored(tensor, packing, array, write)
             else:
-                key = (packing.k, packing.n, packing.panel, packing.bits, packing.group, packing.transposed)
-                matrices.setdefault(key, []).append(tensor)
+                matrices.setdefault(replace(packing, form=""), []).append(tensor)
         for same in matrices.values():
             _write_matrix(same, array, write)
 
@@ -161,6 +161,9 @@ def _write_matrix(tensors: list[Tensor], array: np.ndarray, write: Write) -> Non
     packing = tensors[0].packing
     assert packing is not None
     expected = (packing.n, packing.k) if packing.transposed else (packing.k, packing.n)
+    if packing.layout == "conv" and array.ndim > 2 and array.shape[0] == packing.n and array[0].size == packing.k:
+        taps = array.reshape(packing.n, array.shape[1], -1)  # [n, channels, taps]
+        array = taps.transpose(2, 1, 0).reshape(expected)
     if array.shape != expected:
         raise ProgramError(f"initialiser {packing.source!r} has shape {array.shape}, its packing expects {expected}")
     matrix = array.T if packing.transposed else array

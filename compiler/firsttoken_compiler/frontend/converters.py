@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from firsttoken_compiler.errors import StudentError
-from firsttoken_compiler.frontend import contrib_converters, quantised_converters, vector_converters
+from firsttoken_compiler.frontend import contrib_converters, quantised_converters, vector_converters, vision_converters
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import dtype_of, onnx_frontend, relax
 
@@ -72,6 +72,7 @@ CONVERTERS: dict[str, Converter] = {
     **contrib_converters.CONVERTERS,
     **quantised_converters.CONVERTERS,
     **vector_converters.CONVERTERS,
+    **vision_converters.CONVERTERS,
     "Attention": attention,
     "Gather": gather,
     "RMSNormalization": rms_normalization,

@@ -59,7 +59,10 @@ class Packing:
     transposed: bool
     """The initialiser is stored `[n, k]`."""
     layout: str = ""
-    """How a `stored`, `vectors` or `sums` source lies in the file; see `codegen.stored_weights`."""
+    """How a `stored`, `vectors` or `sums` source lies in the file; see `codegen.stored_weights`.
+
+    Of `panels` and `scales`: `conv` for the weight of a convolution, `[n, channels, kernel]`; k counts tap by tap.
+    """
     shift: int = 0
     """Subtracted from stored integers and zero points: the middle of an unsigned range."""
 

@@ -15,7 +15,7 @@ from firsttoken_compiler.frontend.widen import declared_types
 from firsttoken_compiler.passes import views
 from firsttoken_compiler.passes.attention_patterns import cache_parts, emit_append
 from firsttoken_compiler.passes.host import HostSite, base_shape
-from firsttoken_compiler.passes.patterns import Context, Match, Rule
+from firsttoken_compiler.passes.patterns import Context, Match, Rule, row_major
 from firsttoken_compiler.passes.rules import RULES
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm import dialect
@@ -184,6 +184,7 @@ class _Emission:
         owners = _owners(module)
         bases = {v: env[v].base.name for v in self.plan if v in env}
         nodes = _provenance(imported, self.emitted, {v: owners.get(base, base) for v, base in bases.items()})
+        _trace_turns(module, nodes)
         declared = declared_types(imported.student)
         narrow = frozenset(name for name in names if declared[name] == FLOAT16)
         return Canonical(module, nodes, extra, tuple(names), narrow, self.context.hosts, self.left)
@@ -231,6 +232,8 @@ class _Emission:
                 rows = "hmd"
                 for emitted in self.context.take_emitted():
                     self.emitted[emitted] = (value, Match({}, (), ()))
+            if view is not None and rows == "mhd" and view.dims is None and not view.is_laid_out("mn"):
+                view = row_major(self.builder, view) if view.is_laid_out("nm") and view.repeat == 1 else view
             own = view is not None and view.base.name not in self.context.parameters and view.base not in bases
             if view is None or not own or not (view.is_laid_out(rows) or view.is_laid_out("mn")):
                 if name not in made:
@@ -305,6 +308,22 @@ def _owners(module: Any) -> dict[str, str]:
 
 def _node_of(imported: Imported, variable: Any) -> str:
     return imported.origin.get(variable.name, variable.name)
+
+
+def _trace_turns(module: Any, nodes: dict[str, tuple[str, ...]]) -> None:
+    """A transposition between operators belongs to the nodes of the first that reads it, an output's to its maker's."""
+    bindings = [b for block in module["main"].body.blocks for b in block.bindings]
+    for turn in bindings:
+        if _operator(turn.value) != "npu.transpose" or turn.var.name in nodes:
+            continue
+        made, nodes[turn.var.name] = {turn.var}, nodes.get(getattr(turn.value.args[0], "name", ""), ())
+        for binding in bindings:
+            read = binding.value.args if isinstance(binding.value, Call) else ()
+            if any(part in made for part in read):
+                made.add(binding.var)
+                if binding.var.name in nodes:
+                    nodes[turn.var.name] = nodes[binding.var.name]
+                    break
 
 
 def _provenance(

@@ -290,17 +290,32 @@ def _build_norm(context: Context, builder: Any, c: Captured, env: Env) -> View:
 
 
 def matrix_of(builder: Any, view: View) -> Any:
-    """The matrix `[prod(shape[:-1]), shape[-1]]` that a row-major tensor is; raises UnsupportedView for another one."""
-    if not views.is_row_major(view):
-        raise UnsupportedView(f"an operand of shape {list(view.shape)} laid out as {view.axes}, expected rows")
+    """The matrix `[prod(shape[:-1]), shape[-1]]` that a row-major tensor is, or that a transposed matrix becomes.
+
+    Raises UnsupportedView for any other layout.
+    """
+    view = row_major(builder, view)
     width = view.shape[-1] if view.shape else 1
     wanted = (math.prod(view.shape) // max(1, width), width)
     return view.base if shape_of(view.base) == wanted else builder.emit(relax.op.reshape(view.base, wanted))
 
 
+def row_major(builder: Any, view: View) -> View:
+    """The tensor in its own order: images and transposed matrices are turned; raises UnsupportedView for others."""
+    if views.is_row_major(view):
+        return view
+    if len(shape_of(view.base)) != 2 or view.repeat != 1 or not view.is_laid_out("nm"):
+        raise UnsupportedView(f"an operand of shape {list(view.shape)} laid out as {view.axes}, expected rows")
+    turned = builder.emit(dialect.call("npu.transpose", [view.base], out="float32"))
+    wanted = (math.prod(view.shape[:-1]), view.shape[-1])
+    turned = turned if shape_of(turned) == wanted else builder.emit(relax.op.reshape(turned, wanted))
+    return views.dense(turned, view.shape)
+
+
 def like(builder: Any, view: View, base: Any, width: int | None = None) -> View:
     """The view of an operator's result `base`, made from `matrix_of(view)` row by row; `width`: its features."""
-    if view.dims is not None or (width is not None and "h" in view.axes):
+    other = "y" in view.axes or not views.is_row_major(view)
+    if view.dims is not None or other or (width is not None and "h" in view.axes):
         return views.dense(base, (*view.shape[:-1], width or (view.shape[-1] if view.shape else 1)))
     if width is not None:
         return View(base, view.axes, view.tokens, width)
@@ -444,6 +459,8 @@ def _swiglu() -> Rule:
 
 def _build_add(context: Context, builder: Any, c: Captured, env: Env) -> View:
     a, b = env[c["a"]], env[c["b"]]
+    if len(shape_of(a.base)) == 2 and replace(a, base=b.base) == b and not views.is_row_major(a):
+        return replace(a, base=context.emit(builder, "npu.add", [a.base, b.base], out="float32"))
     base = context.emit(builder, "npu.add", [matrix_of(builder, a), matrix_of(builder, b)], out="float32")
     return like(builder, a, base)
 
@@ -480,7 +497,7 @@ def _reshaped(_context: Context, _builder: Any, c: Captured, env: Env) -> View:
     elif name == "relax.broadcast_to":
         found = views.broadcast(view, shape_of(call))
     else:
-        found = views.reshape(view, shape_of(call))
+        found = views.reshape(view, shape_of(call)) or views.reshape(row_major(_builder, view), shape_of(call))
     if found is None:
         raise UnsupportedView(f"{name.removeprefix('relax.')} to {list(shape_of(call))}")
     return found

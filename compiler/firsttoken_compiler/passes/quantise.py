@@ -7,7 +7,7 @@ After it: products name their weight's packing; integer products read `npu.quant
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from firsttoken_compiler.errors import OptionError
@@ -162,8 +162,9 @@ class _State:
         k, n = int(call.attrs["k"]), int(call.attrs["n"])
         group = 0 if bits == 16 else k if self.precision.group == "channel" else min(k, int(self.precision.group))
         name = f"{argument.name}.packed"
+        layout = "conv" if "kernel" in call.attrs else ""
         packing = Packing(
-            source, "panels", k, n, panel_of(self.target), bits, group, bool(int(call.attrs["transposed"]))
+            source, "panels", k, n, panel_of(self.target), bits, group, bool(int(call.attrs["transposed"])), layout
         )
         known = self.packings.setdefault(name, packing)
         if known != packing:
@@ -172,7 +173,7 @@ class _State:
         if group:
             groups = -(-k // group)
             scales = f"{argument.name}.scales"
-            self.packings[scales] = Packing(source, "scales", k, n, packing.panel, bits, group, packing.transposed)
+            self.packings[scales] = replace(packing, form="scales")
             self._parameter(scales, argument, "float16", (groups, n))
 
     def _declare_stored(self, call: Any, argument: Any) -> None:
@@ -211,14 +212,12 @@ class _State:
 
     def _visit(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
         name = call.op.name
-        if "exact" in call.attrs:
+        if call.attrs is not None and "exact" in call.attrs:
             attrs = dialect.plain_attributes(call)
             del attrs["exact"]
             return state.emit(dialect.call(name, args, **attrs))
         if not name.startswith("npu."):
-            return (
-                state.emit(relax.op.reshape(args[0], shape_of(call))) if name == "relax.reshape" else state.emit(call)
-            )
+            return self._reshape(state, args[0], shape_of(call)) if name == "relax.reshape" else state.emit(call)
         attrs = dialect.plain_attributes(call)
         if name == "npu.host":
             return self._host(state, variable, args, attrs)
@@ -231,6 +230,14 @@ class _State:
         if attrs.pop("turned", 0):
             args = [self.parameters[f"{call.args[0].name}.turned"], *args[1:]]
         return state.emit(dialect.call(name, args, **attrs))
+
+    def _reshape(self, state: Rebuild, source: Any, shape: tuple[int, ...]) -> Any:
+        """A reshape of what is no reshape itself: TVM would make one kernel of two."""
+        bound = state.builder.lookup_binding(source)
+        while isinstance(bound, Call) and bound.op.name == "relax.reshape":
+            source = bound.args[0]
+            bound = state.builder.lookup_binding(source)
+        return source if shape_of(source) == shape else state.emit(relax.op.reshape(source, shape))
 
     def _host(self, state: Rebuild, variable: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
         """The host converts: floats that the NPU goes on with arrive in its types, everything else as ONNX has it."""
@@ -261,6 +268,7 @@ class _State:
         attrs.update(acts=acts, bits=packing.bits, group=packing.group, stored=0)
         attrs["out"] = "float32" if wide else self._type(variable)
         del attrs["transposed"]
+        attrs.pop("kernel", None)
         return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))
 
 
@@ -268,7 +276,7 @@ VECTOR = frozenset(("npu.map", "npu.reduce", "npu.softmax", "npu.layer_norm"))
 """Vector operators that read and write either float type."""
 WIDE = VECTOR | {"npu.add", "npu.rms_norm", "mask", "residual", "npu.host", "output"}
 """Uses that take fp32: sums, norms, masks that are added to scores."""
-MATRIX = frozenset(("npu.linear", "npu.attention", "npu.kv_append"))
+MATRIX = frozenset(("npu.linear", "npu.attention", "npu.kv_append", "npu.windows"))
 """Uses that take fp16 at most: operands of products, keys and values."""
 
 

@@ -3,6 +3,7 @@
 from firsttoken_compiler.passes import attention_patterns as attention
 from firsttoken_compiler.passes import host, patterns, quantised_patterns
 from firsttoken_compiler.passes import vector_patterns as vector
+from firsttoken_compiler.passes import vision_patterns as vision
 from firsttoken_compiler.passes.elementwise import MAKERS
 from firsttoken_compiler.passes.layer_norm_patterns import LAYER_NORM
 from firsttoken_compiler.passes.patterns import Rule
@@ -16,10 +17,14 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "relax.nn.layer_norm": (LAYER_NORM,),
     "relax.nn.softmax": (vector.SOFTMAX,),
     "relax.nn.log_softmax": (vector.SOFTMAX,),
-    "relax.add": (attention.ROPE, *patterns.LINEAR_SUMS, LAYER_NORM),
+    "relax.add": (vision.CONV, attention.ROPE, *patterns.LINEAR_SUMS, LAYER_NORM),
     "relax.matmul": (*patterns.LINEAR, *attention.attention_rules()),
     "relax.concat": (attention.APPEND,),
     "relax.astype": (patterns.VIEW,),
+    "relax.nn.relu": (vision.BATCH_NORM,),
+    "npu.raw_batch_norm": (vision.BATCH_NORM,),
+    "npu.raw_conv": (vision.CONV,),
+    "npu.raw_pool": (vision.POOL,),
     "npu.raw_host": (host.RAW_HOST,),
     "npu.raw_rope": (attention.RAW_ROPE,),
     "npu.raw_attention": (attention.RAW_ATTENTION,),

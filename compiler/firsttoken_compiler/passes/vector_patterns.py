@@ -6,12 +6,14 @@ All work on row-major matrices; a tensor's axes are split where every operand is
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.passes import views
+from firsttoken_compiler.passes.axis_split import form, split_axis, spread
 from firsttoken_compiler.passes.elementwise import (
     Tree,
     constant_array,
@@ -24,8 +26,6 @@ from firsttoken_compiler.passes.patterns import Context, Env, Match, Rule, is_fl
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm.api import relax, shape_of
 
-LARGEST_ROW: Final = 1 << 15
-"""Elements of a row that is not the tensor's own last axis: a row has to fit into the scratchpad."""
 FOLD_BLOCK: Final = 1 << 14
 """Elements that one fold takes at a time; longer ones are folded in two steps."""
 
@@ -83,10 +83,8 @@ def emit_map(context: Context, builder: Any, tree: Tree, env: Env, shape: tuple[
     text = str(VectorKernel(tree.expr))
     in_place = _one_layout(operands, shape)
     if in_place is not None:
-        bases = [operand.base if isinstance(operand, View) else context.constant(operand.reshape(1), "number")
-                 for operand in operands]  # fmt: skip
-        base = _map(context, builder, bases, text, shape_of(in_place.base))
-        return View(base, in_place.axes, in_place.tokens, in_place.features, in_place.heads, in_place.repeat)
+        bases = [_in_place_operand(context, operand, in_place) for operand in operands]
+        return replace(in_place, base=_map(context, builder, bases, text, shape_of(in_place.base)))
     try:
         at = split_axis([operand.shape for operand in operands], shape)
     except UnsupportedView:
@@ -112,47 +110,35 @@ def _one_layout(operands: list[View | np.ndarray], shape: tuple[int, ...]) -> Vi
     """A view whose layout all operands share, when it is not row-major: elements then pair up wherever they lie."""
     whole = [operand for operand in operands if isinstance(operand, View)]
     first = whole[0]
-    if any(not isinstance(operand, View) and operand.size != 1 for operand in operands) or first.dims is not None:
+    constants = [operand for operand in operands if not isinstance(operand, View)]
+    if first.dims is not None or any(_along(constant, first) is None for constant in constants):
         return None
-    layouts = {(v.axes, v.tokens, v.features, v.heads, v.repeat, v.dims, shape_of(v.base)) for v in whole}
+    layouts = {(replace(v, base=None), shape_of(v.base)) for v in whole}
     if len(layouts) != 1 or first.shape != shape or len(shape_of(first.base)) != 2 or views.is_row_major(first):
         return None
     return first
 
 
+def _in_place_operand(context: Context, operand: View | np.ndarray, like: View) -> Any:
+    if isinstance(operand, View):
+        return operand.base
+    row = _along(operand, like)
+    assert row is not None
+    return context.constant(row, "operand")
+
+
+def _along(array: np.ndarray, view: View) -> np.ndarray | None:
+    """A constant as the number or the row of features that it is over the base of a view; None for anything else."""
+    if array.size == 1:
+        return array.reshape(1)
+    at = view.axes.find("n") - len(view.axes)
+    row = array.size == view.features and -at <= array.ndim and array.shape[at] == array.size
+    return array.reshape(-1) if row else None
+
+
 def _spread(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A constant repeated over all axes behind its first that is longer than 1; as it was where that is much."""
     array = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
-    first = next((axis for axis, extent in enumerate(array.shape) if extent != 1), len(shape))
-    whole = (*array.shape[:first], *shape[first:])
-    return np.broadcast_to(array, whole) if math.prod(whole) <= LARGEST_ROW else array
-
-
-def split_axis(operands: list[tuple[int, ...]], shape: tuple[int, ...]) -> int:
-    """Where to split the axes into rows and columns so that each operand is a matrix, a row, a column or a number.
-
-    Raises UnsupportedView when no split does.
-    """
-    for at in range(max(0, len(shape) - 1), -1, -1):
-        if at < len(shape) - 1 and math.prod(shape[at:]) > LARGEST_ROW:
-            break
-        if all(form(operand, shape, at) is not None for operand in operands):
-            return at
-    raise UnsupportedView(f"operands of shapes {[list(operand) for operand in operands]} make {list(shape)}")
-
-
-def form(operand: tuple[int, ...], shape: tuple[int, ...], at: int) -> tuple[int, ...] | None:
-    """The shape in which a matrix `[prod(shape[:at]), prod(shape[at:])]` takes an operand; None when it cannot."""
-    operand = (1,) * (len(shape) - len(operand)) + tuple(operand)
-    sizes = []
-    for own, whole in ((operand[:at], shape[:at]), (operand[at:], shape[at:])):
-        if own != whole and math.prod(own) != 1:
-            return None
-        sizes.append(math.prod(own))
-    rows, width = sizes
-    if rows == 1 and math.prod(shape[:at]) != 1:
-        return (width,)
-    return (rows, width)
+    return np.broadcast_to(array, spread(array.shape, shape))
 
 
 def _operand(context: Context, builder: Any, operand: View | np.ndarray, shape: tuple[int, ...], at: int) -> Any:
@@ -211,7 +197,11 @@ class Fold(Whole):
         view, shape = env[tree.leaves[0]], shape_of(call.args[0])
         rows, depth, inner = _folded_axes(call, shape)
         kind = operator_of(call)
-        base = reshaped(builder, matrix_of(builder, view), (rows, depth * inner))
+        if view.axes == "1nyx" and rows == view.features and inner == 1:  # over all pixels of an image
+            rows, inner, base = 1, rows, view.base
+        else:
+            base = matrix_of(builder, view)
+        base = reshaped(builder, base, (rows, depth * inner))
         fold, scale = ("sum", 1.0 / depth) if kind == "mean" else (kind, 1.0)
         made = emit_fold(context, builder, base, inner, fold, str(VectorKernel(tree.expr)), scale)
         return dense(builder, made, shape_of(call))

@@ -14,7 +14,7 @@ class View:
     """A tensor of the ONNX graph seen as a matrix `base` of shape `[tokens, heads * width]`.
 
     `axes` names the ONNX tensor's dimensions: `1` unit, `m` tokens, `n` features, `h` heads, `g` repeats of a head, `d`
-    head width.
+    head width; of an image, whose tokens are pixels and whose features are channels, `y` lines and `x` pixels in each.
     `repeat` > 1: each head stands for that many consecutive heads (grouped-query attention's expanded keys).
     `dims`: a dense view, any tensor whose elements lie in the base in row-major order; its axes are `?`.
     """
@@ -26,6 +26,8 @@ class View:
     heads: int = 1
     repeat: int = 1
     dims: tuple[int, ...] | None = None
+    line: int = 1
+    """Pixels of a line of an image."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,7 +46,9 @@ class View:
         return self.layout == self._significant(axes)
 
     def _significant(self, axes: str) -> str:
-        longer = "".join(axis for axis in axes if self.extent(axis) != 1)
+        longer = "".join(axis for axis in axes if self.extent(axis) != 1).replace("yx", "m")
+        if not ("y" in longer and "x" in longer):
+            longer = longer.replace("y", "m").replace("x", "m")  # one line, or one pixel a line
         return longer.replace("d", "n") if self.heads == self.repeat == 1 else longer  # one head is all features
 
     @property
@@ -56,6 +60,7 @@ class View:
         """Extent of a named axis; heads count their repeats unless these have an axis of their own."""
         heads = self.heads if "g" in self.axes else self.heads * self.repeat
         known = {"1": 1, "m": self.tokens, "n": self.features, "h": heads, "g": self.repeat, "d": self.width}
+        known |= {"y": self.tokens // self.line, "x": self.line}
         return known.get(axis, -1)
 
 
@@ -75,6 +80,11 @@ def dense(base: Any, shape: tuple[int, ...]) -> View:
     return View(base, "?" * len(shape), tokens, features, dims=shape)
 
 
+def image(base: Any, lines: int, line: int, channels: int) -> View:
+    """An image `[1, channels, lines, line]` whose base is `[lines * line, channels]`."""
+    return View(base, "1nyx", lines * line, channels, line=line)
+
+
 def is_row_major(view: View) -> bool:
     """Whether the tensor's elements lie in the base in the tensor's own order."""
     return view.dims is not None or (view.repeat == 1 and (view.is_laid_out("mn") or view.is_laid_out("mhd")))
@@ -92,7 +102,7 @@ def strides(view: View) -> tuple[int, ...]:
     down = view.width if cache else view.features
     if view.repeat > 1 and "g" not in view.axes and "h" in view.axes:
         raise UnsupportedView(f"repeated heads merged into an axis of {view.extent('h')}")
-    known = {"1": 0, "m": down, "n": 1, "h": across, "g": 0, "d": 1}
+    known = {"1": 0, "m": down, "n": 1, "h": across, "g": 0, "d": 1, "y": view.line * down, "x": down}
     if any(axis not in known for axis in view.axes) or (cache and "n" in view.axes and view.heads > 1):
         raise UnsupportedView(f"a tensor laid out as {view.axes}")
     return tuple(known[axis] for axis in view.axes)
@@ -101,6 +111,8 @@ def strides(view: View) -> tuple[int, ...]:
 def permute(view: View, order: list[int]) -> View:
     """Transposes the axes; of a dense view only those of extent 1 can move."""
     if view.dims is not None:
+        if order == [0, 3, 1, 2] and view.dims[0] == 1:  # channels last: an image as it lies here
+            return image(view.base, *view.dims[1:])
         longer = [axis for axis in order if view.dims[axis] != 1]
         if longer != sorted(longer):
             raise UnsupportedView(f"a transpose of {list(view.dims)} by {order}")
@@ -154,7 +166,7 @@ def reshape(view: View, shape: tuple[int, ...]) -> View | None:
     if view.dims is not None:
         return dense(view.base, shape)
     for candidate in _respellings(view, view.axes.replace("1", "")):
-        split = _split_heads(candidate, shape)
+        split = _split_heads(candidate, shape) or _split_pixels(candidate, shape)
         if split is not None:
             return split
         axes = _with_units(candidate, shape)
@@ -166,6 +178,8 @@ def reshape(view: View, shape: tuple[int, ...]) -> View | None:
 def _respellings(view: View, core: str) -> list[View]:
     """The view with its heads merged into features, or its repeats into heads, where the memory order allows it."""
     found = [replace(view, axes=core)]
+    if "yx" in core:
+        found.append(replace(view, axes=core.replace("yx", "m")))
     if "hd" in core and view.repeat == 1:
         found.append(replace(view, axes=core.replace("hd", "n"), heads=1))
     if "hg" in core:
@@ -183,6 +197,15 @@ def _split_heads(view: View, shape: tuple[int, ...]) -> View | None:
     if heads * width != view.features or tokens != view.tokens or any(extent != 1 for extent in leading):
         return None
     return replace(view, axes="1" * len(leading) + "mhd", heads=heads)
+
+
+def _split_pixels(view: View, shape: tuple[int, ...]) -> View | None:
+    """`[.., n, m]` to `[.., n, lines, pixels of a line]`."""
+    if view.axes != "nm" or len(shape) < 3 or any(extent != 1 for extent in shape[:-3]):
+        return None
+    if shape[-3] != view.features or shape[-2] * shape[-1] != view.tokens:
+        return None
+    return replace(view, axes="1" * (len(shape) - 3) + "nyx", line=shape[-1])
 
 
 def _with_units(view: View, shape: tuple[int, ...]) -> str | None:

@@ -117,6 +117,16 @@ def _host_results(c: Any, _context: Any) -> Any:
     return relax.TupleType([tensor(shape, dtype) for shape, dtype in decode_results(str(c.attrs["results"]))])
 
 
+def _raw_windows(c: Any, _context: Any) -> Any:
+    """[images, channels, y, x] of a convolution or a pool."""
+    channels = shape_of(c.args[1])[0] if len(c.args) > 1 else shape_of(c.args[0])[1]
+    extents = [shape_of(c.args[0])[0], channels, int(c.attrs["out_y"]), int(c.attrs["out_x"])]
+    return tensor(extents, dtype_of(c.args[0]))
+
+
+register("npu.raw_conv", -1, _raw_windows)
+register("npu.raw_pool", -1, _raw_windows)
+register("npu.raw_batch_norm", -1, _same)
 register("npu.raw_host", -1, _host_results)
 register("npu.raw_rope", -1, _same)
 register("npu.raw_attention", -1, _raw_attention)
@@ -169,6 +179,20 @@ def _reduce(c: Any, _context: Any) -> Any:
     return tensor([shape_of(c.args[0])[0], int(c.attrs["inner"])], str(c.attrs["out"]))
 
 
+def _windows(c: Any, _context: Any) -> Any:
+    a = c.attrs
+    taps = int(a["kernel_y"]) * int(a["kernel_x"])
+    return tensor([int(a["out_y"]) * int(a["out_x"]), taps * shape_of(c.args[0])[1]], str(a["out"]))
+
+
+def _pool(c: Any, _context: Any) -> Any:
+    return tensor([int(c.attrs["out_y"]) * int(c.attrs["out_x"]), shape_of(c.args[0])[1]], str(c.attrs["out"]))
+
+
+def _transpose(c: Any, _context: Any) -> Any:
+    return tensor(shape_of(c.args[0])[::-1], str(c.attrs["out"]))
+
+
 CANONICAL: dict[str, Infer] = {
     "npu.gather": _gather,  # (table [v, h], or [h, v] with turned, ids [m]) -> [m, h]
     "npu.rms_norm": _quantised,  # (x [m, h], gamma [h]); eps -> [m, h], with int8/int16 out: ([m, h], scale [m, 1])
@@ -192,6 +216,10 @@ CANONICAL: dict[str, Infer] = {
     # (x [m, h][, zero [1, 1]]); groups -> [m, groups], sums of neighbouring columns less their zero point
     "npu.group_sums": _group_sums,
     "npu.softmax": _out_like_first,  # (x [m, h]); log 0 or 1 -> [m, h]
+    # Images are matrices [height * width, channels]. width; kernel, stride, pad (before), dilation, out as _y and _x.
+    "npu.windows": _windows,  # (image) -> [pixels, taps * channels], zero in the padding
+    "npu.pool": _pool,  # (image[, factors [pixels, 1]]); mode max, average (sum times scale or factor) -> [pixels, c]
+    "npu.transpose": _transpose,  # (x [m, n]) -> [n, m]
     "npu.row": _row,  # (x [m, h]); index -> [1, h]
 }
 for _name, _infer in CANONICAL.items():

@@ -25,6 +25,8 @@ def tensor(view: View) -> Array:
     names = "mhgd"
     if "n" in view.axes:
         split, names = split.reshape(view.tokens, -1), "mn"
+    if "y" in view.axes or "x" in view.axes:
+        split, names = view.base.reshape(-1, view.line, view.features), "yxn"
     wanted = [axis for axis in view.axes if axis != "1"]
     missing = [index for index, axis in enumerate(names) if axis not in wanted]
     assert all(split.shape[index] == 1 for index in missing), f"{view.axes} leaves out an axis that is longer than 1"
@@ -76,6 +78,39 @@ def test_any_reshape_is_right_or_refused(sizes: tuple[int, int, int], order: lis
     found = views.reshape(view, shape)
     if found is not None:
         assert_is(found, array.reshape(shape))
+
+
+@settings(max_examples=300, deadline=None)
+@given(SIZES, st.permutations(range(4)), st.data())
+def test_images_are_transposed_and_reshaped(sizes: tuple[int, int, int], order: list[int], data: st.DataObject) -> None:
+    lines, line, channels = sizes
+    base = np.arange(lines * line * channels).reshape(lines * line, channels)
+    view = View(base, "1nyx", lines * line, channels, line=line)
+    assert_is(view, base.reshape(lines, line, channels).transpose(2, 0, 1)[None])
+    turned = views.permute(view, order)
+    assert_is(turned, tensor(view).transpose(order))
+    shape = data.draw(shapes(base.size))
+    found = views.reshape(turned, shape)
+    if found is not None:
+        assert_is(found, tensor(turned).reshape(shape))
+
+
+def test_patches_become_tokens_and_back_without_a_copy() -> None:
+    base = np.arange(30).reshape(6, 5)
+    patches = View(base, "1nyx", 6, 5, line=3)
+    flat = views.reshape(patches, (1, 5, 6))
+    assert flat is not None
+    tokens = views.permute(flat, [0, 2, 1])
+    assert tokens.is_laid_out("mn")
+    assert tokens.base is base
+    assert_is(views.reshape(views.permute(tokens, [0, 2, 1]), (1, 5, 2, 3)), tensor(patches))
+
+
+def test_channels_last_is_an_image_as_it_lies() -> None:
+    base = np.arange(24).reshape(6, 4)
+    view = views.permute(views.dense(base, (1, 2, 3, 4)), [0, 3, 1, 2])
+    assert (view.axes, view.line, view.base is base) == ("1nyx", 3, True)
+    assert_is(view, base.reshape(1, 2, 3, 4).transpose(0, 3, 1, 2))
 
 
 @st.composite

@@ -1,0 +1,196 @@
+"""Rules of networks over images: convolutions, pools, batch normalisation.
+
+An image lies as a matrix `[pixels, channels]`. A convolution is a product of that matrix (a kernel of one pixel), or of
+its windows, with the weight; what is read in ONNX's order, channels before pixels, is turned first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from firsttoken_compiler.passes import views
+from firsttoken_compiler.passes.elementwise import uses
+from firsttoken_compiler.passes.patterns import Context, Env, Match, Rule, is_float, row_major
+from firsttoken_compiler.passes.views import UnsupportedView, View
+from firsttoken_compiler.tvm import dialect
+from firsttoken_compiler.tvm.api import Call, relax, shape_of
+
+AXES: Final = ("kernel", "stride", "pad", "dilation", "out")
+
+
+def image_of(builder: Any, view: View) -> View:
+    """A tensor `[1, channels, lines, pixels]` as an image; raises UnsupportedView for several images."""
+    shape = view.shape
+    if len(shape) != 4 or shape[0] != 1:
+        raise UnsupportedView(f"images of shape {list(shape)}, expected one of them")
+    _, channels, lines, line = shape
+    if len(shape_of(view.base)) == 2 and view.repeat == 1 and view.is_laid_out("nm"):
+        base = _reshaped(builder, view.base, (lines * line, channels))
+        return views.image(base, lines, line, channels)
+    flat = _reshaped(builder, row_major(builder, view).base, (channels, lines * line))
+    if channels == 1 or lines * line == 1:
+        return views.image(_reshaped(builder, flat, (lines * line, channels)), lines, line, channels)
+    turned = builder.emit(dialect.call("npu.transpose", [flat], out="float32"))
+    return views.image(turned, lines, line, channels)
+
+
+def _reshaped(builder: Any, base: Any, shape: tuple[int, ...]) -> Any:
+    return base if shape_of(base) == shape else builder.emit(relax.op.reshape(base, shape))
+
+
+def _pairs(attrs: dict[str, Any]) -> dict[str, int]:
+    """The geometry that the kernels need."""
+    return {f"{name}_{axis}": int(attrs[f"{name}_{axis}"]) for name in AXES for axis in "yx"}
+
+
+class Whole(Rule):
+    """A rule that finds its match itself."""
+
+    def __init__(self) -> None:
+        super().__init__(None, {}, lambda *_: None)  # type: ignore[arg-type]
+
+
+class Conv(Whole):
+    """npu.raw_conv, or its sum with another image, as a product of the windows."""
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """Captures the call, and what is added to it."""
+        residual, covered = None, []
+        if _name(value) == "relax.add":
+            found = _one_conv(context, value)
+            if found is None:
+                return None
+            inner, residual = found
+            value, covered = context.values[inner], [inner]
+        constant = all(context.is_weight(part) or context.known(part) is not None for part in value.args[2:])
+        if not is_float(*value.args) or not context.is_weight(value.args[1]) or not constant:
+            return None
+        leaves = [part for part in (*value.args, residual) if isinstance(part, relax.Var)]
+        return Match({"call": value, "residual": residual}, tuple(leaves), (*covered, variable))
+
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """Emits the windows, where the kernel is more than a pixel, and the product."""
+        call, residual = match.captured["call"], match.captured["residual"]
+        attrs = dialect.plain_attributes(call)
+        n, channels, *kernel = shape_of(call.args[1])
+        if attrs["group"] != 1:
+            raise UnsupportedView(f"a convolution in {attrs['group']} groups")
+        image, taps = image_of(builder, env[call.args[0]]), int(np.prod(kernel))
+        base, pairs = image.base, _pairs(attrs)
+        if taps > 1 or pairs["stride_y"] > 1 or pairs["stride_x"] > 1 or _padded(attrs):
+            base = context.emit(builder, "npu.windows", [base], width=image.line, out="float32", **pairs)
+        args = [base, env[call.args[1]].base]
+        args += [env[b].base if b in env else context.constant(_known(context, b), "bias") for b in call.args[2:]]
+        if residual is not None:
+            args.append(image_of(builder, env[residual]).base)
+        made = context.emit(
+            builder, "npu.linear", args, n=n, k=taps * channels, transposed=0, kernel=taps,
+            bias=int(len(call.args) > 2), residual=int(residual is not None), out="float32",
+        )  # fmt: skip
+        return views.image(made, pairs["out_y"], pairs["out_x"], n)
+
+
+def _known(context: Context, value: Any) -> np.ndarray:
+    return np.asarray(context.known(value))
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value.op, "name", "")) if isinstance(value, Call) else ""
+
+
+def _padded(attrs: dict[str, Any]) -> bool:
+    return any(int(attrs[f"{name}_{axis}"]) for name in ("pad", "after") for axis in "yx")
+
+
+def _one_conv(context: Context, value: Any) -> tuple[Any, Any] | None:
+    """(a convolution that nothing else reads, the computed image of its shape that is added); None for other sums."""
+    if len(value.args) != 2:
+        return None
+    for inner, other in (tuple(value.args), tuple(value.args)[::-1]):
+        bound = context.values.get(inner) if isinstance(inner, relax.Var) else None
+        alone = _name(bound) == "npu.raw_conv" and uses(context).get(inner, 0) == 1 and inner not in context.returned
+        if alone and isinstance(other, relax.Var) and shape_of(other) == shape_of(inner) and is_float(other):
+            return inner, other
+    return None
+
+
+class Pool(Whole):
+    """npu.raw_pool."""
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """Captures the call."""
+        image = value.args[0]
+        computed = isinstance(image, relax.Var) and is_float(image)
+        return Match({"call": value}, (image,), (variable,)) if computed else None
+
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """Emits the pool; where padding does not count, an average has a factor per pixel."""
+        call = match.captured["call"]
+        attrs = dialect.plain_attributes(call)
+        image, pairs = image_of(builder, env[call.args[0]]), _pairs(attrs)
+        lines = image.tokens // image.line
+        args, scale = [image.base], 1.0
+        if attrs["mode"] == "average":
+            factors = np.outer(_counts(attrs, "y", lines), _counts(attrs, "x", image.line)).reshape(-1, 1)
+            factors = (1.0 / np.maximum(factors, 1)).astype(np.float32)
+            scale = float(factors[0, 0])
+            if (factors != factors[0]).any():
+                args.append(context.constant(factors, "counts"))
+        made = context.emit(
+            builder, "npu.pool", args, width=image.line, mode=attrs["mode"], scale=scale, out="float32", **pairs
+        )
+        return views.image(made, pairs["out_y"], pairs["out_x"], image.features)
+
+
+def _counts(attrs: dict[str, Any], axis: str, extent: int) -> np.ndarray:
+    """How many taps of each window count along an axis: those inside of the image, or of its padding too."""
+    kernel, stride, pad, dilation, out, after = (
+        int(attrs[f"{name}_{axis}"]) for name in ("kernel", "stride", "pad", "dilation", "out", "after")
+    )
+    at = np.arange(out)[:, None] * stride - pad + np.arange(kernel) * dilation
+    low, high = (-pad, extent + after) if int(attrs["count_include_pad"]) else (0, extent)
+    return np.asarray(((at >= low) & (at < high)).sum(axis=1))
+
+
+class BatchNorm(Whole):
+    """npu.raw_batch_norm, a relu behind it included, as a factor and a shift per channel."""
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """Captures the call where its statistics are weights."""
+        covered: list[Any] = []
+        if _name(value) == "relax.nn.relu":
+            inner = value.args[0]
+            bound = context.values.get(inner) if isinstance(inner, relax.Var) else None
+            if _name(bound) != "npu.raw_batch_norm" or uses(context).get(inner, 0) != 1 or inner in context.returned:
+                return None
+            value, covered = bound, [inner]
+        if not is_float(value.args[0]) or not isinstance(value.args[0], relax.Var):
+            return None
+        relu = bool(covered)
+        return Match({"call": value, "relu": relu}, (value.args[0],), (*covered, variable))
+
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """Emits the elementwise operator on rows of channels."""
+        call = match.captured["call"]
+        known = [context.known(part) for part in call.args[1:]]
+        if any(array is None for array in known):
+            raise UnsupportedView("batch normalisation by computed statistics, or by weights that are not here")
+        gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in known)
+        factor = gamma / np.sqrt(variance + float(call.attrs["eps"]))
+        shift = (beta - mean * factor).astype(np.float32)
+        view = env[call.args[0]]
+        view = image_of(builder, view) if len(view.shape) == 4 else view
+        if not (len(shape_of(view.base)) == 2 and shape_of(view.base)[1] == gamma.size and view.axes in ("1nyx", "mn")):
+            raise UnsupportedView(f"batch normalisation of a tensor of shape {list(view.shape)}")
+        rows, width = shape_of(view.base)
+        text = "add(mul(s0, s1), s2)"
+        args = [view.base, context.constant(factor.astype(np.float32), "vector"), context.constant(shift, "vector")]
+        text = f"max({text}, 0.0)" if match.captured["relu"] else text
+        made = context.emit(builder, "npu.map", args, expr=text, rows=rows, width=width, out="float32")
+        return replace(view, base=made)
+
+
+CONV, POOL, BATCH_NORM = Conv(), Pool(), BatchNorm()
