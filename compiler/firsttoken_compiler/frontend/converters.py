@@ -9,7 +9,7 @@ from typing import Any
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend import contrib_converters, quantised_converters, vector_converters, vision_converters
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import dtype_of, onnx_frontend, relax
+from firsttoken_compiler.tvm.api import dtype_of, onnx_frontend, relax, shape_of
 
 Converter = Callable[[Any, Any, dict[str, Any], Any], Any]
 
@@ -22,7 +22,8 @@ def rotary_embedding(_builder: Any, inputs: Any, attrs: dict[str, Any], _params:
             f"node {name}: RotaryEmbedding interleaved or partial is not supported: export half-rotate RoPE"
         )
     positions = inputs[3] if len(inputs) > 3 else None
-    return dialect.raw_rope(inputs[0], inputs[1], inputs[2], positions, int(attrs.get("num_heads", 0)))
+    heads = int(attrs.get("num_heads", 0)) if len(shape_of(inputs[0])) == 3 else 0
+    return dialect.raw_rope(inputs[0], inputs[1], inputs[2], positions, heads)
 
 
 def attention(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
@@ -42,6 +43,16 @@ def attention(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) ->
     )  # fmt: skip
     result = builder.emit(call)
     return relax.Tuple([builder.emit(relax.TupleGetItem(result, i)) for i in range(3)])
+
+
+def softmax(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any:
+    """Softmax; over the last axis it is the same in all operator sets, which TVM spells with reshapes before 13."""
+    old = int(attrs["tvm_custom"]["opset"]) < 13
+    rank = len(shape_of(inputs[0]))
+    if int(attrs.get("axis", 1 if old else -1)) in (-1, rank - 1):
+        return relax.op.nn.softmax(inputs[0], -1)
+    stock = onnx_frontend.Softmax
+    return (stock._impl_v1 if old else stock._impl_v13)(builder, inputs, attrs, params)
 
 
 def swish(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
@@ -77,5 +88,6 @@ CONVERTERS: dict[str, Converter] = {
     "Gather": gather,
     "RMSNormalization": rms_normalization,
     "RotaryEmbedding": rotary_embedding,
+    "Softmax": softmax,
     "Swish": swish,
 }

@@ -190,6 +190,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
         attrs["tvm_custom"]["name"] = name = self.node
+        attrs["tvm_custom"]["opset"] = opset
         elements = _folded_elements(op_name, inputs)
         if elements > MAX_FOLDED_ELEMENTS:
             raise StudentError(
