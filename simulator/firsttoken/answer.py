@@ -66,7 +66,9 @@ class GenerateResult:
 
     def to_json(self) -> str:
         """One document; the same question gives the same bytes."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        from firsttoken_simulator.report.plain import plain_json
+
+        return plain_json(json.dumps(asdict(self), indent=1, ensure_ascii=False))
 
 
 class Recorder:

@@ -86,7 +86,9 @@ def guarded(work: Callable[[], object]) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    from firsttoken_simulator.report.plain import plain_lines
+
+    print(f"error: {plain_lines(message)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -241,9 +243,10 @@ def generate(
         print(result.to_json())
         return
     from firsttoken.answer import lines
+    from firsttoken_simulator.report.plain import plain_lines
 
     for line in lines(result):
-        print(line)
+        print(plain_lines(line))
 
 
 @app.command()
@@ -255,6 +258,7 @@ def diff(
 ) -> None:
     """Compare two runs; exit with 1 when a condition holds."""
     from firsttoken_simulator.report import diff as comparison
+    from firsttoken_simulator.report.plain import plain
 
     conditions = [comparison.Condition.parse(text) for text in fail_if or []]
     before, after = comparison.load_run(old), comparison.load_run(new)
@@ -278,7 +282,7 @@ def diff(
         cells = [[r.metric, f"{r.old:.6g}", f"{r.new:.6g}", f"{r.change:+.6g}", f"{r.percent:+.2f} %"] for r in changed]
         cells += [[f"cycles of {r.metric}", f"{r.old:.0f}", f"{r.new:.0f}", f"{r.change:+.0f}", ""] for r in ops]
         for line in inputs:
-            print(line)
+            print(plain(line))
         _table(["metric", "old", "new", "change", ""], cells) if cells else print("no difference")
     for text in failed:
         print(f"failed: {text}", file=sys.stderr)
@@ -396,11 +400,13 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from firsttoken_simulator.report.plain import plain_lines
+
     table = Table(pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(plain_lines(cell)) for cell in row))
     console().print(table)
 
 
@@ -415,4 +421,6 @@ def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_json(document: object) -> None:
-    print(json.dumps(document, indent=1, ensure_ascii=False))
+    from firsttoken_simulator.report.plain import plain_json
+
+    print(plain_json(json.dumps(document, indent=1, ensure_ascii=False)))

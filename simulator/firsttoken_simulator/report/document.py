@@ -4,6 +4,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from firsttoken_simulator.report.plain import plain_json
+
 SCHEMA_VERSION: Final = 1
 
 
@@ -201,7 +203,7 @@ class RunDocument(_Part):
 
     def to_json(self) -> str:
         """The text of `run.json`; the same run gives the same bytes."""
-        return self.model_dump_json(indent=1) + "\n"
+        return plain_json(self.model_dump_json(indent=1)) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes) -> "RunDocument":

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from firsttoken_compiler.isa.program import Program
+from firsttoken_simulator.report.plain import plain
 from firsttoken_simulator.timeline import Timeline
 
 
@@ -26,8 +27,3 @@ def _lines(program: Program, timeline: Timeline) -> Iterator[str]:
             current = instruction.op
             yield f"# {plain(program.ops[current].name)}"
         yield f"{instruction}  # [{i}] {start[i]}..{end[i]}"
-
-
-def plain(text: str) -> str:
-    """The text with everything that is not printable escaped."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 
 from firsttoken_simulator.report.document import OpRow
+from firsttoken_simulator.report.plain import cell
 
 
 def ops_csv(rows: Sequence[OpRow]) -> str:
@@ -14,11 +15,5 @@ def ops_csv(rows: Sequence[OpRow]) -> str:
     names = list(OpRow.model_fields)
     writer.writerow(names)
     for row in rows:
-        writer.writerow([_cell(getattr(row, name)) for name in names])
+        writer.writerow([cell(getattr(row, name)) for name in names])
     return out.getvalue()
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    return value

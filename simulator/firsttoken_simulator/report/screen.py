@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from firsttoken_simulator.report.document import RunDocument
-from firsttoken_simulator.report.listing import plain
+from firsttoken_simulator.report.plain import plain
 
 if TYPE_CHECKING:
     from rich.console import Console

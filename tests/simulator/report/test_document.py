@@ -14,6 +14,7 @@ from firsttoken_simulator.report.build import build_run
 from firsttoken_simulator.report.document import OpRow, RunDocument
 from firsttoken_simulator.report.errors import ReportError
 from firsttoken_simulator.report.ops_csv import ops_csv
+from firsttoken_simulator.report.plain import plain
 
 
 @pytest.fixture(scope="module")
@@ -155,4 +156,4 @@ def test_csv_has_every_column_and_no_formula(document: RunDocument, hostile: str
     assert list(rows[0]) == list(OpRow.model_fields)
     assert len(rows) == len(document.ops)
     assert sum(int(row["cycles"]) for row in rows) + document.host_cycles == document.ttft_cycles
-    assert rows[1]["op"] == "'" + hostile
+    assert rows[1]["op"] == "'" + plain(hostile)
