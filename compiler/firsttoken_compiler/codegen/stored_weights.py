@@ -12,9 +12,10 @@ from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.isa.types import Dtype
 
-VALUES: Final = ("kn", "nk", "blob")
-"""How the integers lie in the initialiser: `[k, n]`, `[n, k]`, or MatMulNBits' `[n, blocks, packed block]`."""
-ROWS: Final = ("gn", "ng", "n", "one", "blob4", "blob8")
+VALUES: Final = ("kn", "nk", "blob", "rows")
+"""How the integers lie in the initialiser: `[k, n]`, `[n, k]`, MatMulNBits' `[n, blocks, packed block]`, or bytes of
+packed rows `[k, n * bits / 8]`."""
+ROWS: Final = ("gn", "ng", "n", "one", "blob4", "blob8", "rows4")
 """How scales and zero points lie: `[groups, n]`, `[n, groups]`, one per column, one, or packed like the integers."""
 FORMS: Final = ("stored", "vectors", "sums")
 
@@ -51,6 +52,8 @@ def _values(packing: Packing, array: np.ndarray, first: int, last: int) -> np.nd
         if raw.shape[1] * 8 // bits < k:
             raise _size_error(packing, array, f"{n} rows of at least {k} weights")
         whole = _unpacked(raw, bits)[:, :k].T
+    elif packing.layout == "rows":
+        whole = _unpacked(_reshaped(packing, array, k, -(-n * bits // 8)), bits)[:, first:last]
     elif packing.layout == "nk":
         whole = _reshaped(packing, array, n, k)[first:last].T
     else:
@@ -67,7 +70,9 @@ def _values(packing: Packing, array: np.ndarray, first: int, last: int) -> np.nd
 
 def _rows(packing: Packing, dtype: Dtype, array: np.ndarray, first: int, last: int) -> np.ndarray:
     n, groups = packing.n, -(-packing.k // packing.group)
-    if packing.layout == "gn":
+    if packing.layout == "rows4":
+        part = _unpacked(_reshaped(packing, array, groups, -(-n // 2)), 4)[:, :n][:, first:last]
+    elif packing.layout == "gn":
         part = _reshaped(packing, array, groups, n)[:, first:last]
     elif packing.layout == "ng":
         part = _reshaped(packing, array, n, groups)[first:last].T

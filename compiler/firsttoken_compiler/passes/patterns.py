@@ -165,7 +165,7 @@ GATHER = Rule(
     _op("take", _table, _ids),
     {"table": _table, "ids": _ids},
     _build_gather,
-    lambda context, c: context.is_weight(c["table"]) and len(shape_of(c["table"])) == 2,
+    lambda context, c: context.is_weight(c["table"]) and len(shape_of(c["table"])) == 2 and is_float(c["table"]),
 )
 
 

@@ -121,6 +121,8 @@ class _State:
                         self._declare_stored(call, argument)
                     elif name == "npu.linear" and index == 1:
                         self._declare_packed(call, argument)
+                    elif name == "npu.gather" and index == 0 and "stored" in call.attrs:
+                        self._declare_rows(call, argument)
                     elif name == "npu.gather" and "turned" in call.attrs:
                         self._declare_turned(argument)
                     else:
@@ -184,6 +186,14 @@ class _State:
             self.packings[own] = part.packing
             self._parameter(own, argument, part.dtype, part.shape)
 
+    def _declare_rows(self, call: Any, argument: Any) -> None:
+        """A table whose rows are gathered as they are stored: one panel as wide as a row."""
+        stored = Stored.from_text(str(call.attrs["stored"]))
+        own, made = f"{argument.name}.rows", parts(stored, stored.n, False)
+        scales = stored.scales.layout != "one"
+        self.packings[own] = made["w_scale" if scales else "w"].packing
+        self._parameter(own, argument, str(call.attrs["out"]), (stored.k, int(call.attrs["width"])))
+
     def _stored(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
         """A product on stored weights: its types are those of the graph."""
         attrs = dialect.plain_attributes(call)
@@ -215,6 +225,8 @@ class _State:
         if call.attrs is not None and "exact" in call.attrs:
             attrs = dialect.plain_attributes(call)
             del attrs["exact"]
+            if attrs.pop("stored", None):
+                args = [self.parameters[f"{call.args[0].name}.rows"], *args[1:]]
             return state.emit(dialect.call(name, args, **attrs))
         if not name.startswith("npu."):
             return self._reshape(state, args[0], shape_of(call)) if name == "relax.reshape" else state.emit(call)

@@ -331,7 +331,8 @@ def _constant(context: Context, value: Any) -> np.ndarray | None:
         axis = int(call.attrs["axis"]) % stored.ndim
         shape = [-1 if index == axis else 1 for index in range(stored.ndim)]
         scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
-    return np.asarray((stored.astype(np.float64) - (0 if zero is None else zero)) * scale, np.float32)
+    with np.errstate(over="ignore"):
+        return np.asarray((stored.astype(np.float64) - (0 if zero is None else zero)) * scale, np.float32)
 
 
 def _is_small(context: Context, value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from firsttoken_compiler.isa.types import Dtype
 from firsttoken_compiler.schedule import vector_definitions, vision_definitions
+from firsttoken_compiler.schedule.quantised_definitions import QUANTISED, QUANTISED_BY_ELEMENT
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.tvm.api import te, tirx
 
@@ -304,6 +305,8 @@ _DEFINITIONS: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
     "rope": _rope,
     "gather": _gather, "kv_append": _kv_append, "host": _host, "linear": _linear, "attention": _attention,
     "layer_norm": lambda spec, p: vector_definitions.layer_norm(spec, p, _quantise_rows),
-    **vector_definitions.DEFINITIONS, **vision_definitions.DEFINITIONS,
+    **QUANTISED, **vector_definitions.DEFINITIONS, **vision_definitions.DEFINITIONS,
 }  # fmt: skip
-_BY_ELEMENT: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {"rope": _rope_by_head, "kv_append": _kv_rows}
+_BY_ELEMENT: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
+    "rope": _rope_by_head, "kv_append": _kv_rows, **QUANTISED_BY_ELEMENT,
+}  # fmt: skip

@@ -21,6 +21,7 @@ from firsttoken_compiler.tvm.api import Schedule, te
 BY_ROWS: Final[dict[str, tuple[int, ...]]] = {
     "rms_norm": (0,), "swiglu": (0, 1), "quantise": (0,), "add": (0, 1), "rope": (0, 1, 2), "gather": (1,), "row": (),
     "kv_append": (0,), "columns": (0,), "layer_norm": (0,), "softmax": (0,), "reduce": (0,), "group_sums": (0,),
+    "unpack": (0,),
 }  # fmt: skip
 """Operands that have a row per row of the result; of an elementwise operator their shapes say which they are."""
 KINDS_IN_PLACE: Final = ("kv_append",)

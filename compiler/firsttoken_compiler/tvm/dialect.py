@@ -134,6 +134,8 @@ register("npu.raw_attention", -1, _raw_attention)
 
 def _gather(c: Any, _context: Any) -> Any:
     table, ids = c.args[0].ty, c.args[1].ty
+    if "width" in c.attrs:  # of a table that is stored quantised, in bytes
+        return tensor([ids.shape[0], int(c.attrs["width"])], str(c.attrs["out"]))
     return tensor([ids.shape[0], table.shape[0 if "turned" in c.attrs else 1]], str(c.attrs["out"]))
 
 
@@ -147,6 +149,11 @@ def _quantised(c: Any, _context: Any) -> Any:
     if out in ("int8", "int16"):
         return relax.TupleType([tensor([rows, width], out), tensor([rows, 1], "float32")])
     return tensor([rows, width], out)
+
+
+def _unpack(c: Any, _context: Any) -> Any:
+    rows, width = shape_of(c.args[0])
+    return tensor([rows, 2 * width], str(c.attrs["out"]))
 
 
 def _group_sums(c: Any, _context: Any) -> Any:
@@ -215,6 +222,7 @@ CANONICAL: dict[str, Infer] = {
     "npu.reduce": _reduce,
     # (x [m, h][, zero [1, 1]]); groups -> [m, groups], sums of neighbouring columns less their zero point
     "npu.group_sums": _group_sums,
+    "npu.unpack": _unpack,  # (bytes [m, w]) -> [m, 2 w] int8, their signed halves, low ones first
     "npu.softmax": _out_like_first,  # (x [m, h]); log 0 or 1 -> [m, h]
     # Images are matrices [height * width, channels]. width; kernel, stride, pad (before), dilation, out as _y and _x.
     "npu.windows": _windows,  # (image) -> [pixels, taps * channels], zero in the padding
