@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from firsttoken_compiler.isa.vector_kernel import MAX_SOURCES, OPERATIONS, Expr
+from firsttoken_compiler.passes.axis_split import common
 from firsttoken_compiler.tvm.api import Call, GenericConst, dtype_of, relax, shape_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MAX_OPERATIONS: Final = 48
 CHEAP: Final = 2
 """Operations that may be computed again where an expression reads its operand more than once."""
+RESHAPES: Final = ("reshape", "expand_dims", "squeeze")
 _GELU_TANH: Final = (math.sqrt(2 / math.pi), 0.044715)
 
 Make = Callable[[Any, list[Expr]], Expr | None]
@@ -131,43 +133,56 @@ def grow(context: Context, variable: Any, wanted: Callable[[Any], bool]) -> Tree
 
 class _Grower:
     def __init__(self, context: Context, wanted: Callable[[Any], bool], shape: tuple[int, ...]) -> None:
-        self.context, self.wanted, self.elements = context, wanted, math.prod(shape)
+        self.context, self.wanted, self.shape = context, wanted, shape
         self.leaves: list[Any] = []
         self.covered: list[Any] = []
         self.count = 0
 
     def node(self, variable: Any) -> Expr | None:
-        """The expression of a call, or None with nothing changed."""
+        """The expression of a call, or None with nothing changed; its operands are leaves where trees read too much."""
         call: Any = self.context.values.get(variable)
         name = operator_of(call)
         if name not in MAKERS or self.count >= MAX_OPERATIONS:
             return None
-        before = len(self.leaves), len(self.covered), self.count
-        self.count += 1
-        self.covered.append(variable)
         operands = [part for part in call.args if isinstance(part, (relax.Var, GenericConst))]
-        parts = [self.operand(part, name in TWICE) for part in operands]
-        made = MAKERS[name](call, [part for part in parts if part is not None]) if None not in parts else None
-        if made is None or len(self.leaves) > MAX_SOURCES:
-            del self.leaves[before[0] :], self.covered[before[1] :]
-            self.count = before[2]
-            return None
-        return made
+        for deep in (True, False):
+            before = self._mark()
+            self.count += 1
+            self.covered.append(variable)
+            parts = [self.operand(part, name in TWICE, deep) for part in operands]
+            made = MAKERS[name](call, [part for part in parts if part is not None]) if None not in parts else None
+            if made is not None and self._fits():
+                return made
+            self._back(before)
+        return None
 
-    def operand(self, value: Any, twice: bool) -> Expr | None:
+    def _fits(self) -> bool:
+        """Whether one instruction can read all leaves: it has the ports, and rows and columns that suit them."""
+        if len(self.leaves) > MAX_SOURCES:
+            return False
+        constants = [is_constant(self.context, leaf) for leaf in self.leaves]
+        return common([(shape_of(leaf), fixed) for leaf, fixed in zip(self.leaves, constants, strict=True)], self.shape)
+
+    def _mark(self) -> tuple[int, int, int]:
+        return len(self.leaves), len(self.covered), self.count
+
+    def _back(self, mark: tuple[int, int, int]) -> None:
+        del self.leaves[mark[0] :], self.covered[mark[1] :]
+        self.count = mark[2]
+
+    def operand(self, value: Any, twice: bool, deep: bool) -> Expr | None:
         """A number, a smaller tree, or a leaf; None for what is neither float nor can be computed in the lanes."""
         scalar = self.context.scalar(value)
         if scalar is not None:
             return scalar
         value = resolved(self.context, value)
         truth = dtype_of(value) == "bool"
-        if self._grows(value, truth):
-            before = len(self.leaves), len(self.covered), self.count
+        if (deep or truth) and self._grows(value, truth):
+            before = self._mark()
             made = self.node(value)
             if made is not None and (truth or not twice or operations(made) <= CHEAP):
                 return made
-            del self.leaves[before[0] :], self.covered[before[1] :]
-            self.count = before[2]
+            self._back(before)
         known = isinstance(value, GenericConst) and dtype_of(value) in ("bool", "float16", "float32")
         if not (known or dtype_of(value) in ("float16", "float32")):
             return None
@@ -184,7 +199,7 @@ class _Grower:
             return True
         name = operator_of(self.context.values[value])
         alone = uses(self.context).get(value, 0) == 1 and value not in self.context.returned
-        whole = math.prod(shape_of(value)) == self.elements or name == "broadcast_to"
+        whole = math.prod(shape_of(value)) == math.prod(self.shape) or name == "broadcast_to"
         return alone and whole and not self.wanted(value)
 
 
@@ -216,13 +231,21 @@ def uses(context: Context) -> dict[Any, int]:
     return counts
 
 
+def is_constant(context: Context, value: Any) -> bool:
+    """Whether a value is a constant or a weight, reshaped or not."""
+    call: Any = context.values.get(value) if isinstance(value, relax.Var) else None
+    if operator_of(call) in RESHAPES:
+        return is_constant(context, resolved(context, call.args[0]))
+    return isinstance(value, GenericConst) or context.is_weight(value)
+
+
 def constant_array(context: Context, value: Any) -> np.ndarray | None:
     """A constant or a small weight as fp32, reshaped or not; None for computed values and for large weights.
 
     Large weights stay parameters.
     """
     call: Any = context.values.get(value)
-    if operator_of(call) in ("reshape", "expand_dims", "squeeze"):
+    if operator_of(call) in RESHAPES:
         array = constant_array(context, resolved(context, call.args[0]))
         return None if array is None else array.reshape(shape_of(value))
     if context.is_weight(value) and math.prod(shape_of(value)) > 1 << 16:

@@ -1,19 +1,22 @@
-"""SwiGLU moves into the products of its operands: SiLU as the gate leaves the accumulators, the product as `up` does.
+"""Activations move into the products that they follow; of SwiGLU, SiLU into the gate, the multiplication into `up`.
 
-The vector work then overlaps with the weights of both matrices. Only where both operands are products that nothing else
-reads; a quantisation of the result stays an operator of its own, as it needs whole rows.
+The vector work then overlaps with the weights. Only where nothing else reads the product, and where the function names
+it but a few times; a quantisation of the result stays an operator of its own, as it needs whole rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import INTEGER, Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, dtype_of, relax
+from firsttoken_compiler.tvm.api import Call, dtype_of, relax, shape_of
+
+MOST_USES: Final = 4
+"""How often an activation may name its operand: each time the product's scales and bias are applied to it again."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,14 @@ class Fuse:
     """See the module's docstring. Results keep up to the rounding of the gate to fp16, names are the products'."""
 
     def run(self, quantised: Quantised, canonical: Canonical) -> tuple[Quantised, Canonical]:
-        """The rewritten module, and the provenance with SwiGLU's nodes on the product that now computes them."""
+        """The rewritten module, and the provenance with the nodes that moved on the product that now computes them."""
         state = _State(quantised)
         module, names = state.run()
         traced = {new: quantised.names.get(old, old) for new, old in names.items()}
         nodes = dict(canonical.nodes)
-        for up, swiglu in state.joined.items():
-            up, swiglu = (quantised.names.get(name, name) for name in (up, swiglu))
-            nodes[up] = tuple(dict.fromkeys((*nodes.get(up, ()), *nodes.get(swiglu, ()))))
+        for product, moved in state.joined.items():
+            product, moved = (quantised.names.get(name, name) for name in (product, moved))
+            nodes[product] = tuple(dict.fromkeys((*nodes.get(product, ()), *nodes.get(moved, ()))))
         return replace(quantised, module=module, names=traced), replace(canonical, nodes=nodes)
 
 
@@ -43,6 +46,8 @@ class _State:
                 self.uses[argument] = self.uses.get(argument, 0) + 1
         self.silu = {pair[0] for value in self.values.values() if (pair := self._pair(value)) is not None}
         self.late = {pair[1] for value in self.values.values() if (pair := self._pair(value)) is not None}
+        self.acts = {source: v for v, bound in self.values.items() if (source := self._activated(bound)) is not None}
+        """Product → the activation of its result, of those that move."""
         self.joined: dict[str, str] = {}
 
     def run(self) -> tuple[Any, dict[str, str]]:
@@ -57,6 +62,16 @@ class _State:
         good = all(self._is_product(operand) and self.uses[operand] == 1 for operand in (gate, up))
         return (gate, up) if good else None
 
+    def _activated(self, value: Any) -> Any | None:
+        """The product whose result, read by nothing else, an elementwise operator is a function of."""
+        if not (isinstance(value, Call) and value.op.name == "npu.map" and len(value.args) == 1):
+            return None
+        source, bound = value.args[0], self.values.get(value.args[0])
+        if not (isinstance(bound, Call) and bound.op.name == "npu.linear" and self.uses[source] == 1):
+            return None
+        few = str(value.attrs["expr"]).count("s0") <= MOST_USES
+        return source if few and shape_of(bound) == shape_of(value) else None
+
     def _is_product(self, value: Any) -> bool:
         bound = self.values.get(value)
         return (
@@ -67,6 +82,13 @@ class _State:
         )
 
     def _visit(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
+        if variable in self.acts:
+            act = self.values[self.acts[variable]]
+            attributes = {**dialect.plain_attributes(call), "act": str(act.attrs["expr"]), "out": dtype_of(act)}
+            self.joined[variable.name] = self.acts[variable].name
+            return state.emit(dialect.call("npu.linear", args, **attributes))
+        if len(call.args) == 1 and self.acts.get(call.args[0]) == variable:
+            return args[0]
         if variable in self.silu:
             return state.emit(dialect.call("npu.linear", args, **{**dialect.plain_attributes(call), "silu": 1}))
         if variable in self.late:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from firsttoken_compiler.isa.types import Dtype
-from firsttoken_compiler.schedule import vector_definitions, vision_definitions
+from firsttoken_compiler.schedule import expressions, vector_definitions, vision_definitions
 from firsttoken_compiler.schedule.quantised_definitions import QUANTISED, QUANTISED_BY_ELEMENT
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.tvm.api import te, tirx
@@ -243,7 +243,10 @@ def without_zero_points(operands: dict[str, Any], value: Any, i: Any, g: Any, co
 
 
 def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: Any, *, single: bool) -> Any:
-    """Scales, bias, residual, SiLU, factor, narrowing of one element; `single`: the weight's scale is per channel."""
+    """Scales, bias, residual, SiLU or another function, factor, narrowing of one element.
+
+    `single`: the weight's scale is per channel.
+    """
     if "a_scale" in operands:
         value = value * operands["a_scale"][i if spec.args[2].shape[0] > 1 else 0, 0]
     if "w_scale" in operands and single:
@@ -254,6 +257,8 @@ def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: 
         value = value + _f32(operands["residual"][i, j])
     if spec.get("silu"):
         value = value * te.sigmoid(value)
+    if spec.get("act"):
+        value = expressions.apply(str(spec["act"]), [value])
     if "factor" in operands:
         value = value * _f32(operands["factor"][i, j])
     return _store(spec, value)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import MAX_SOURCES
-from firsttoken_compiler.schedule import intrinsics, layout
+from firsttoken_compiler.schedule import expressions, intrinsics, layout
 from firsttoken_compiler.schedule.definitions import linear_names, without_zero_points
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
 from firsttoken_compiler.schedule.layout import Layout, Ragged
@@ -212,6 +212,8 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
             value = value + p["residual"][i, c, j].astype("float32")
         if spec.get("silu"):
             value = value * te.sigmoid(value)
+        if spec.get("act"):
+            value = expressions.apply(str(spec["act"]), [value])
         if "factor" in p:
             value = value * p["factor"][i, c, j].astype("float32")
         return value.astype(NAMES[spec.outs[0].dtype])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Dtype, Space
-from firsttoken_compiler.isa.vector_kernel import VectorKernel
+from firsttoken_compiler.isa.vector_kernel import Expr, VectorKernel
 from firsttoken_compiler.schedule import attention, rowwise
 from firsttoken_compiler.schedule.layout import fetch_bytes
 from firsttoken_compiler.schedule.linear import Shape, Tile, corrected_apart, operand_names, panel_of
@@ -144,7 +144,7 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
     ports = read / (target.scratchpad.banks * target.scratchpad.bank_bytes)
     product = max(matmul_cost(target, m, n, min(k, shape.k), pair).cycles, ports) + target.matrix.issue_cycles
     products = across * down * ceil_div(shape.k, k)
-    epilogue = vector_cycles(target, _SILU if spec.get("silu") else _EPILOGUE, (m, tile.panels, panel))
+    epilogue = vector_cycles(target, _epilogue(spec), (m, tile.panels, panel))
     vector = across * down * epilogue
     if shape.group:
         vector += products * vector_cycles(target, _scaling(spec), (m, tile.panels, panel))
@@ -156,6 +156,21 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
 def _scaling(spec: KernelSpec) -> VectorKernel:
     """What the vector unit does to the sums of a group."""
     return _CORRECTED_SCALE if spec.get("zeros") or spec.get("asymmetric") else _SCALE
+
+
+@functools.lru_cache(maxsize=1024)
+def _epilogue(spec: KernelSpec) -> VectorKernel:
+    """What the lanes do with an element of the product: scale it, then what the spec asks for."""
+    if spec.get("act"):
+        return VectorKernel(_replaced(VectorKernel.parse(str(spec["act"])).expr, _EPILOGUE.expr))
+    return _SILU if spec.get("silu") else _EPILOGUE
+
+
+def _replaced(expr: Expr, source: Expr) -> Expr:
+    """An expression with another one in place of its only operand."""
+    if isinstance(expr, tuple):
+        return (expr[0], *(_replaced(part, source) for part in expr[1:]))
+    return source if expr == "s0" else expr
 
 
 @functools.lru_cache(maxsize=65536)
