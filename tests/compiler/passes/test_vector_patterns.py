@@ -126,7 +126,7 @@ def test_more_operands_than_ports_are_several_operators() -> None:
         t = Mul(x, z)  u = Add(t, column)  v = Mul(u, one)  w = Add(v, line)  p = Mul(w, g)  q = Add(p, b)
         y = Mul(q, flat)
     """
-    assert [text.count("s") for text in check(body, ["map", "map"])] == [4, 5]
+    assert [text.count("s") for text in check(body, ["map", "map"])] == [6, 3]
 
 
 def test_operands_that_split_the_axes_differently_are_several_operators() -> None:
