@@ -76,7 +76,7 @@ class CallState:
 
     def result(self, slot: int) -> np.ndarray:
         """See `isa.instruction.HostCallState`."""
-        if not 0 <= slot < len(self.results):
+        if not 0 <= slot < min(len(self.results), len(self.entry.outputs)):
             raise ProgramError(f"result {slot} of call {self.entry.name}, which has {len(self.results)}")
         value, found = self.entry.outputs[slot], self.results[slot]
         if tuple(found.shape) != value.shape:

@@ -4,20 +4,39 @@ Computation is a roofline over the call's operations and the bytes that its node
 their bytes at the host's rate. The host's requests to the DRAM are counted, but do not contend with the NPU's.
 """
 
+from typing import Final
+
 import numpy as np
 
+from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.host import SLOT_BITS, HostRun
 from firsttoken_compiler.isa.host_call import HostCall
 from firsttoken_compiler.isa.instruction import columns
 from firsttoken_compiler.target.target import Target
 
+MAX_S: Final = 4000
+"""Of all calls together: int64 counts 9223 s in femtoseconds."""
+_MOST: Final = 1 << 100
+"""Operations and bytes beyond this are as good as endless, and fit a float."""
+
 
 def durations_fs(code: np.ndarray, calls: tuple[HostCall, ...], target: Target) -> np.ndarray:
-    """Femtoseconds of every row of host instructions, int64 `[rows]`."""
+    """Femtoseconds of every row of host instructions, int64 `[rows]`.
+
+    Raises ProgramError when the host works longer than a timeline can hold.
+    """
     host = target.host
     moved = columns(code, 0)[2] / host.bytes_per_s * 1e15
-    work = np.array([max(c.flops / host.flops, c.nbytes / host.bytes_per_s) * 1e15 for c in calls] + [0.0])
+    seconds = [max(min(c.flops, _MOST) / host.flops, min(c.nbytes, _MOST) / host.bytes_per_s) for c in calls]
+    work = np.array([*seconds, 0.0]) * 1e15
     number = np.clip(code[:, word.FLAGS] >> SLOT_BITS, -1, len(calls))
     run = host.fallback_us * 1e9 + work[number]
-    return np.rint(np.where(code[:, word.OPCODE] == HostRun.OPCODE, run, moved)).astype(np.int64)
+    durations = np.where(code[:, word.OPCODE] == HostRun.OPCODE, run, moved)
+    if durations.sum() > MAX_S * 1e15:
+        nodes = calls[int(np.argmax(seconds))].nodes[:3] if calls else ()
+        raise ProgramError(
+            f"the host works for {durations.sum() / 1e15:.3g} s, the limit is {MAX_S} s; the longest call is that of "
+            f"{', '.join(map(repr, nodes))}: replace its operators by ones that run on the NPU"
+        )
+    return np.rint(durations).astype(np.int64)
