@@ -142,6 +142,22 @@ def qlinear_sigmoid(builder: Any, inputs: Any, _attrs: dict[str, Any], _params: 
     return _quantised(builder, x, inputs[3], _given(inputs, 4))
 
 
+def qlinear_softmax(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """com.microsoft QLinearSoftmax along the last axis."""
+    rank = len(shape_of(inputs[0]))
+    if int(attrs.get("axis", -1)) not in (-1, rank - 1):
+        raise StudentError(f"node {_name(attrs)}: QLinearSoftmax over another axis than the last")
+    x = builder.emit(relax.op.nn.softmax(_dequantised(builder, *inputs[:3]), axis=-1))
+    return _quantised(builder, x, inputs[3], _given(inputs, 4))
+
+
+def qlinear_concat(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """com.microsoft QLinearConcat: scale and zero point of the result first, then three inputs a part."""
+    parts = [_dequantised(builder, *inputs[at : at + 3]) for at in range(2, len(inputs), 3)]
+    whole = builder.emit(relax.op.concat(relax.Tuple(parts), axis=int(attrs["axis"])))
+    return _quantised(builder, whole, inputs[0], inputs[1])
+
+
 def gather_block_quantized(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """com.microsoft GatherBlockQuantized of rows with blocks along them."""
     rank, bits = len(shape_of(inputs[0])), int(attrs.get("bits", 4))
@@ -159,7 +175,8 @@ _MICROSOFT: Final = {
     "DequantizeLinear": dequantize_linear, "QuantizeLinear": quantize_linear, "MatMulNBits": matmul_nbits,
     "MatMulIntegerToFloat": matmul_integer_to_float, "DynamicQuantizeMatMul": dynamic_quantize_matmul, "QGemm": qgemm,
     "QLinearAdd": _qlinear_pair(relax.op.add), "QLinearMul": _qlinear_pair(relax.op.multiply),
-    "QLinearSigmoid": qlinear_sigmoid, "GatherBlockQuantized": gather_block_quantized,
+    "QLinearSigmoid": qlinear_sigmoid, "QLinearSoftmax": qlinear_softmax, "QLinearConcat": qlinear_concat,
+    "GatherBlockQuantized": gather_block_quantized,
 }  # fmt: skip
 CONVERTERS: Final[dict[str, Callable[[Any, Any, dict[str, Any], Any], Any]]] = {
     "DequantizeLinear": dequantize_linear, "QuantizeLinear": quantize_linear,

@@ -481,7 +481,8 @@ SWIGLU, ADD = _swiglu(), _add()
 # Views.
 
 
-def _reshaped(_context: Context, _builder: Any, c: Captured, env: Env) -> View:
+def reshaped_view(_context: Context, _builder: Any, c: Captured, env: Env) -> View:
+    """What a reshape, transposition, broadcast or cast `call` makes of `x`; raises UnsupportedView where that moves."""
     view, call = env[c["x"]], c["call"]
     name = call.op.name
     found: View | None
@@ -508,4 +509,4 @@ def _is_view(_context: Context, c: Captured) -> bool:
     return isinstance(c["x"], relax.Var) and (not converts or is_float(c["x"], c["call"]))
 
 
-VIEW = _CallRule(None, {}, _reshaped, _is_view)
+VIEW = _CallRule(None, {}, reshaped_view, _is_view)

@@ -48,7 +48,7 @@ class StoredGather(Rule):
         name, inner = value.op.name, []
         table: Table | None
         if name == "npu.raw_block_gather":
-            table, ids = _block_table(context, value), value.args[1]
+            table, ids, inner = _block_table(context, value), value.args[1], [value.args[0]]
         elif name == "relax.take":
             call = operand_call(context, value.args[0], "npu.raw_dequantise")
             table, ids, inner = _table(context, call), value.args[1], [value.args[0]]
@@ -60,7 +60,7 @@ class StoredGather(Rule):
         if table is None:
             return None
         ids = resolved(context, ids)
-        covered = tuple(part for part in inner if isinstance(part, relax.Var))
+        covered = tuple(v for v in inner if isinstance(v, relax.Var) and not context.is_weight(v))
         return Match({"table": table, "ids": ids, "root": variable}, (ids,), (*covered, variable))
 
     def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
@@ -100,6 +100,9 @@ def _table(context: Context, call: Any | None, weight: Any | None = None) -> Tab
 
 def _block_table(context: Context, call: Any) -> Table:
     weight = resolved(context, call.args[0])
+    rows = shape_of(weight)[0]
+    flat = operand_call(context, weight, "relax.reshape")  # of a head's packed weights
+    weight = weight if flat is None else resolved(context, flat.args[0])
     bits, width, block = (int(call.attrs[name]) for name in ("bits", "width", "block"))
     dtype = dtype_of(weight)
     if not context.is_weight(weight) or bits not in (4, 8) or (dtype not in BITS) or width % block:
@@ -108,7 +111,7 @@ def _block_table(context: Context, call: Any) -> Table:
     middle = 1 << (bits - 1)
     zero = call.args[3] if len(call.args) > 3 else None
     return Table(
-        weight, "rows" if packed else "kn", shape_of(weight)[0], width, bits, middle if dtype[0] == "u" else 0,
+        weight, "rows" if packed else "kn", rows, width, bits, middle if dtype[0] == "u" else 0,
         call.args[2], zero, block, middle if dtype == "uint8" else 0,
     )  # fmt: skip
 

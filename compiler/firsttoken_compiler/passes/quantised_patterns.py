@@ -15,7 +15,17 @@ import numpy as np
 from firsttoken_compiler.passes import views
 from firsttoken_compiler.passes.elementwise import constant_array, resolved, uses
 from firsttoken_compiler.passes.host import base_shape
-from firsttoken_compiler.passes.patterns import Captured, Context, Env, Match, Rule, is_float, like, matrix_of
+from firsttoken_compiler.passes.patterns import (
+    Captured,
+    Context,
+    Env,
+    Match,
+    Rule,
+    is_float,
+    like,
+    matrix_of,
+    reshaped_view,
+)
 from firsttoken_compiler.passes.stored import Stored, dequantised, matrix, nbits, number, operand_call
 from firsttoken_compiler.passes.vector_patterns import emit_fold
 from firsttoken_compiler.passes.views import UnsupportedView, View
@@ -24,6 +34,7 @@ from firsttoken_compiler.tvm.api import Call, GenericConst, dtype_of, relax, sha
 RANGES: Final = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
 EXACT: Final = {"int8": 1 << 24, "int16": 1 << 31}
 """How large sums of products may become: what fp32 holds exactly, what the accumulators hold."""
+MOVES: Final = frozenset(f"relax.{name}" for name in ("reshape", "permute_dims", "expand_dims", "squeeze"))
 QUANTISE: Final = "max({low}.0, min({high}.0, add(round(div(s0, s1)), s2)))"
 DEQUANTISE: Final = "mul(sub({value}, s2), s1)"
 
@@ -39,6 +50,17 @@ class Activations:
     zero: float = 0.0
     dtype: str = "float32"
     """ONNX's."""
+    moves: tuple[Any, ...] = ()
+    """Reshapes and transpositions of the quantised values, first to last."""
+    inside: tuple[Any, ...] = ()
+    """Variables between the quantisation and its inverse."""
+
+    def view(self, context: Context, builder: Any, env: Env) -> View:
+        """The float value as it lies where it is read."""
+        view = env[self.source]
+        for call in self.moves:
+            view = reshaped_view(context, builder, {"x": call.args[0], "call": call}, {call.args[0]: view})
+        return view
 
     @property
     def stored(self) -> str:
@@ -79,7 +101,7 @@ class StoredProduct(Rule):
     def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
         """Emits the quantisation of the activations, once for all that share it, and the product."""
         found: Product = match.captured["product"]
-        view = env[found.activations.source]
+        view = found.activations.view(context, builder, env)
         stored = _chunked(found)
         _require_pair(context, found.activations, stored)
         operands = _activations(context, builder, found.activations, view)
@@ -142,32 +164,38 @@ def _matmul(context: Context, value: Any) -> Product | None:
     found = dequantised(context, value.args[1])
     if found is None:
         return None
-    weight, stored = found
+    weight, stored, inner = found
     activations = static_input(context, value.args[0])
-    inner = [value.args[1]]
-    turn = operand_call(context, value.args[1], "relax.permute_dims")
-    if turn is not None:
-        inner.append(turn.args[0])
     if activations is None or not _multiplies(context, activations, stored):
         activations = Activations(resolved(context, value.args[0]))
-    else:
-        call = operand_call(context, value.args[0], "npu.raw_dequantise")
-        assert call is not None
-        inner += [value.args[0], call.args[0]]
-    return Product(activations, weight, stored, covered=tuple(v for v in inner if isinstance(v, relax.Var)))
+    covered = [part for part in (value.args[0], *activations.inside) if activations.kind]
+    return Product(activations, weight, stored, covered=(*inner, *(v for v in covered if isinstance(v, relax.Var))))
 
 
 def static_input(context: Context, value: Any) -> Activations | None:
-    """What DequantizeLinear(QuantizeLinear(x)) quantises, with one scale for all; None for anything else."""
+    """What DequantizeLinear(QuantizeLinear(x)) quantises, with one scale for all; None for anything else.
+
+    Integers that are only reshaped or transposed on the way count too.
+    """
     call = operand_call(context, value, "npu.raw_dequantise")
-    made = operand_call(context, call.args[0], "npu.raw_quantise") if call is not None else None
-    if call is None or made is None:
+    if call is None:
+        return None
+    quantised, inside = resolved(context, call.args[0]), [call.args[0]]
+    moves: list[Any] = []
+    made: Any = context.values.get(quantised)
+    while isinstance(made, Call) and made.op.name in MOVES:
+        moves.insert(0, made)
+        quantised = resolved(context, made.args[0])
+        inside.append(quantised)
+        made = context.values.get(quantised)
+    if not isinstance(made, Call) or made.op.name != "npu.raw_quantise":
         return None
     scale, zero = number(context, call.args[1]), number(context, call.args[2]) if len(call.args) > 2 else 0.0
     before = number(context, made.args[1]), number(context, made.args[2]) if len(made.args) > 2 else 0.0
     if scale is None or zero is None or before != (scale, zero) or dtype_of(made) not in RANGES:
         return None
-    return Activations(resolved(context, made.args[0]), "static", scale, zero, dtype_of(made))
+    source = resolved(context, made.args[0])
+    return Activations(source, "static", scale, zero, dtype_of(made), tuple(moves), tuple(inside))
 
 
 def _dynamic(context: Context, value: Any) -> Product | None:
@@ -379,7 +407,7 @@ class Requantise(Rule):
         if value.op.name == "npu.raw_dequantise":
             pair = static_input(context, variable)
             if pair is not None:
-                return Match({"pair": pair}, (pair.source,), (value.args[0], variable))
+                return Match({"pair": pair}, (pair.source,), (*pair.inside, variable))
         source = resolved(context, value.args[0])
         if not isinstance(source, relax.Var) or context.is_weight(source):
             array = _constant(context, variable)
@@ -398,7 +426,8 @@ class Requantise(Rule):
             pair: Activations = c["pair"]
             low, high = RANGES[pair.dtype]
             text = DEQUANTISE.format(value=QUANTISE.format(low=low, high=high))
-            return _elementwise(context, builder, env[pair.source], text, pair.scale, pair.zero, "")
+            view = pair.view(context, builder, env)
+            return _elementwise(context, builder, view, text, pair.scale, pair.zero, "")
         call = c["call"]
         scalars = _Scalars.of(context, call)
         turns = call.op.name == "npu.raw_quantise"
@@ -415,14 +444,15 @@ class Requantise(Rule):
 def _elementwise(
     context: Context, builder: Any, view: View, text: str, scale: float, zero: float, out: str
 ) -> View:
-    x = matrix_of(builder, view)
+    plain = len(shape_of(view.base)) == 2 and not views.is_row_major(view)
+    x = view.base if plain else matrix_of(builder, view)  # element by element, whatever their order
     args = [x, _number(context, scale), _number(context, zero)]
     rows, width = shape_of(x)
     if out:
         base = emit_exact(context, builder, args, text, (rows, width), out)
     else:
         base = context.emit(builder, "npu.map", args, expr=text, rows=rows, width=width, out="float32")
-    return like(builder, view, base) if views.is_row_major(view) else views.dense(base, view.shape)
+    return replace(view, base=base) if plain else like(builder, view, base)
 
 
 STORED_PRODUCT = StoredProduct(None, {}, lambda *_: None)  # type: ignore[arg-type]

@@ -93,32 +93,53 @@ def number(context: Context, value: Any) -> float | None:
     return float(np.asarray(array, np.float64).reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
-def dequantised(context: Context, value: Any, turned: bool = False) -> tuple[Any, Stored] | None:
-    """(parameter, recipe) of a matrix behind DequantizeLinear, transposed or not; None when it is no such thing.
+def is_turn(call: Any | None) -> bool:
+    """Whether a call transposes a matrix."""
+    return call is not None and [int(axis) for axis in call.attrs.axes or (1, 0)] == [1, 0]
 
-    Raises UnsupportedView when it is one with scales or types that no product takes.
+
+def dequantised(context: Context, value: Any) -> tuple[Any, Stored, list[Any]] | None:
+    """(parameter, recipe, variables on the way) of a matrix behind DequantizeLinear; None when it is no such thing.
+
+    Transposed before or after. Raises UnsupportedView when it is one with scales or types that no product takes.
     """
-    turn = operand_call(context, value, "relax.permute_dims")
-    if turn is not None and not turned and [int(axis) for axis in turn.attrs.axes or (1, 0)] == [1, 0]:
-        return dequantised(context, turn.args[0], True)
+    outer, inside = operand_call(context, value, "relax.permute_dims"), [value]
+    if is_turn(outer):
+        assert outer is not None
+        value = outer.args[0]
+        inside.append(value)
     call = operand_call(context, value, "npu.raw_dequantise")
-    weight = resolved(context, call.args[0]) if call is not None else None
-    if call is None or not context.is_weight(weight) or len(shape_of(weight)) != 2:
+    if call is None or len(shape_of(call)) != 2:
         return None
-    axis, block = int(call.attrs["axis"]) % 2, int(call.attrs["block"])
+    weight = resolved(context, call.args[0])
+    inner = operand_call(context, weight, "relax.permute_dims")
+    if is_turn(inner):
+        assert inner is not None
+        inside.append(weight)
+        weight = resolved(context, inner.args[0])
+    if not context.is_weight(weight):
+        return None
     zero = call.args[2] if len(call.args) > 2 else None
-    return weight, matrix(context, weight, call.args[1], zero, axis, block, turned)
+    made = matrix(
+        context, weight, call.args[1], zero, int(call.attrs["axis"]) % 2, int(call.attrs["block"]), is_turn(outer),
+        is_turn(inner) != is_turn(outer),
+    )  # fmt: skip
+    return weight, made, [part for part in inside if isinstance(part, relax.Var)]
 
 
 def matrix(
-    context: Context, weight: Any, scale: Any, zero: Any | None, axis: int, block: int, turned: bool
-) -> Stored:
-    """The recipe of a stored matrix `[k, n]`, or `[n, k]` when `turned`, with scales along `axis` of it."""
+    context: Context, weight: Any, scale: Any, zero: Any | None, axis: int, block: int, flipped: bool = False,
+    turned: bool = False,
+) -> Stored:  # fmt: skip
+    """The recipe of a matrix `[k, n]` with scales along `axis`.
+
+    `flipped`: axis and scales are those of its transpose. `turned`: the file stores `[n, k]`.
+    """
     dtype = dtype_of(weight)
     if dtype not in BITS:
         raise UnsupportedView(f"weights stored as {dtype}: products take {', '.join(BITS)}")
     k, n = shape_of(weight)[::-1] if turned else shape_of(weight)
-    along = 1 if turned else 0
+    along = 1 if flipped else 0
     count = math.prod(shape_of(scale))
     group = k
     if count == 1:
@@ -126,7 +147,7 @@ def matrix(
     elif not block and axis != along:
         layout = "n"
     elif block and axis == along:
-        layout, group = ("ng" if turned else "gn"), min(block, k)
+        layout, group = ("ng" if flipped else "gn"), min(block, k)
     else:
         raise UnsupportedView("weights with a scale per row of k, or in blocks of columns")
     middle = 1 << (BITS[dtype] - 1) if dtype[0] == "u" else 0
