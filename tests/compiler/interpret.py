@@ -226,6 +226,7 @@ _MEANING: dict[str, Callable[[list[Array], Attributes], Any]] = {
     "npu.softmax": _softmax,
     "npu.windows": windows,
     "npu.pool": pool,
+    "npu.concat": lambda p, a: _out(np.concatenate([part.astype(np.float32) for part in p], axis=a["axis"]), a),
     "npu.transpose": lambda p, a: _out(p[0].T, a),
     "npu.row": lambda p, a: _out(p[0][a["index"] : a["index"] + 1], a),
 }

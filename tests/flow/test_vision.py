@@ -144,6 +144,31 @@ def test_patches_become_tokens_without_a_copy() -> None:
     assert [op.kind for op in rep.loaded.program.ops] == ["transpose", "windows", "linear", "linear"]
 
 
+def test_a_class_token_goes_before_the_patches_and_comes_out_alone() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], strides=[2, 2]), helper.make_node("Reshape", ["c", "shape"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("Concat", ["token", "t"], ["k"], axis=1), helper.make_node("Add", ["k", "position"], ["p"]),
+        helper.make_node("Gather", ["p", "last"], ["g"], axis=1), helper.make_node("Gemm", ["g", "v"], ["y"]),
+    ]  # fmt: skip
+    weights = {"w": random(8, 3, 2, 2), "token": random(1, 1, 8), "position": random(1, 7, 8), "v": random(8, 5)}
+    model = graph(nodes, weights, (1, 3, 4, 6), "y", "p")
+    for name, array in (("shape", np.array([1, 8, 6])), ("last", np.array(-7))):
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    rep = check(onnx.shape_inference.infer_shapes(model), random(1, 3, 4, 6))
+    assert "concat" in [op.kind for op in rep.loaded.program.ops]
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_images_are_concatenated_along_any_axis(axis: int) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Relu", ["x"], ["b"]),
+        helper.make_node("Concat", ["a", "b", "a"], ["y"], axis=axis),
+    ]  # fmt: skip
+    rep = check(graph(nodes, {"w": random(4, 4, 1, 1)}, (1, 4, 3, 5), "y"), random(1, 4, 3, 5))
+    assert "concat" in [op.kind for op in rep.loaded.program.ops]
+
+
 def test_signals_are_images_of_one_line() -> None:
     nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1]),
              helper.make_node("MaxPool", ["c"], ["y"], kernel_shape=[2], strides=[2])]  # fmt: skip

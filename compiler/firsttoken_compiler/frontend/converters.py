@@ -9,7 +9,7 @@ from typing import Any
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend import contrib_converters, quantised_converters, vector_converters, vision_converters
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import dtype_of, onnx_frontend, relax, shape_of
+from firsttoken_compiler.tvm.api import GenericConst, dtype_of, is_static, onnx_frontend, relax, shape_of
 
 Converter = Callable[[Any, Any, dict[str, Any], Any], Any]
 
@@ -76,7 +76,30 @@ def gather(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any
     variable = isinstance(table, relax.Var) and isinstance(ids, relax.Var) and isinstance(ids.ty, relax.TensorType)
     if variable and int(attrs.get("axis", 0)) == 0 and len(table.ty.shape) == 2:
         return relax.op.take(table, ids, axis=0)
+    index = _one_index(ids)
+    if index is not None and isinstance(table, relax.Var) and is_float_tensor(table):
+        axis = int(attrs.get("axis", 0)) % len(table.ty.shape)
+        extent = shape_of(table)[axis]
+        if not -extent <= index < extent:
+            raise StudentError(f"node {attrs['tvm_custom']['name']}: index {index} of an axis of {extent}")
+        first = index % extent
+        part = builder.emit(relax.op.strided_slice(table, [axis], [first], [first + 1]))
+        return part if len(shape_of(ids)) == 1 else relax.op.squeeze(part, [axis])
     return onnx_frontend.Gather._impl_v13(builder, inputs, attrs, params)
+
+
+def _one_index(ids: Any) -> int | None:
+    """A constant index, alone or in a list of one."""
+    if not isinstance(ids, GenericConst) or len(shape_of(ids)) > 1:
+        return None
+    array = ids.value.numpy()
+    return int(array.reshape(-1)[0]) if array.size == 1 else None
+
+
+def is_float_tensor(value: Any) -> bool:
+    """Whether a value is a tensor of floats whose shape is known."""
+    known = isinstance(value.ty, relax.TensorType) and is_static(value)
+    return known and dtype_of(value) in ("float16", "float32")
 
 
 CONVERTERS: dict[str, Converter] = {

@@ -19,7 +19,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "relax.nn.log_softmax": (vector.SOFTMAX,),
     "relax.add": (vision.CONV, attention.ROPE, *patterns.LINEAR_SUMS, LAYER_NORM),
     "relax.matmul": (*patterns.LINEAR, *attention.attention_rules()),
-    "relax.concat": (attention.APPEND,),
+    "relax.concat": (attention.APPEND, vision.CONCAT),
     "relax.astype": (patterns.VIEW,),
     "relax.nn.relu": (vision.BATCH_NORM,),
     "npu.raw_batch_norm": (vision.BATCH_NORM,),

@@ -6,6 +6,7 @@ its windows, with the weight; what is read in ONNX's order, channels before pixe
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, relax, shape_of
 
+LARGEST_ROW: Final = 1 << 15
+"""Elements of a row that a concatenation moves."""
 AXES: Final = ("kernel", "stride", "pad", "dilation", "out")
 
 
@@ -193,4 +196,45 @@ class BatchNorm(Whole):
         return replace(view, base=made)
 
 
-CONV, POOL, BATCH_NORM = Conv(), Pool(), BatchNorm()
+class Concat(Whole):
+    """A concatenation of floats: by rows where nothing lies before its axis, else by columns."""
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """Captures the parts; at least one is computed."""
+        parts = list(value.args[0].fields) if isinstance(value.args[0], relax.Tuple) else []
+        if not parts or not is_float(*parts) or not any(isinstance(part, relax.Var) for part in parts):
+            return None
+        axis = int(value.attrs.axis if value.attrs.axis is not None else 0) % max(1, len(shape_of(variable)))
+        leaves = tuple(part for part in parts if isinstance(part, relax.Var))
+        return Match({"parts": parts, "axis": axis, "shape": shape_of(variable)}, leaves, (variable,))
+
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """Emits the transfers; images stay images where channels are added."""
+        axis, shape = match.captured["axis"], match.captured["shape"]
+        operands = [self._operand(context, part, env) for part in match.captured["parts"]]
+        operands = [view for view in operands if 0 not in view.shape]
+        if axis == 1 and len(shape) == 4 and any(view.axes == "1nyx" for view in operands):
+            images = [image_of(builder, view) for view in operands]
+            base = context.emit(builder, "npu.concat", [view.base for view in images], axis=1, out="float32")
+            return views.image(base, shape[2], shape[3], shape[1])
+        before = math.prod(shape[:axis])
+        by_rows = before == 1 and axis < len(shape) - 1
+        bases = []
+        for view in operands:
+            rows = math.prod(view.shape[:-1]) if by_rows else before
+            bases.append(_reshaped(builder, row_major(builder, view).base, (rows, math.prod(view.shape) // rows)))
+        if max(shape_of(base)[1] for base in bases) > LARGEST_ROW:
+            raise UnsupportedView(f"a concatenation of rows of more than {LARGEST_ROW} elements")
+        base = context.emit(builder, "npu.concat", bases, axis=int(not by_rows), out="float32")
+        wanted = (math.prod(shape[:-1]), shape[-1])
+        return views.dense(_reshaped(builder, base, wanted if len(shape) > 1 else shape), shape)
+
+    @staticmethod
+    def _operand(context: Context, part: Any, env: Env) -> View:
+        if part in env:
+            return env[part]
+        array = _known(context, part)
+        return views.dense(context.constant(array.reshape(-1, array.shape[-1]), "part"), array.shape)
+
+
+CONV, POOL, BATCH_NORM, CONCAT = Conv(), Pool(), BatchNorm(), Concat()

@@ -56,6 +56,23 @@ def _transpose(spec: KernelSpec, p: list[Any]) -> list[Any]:
     return [te.compute(spec.outs[0].shape, lambda i, j: p[0][j, i].astype(NAMES[spec.outs[0].dtype]), name="out")]
 
 
+def _concat(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """Operands below one another (axis 0) or side by side (axis 1)."""
+    axis, dtype = int(spec["axis"]), NAMES[spec.outs[0].dtype]
+
+    def element(*at: Any) -> Any:
+        value, end = tirx.const(0, dtype), spec.outs[0].shape[axis]
+        for operand, arg in zip(p[::-1], spec.args[::-1], strict=True):
+            first = end - arg.shape[axis]
+            inner = list(at)
+            inner[axis] = te.max(te.min(at[axis] - first, arg.shape[axis] - 1), 0)
+            value = te.if_then_else(at[axis] >= end, value, operand[tuple(inner)].astype(dtype))
+            end = first
+        return value
+
+    return [te.compute(spec.outs[0].shape, element, name="out")]
+
+
 DEFINITIONS: Final[dict[str, Callable[[KernelSpec, list[Any]], list[Any]]]] = {
-    "windows": _windows, "pool": _pool, "transpose": _transpose,
+    "windows": _windows, "pool": _pool, "transpose": _transpose, "concat": _concat,
 }  # fmt: skip

@@ -196,6 +196,12 @@ def _pool(c: Any, _context: Any) -> Any:
     return tensor([int(c.attrs["out_y"]) * int(c.attrs["out_x"]), shape_of(c.args[0])[1]], str(c.attrs["out"]))
 
 
+def _concat(c: Any, _context: Any) -> Any:
+    shapes, axis = [shape_of(argument) for argument in c.args], int(c.attrs["axis"])
+    total = sum(shape[axis] for shape in shapes)
+    return tensor([total, shapes[0][1]] if axis == 0 else [shapes[0][0], total], str(c.attrs["out"]))
+
+
 def _transpose(c: Any, _context: Any) -> Any:
     return tensor(shape_of(c.args[0])[::-1], str(c.attrs["out"]))
 
@@ -227,6 +233,7 @@ CANONICAL: dict[str, Infer] = {
     # Images are matrices [height * width, channels]. width; kernel, stride, pad (before), dilation, out as _y and _x.
     "npu.windows": _windows,  # (image) -> [pixels, taps * channels], zero in the padding
     "npu.pool": _pool,  # (image[, factors [pixels, 1]]); mode max, average (sum times scale or factor) -> [pixels, c]
+    "npu.concat": _concat,  # (matrices); axis 0 by rows, 1 by columns -> [m, n]
     "npu.transpose": _transpose,  # (x [m, n]) -> [n, m]
     "npu.row": _row,  # (x [m, h]); index -> [1, h]
 }
