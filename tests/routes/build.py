@@ -1,4 +1,4 @@
-"""Makes routes inside one exporter's environment: `python build.py FOLDER ROUTE...`. `make.py` calls it."""
+"""Makes routes inside one exporter's environment: `python build.py [--small] FOLDER ROUTE...`. `make.py` calls it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from pathlib import Path
 from routes import ROUTES
 
 
-def main(folder: Path, names: list[str]) -> int:
+def main(folder: Path, names: list[str], *, small: bool) -> int:
     """Makes the routes one after the other; returns how many failed."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    if small:
+        import students
+
+        students.SHAPE.update(students.SMALL)
     failed = 0
     for name in names:
         route = ROUTES[name]
@@ -36,4 +40,5 @@ def main(folder: Path, names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(Path(sys.argv[1]), sys.argv[2:]), 1))
+    arguments = [argument for argument in sys.argv[1:] if argument != "--small"]
+    sys.exit(min(main(Path(arguments[0]), arguments[1:], small="--small" in sys.argv), 1))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from firsttoken import RunOptions
 from firsttoken.api import compile_subject, simulate, target_of
@@ -75,10 +76,9 @@ def _run(folder: Path, meta: dict[str, Any], result: Checked) -> None:
     document = build_run(program, timeline, machine, energy(program, timeline, machine))
     result.ttft_ms = document.ttft_ms
     student = subject.open(tokens, rows)
-    kinds = {node.name: node.op_type for node in student.graph.node}
-    on_host = [node for call in program.hosts for node in call.nodes]
-    result.nodes = len({n for op in program.ops for n in op.onnx_nodes} | set(on_host))
-    result.host = dict(Counter(kinds.get(node, "?") for node in on_host).most_common())
+    on_host = [node for call in program.hosts for node in onnx.load_from_string(call.model).graph.node]
+    result.nodes = len({n for op in program.ops for n in op.onnx_nodes} | {node.name for node in on_host})
+    result.host = dict(Counter(node.op_type for node in on_host).most_common())
     result.reasons = sorted({call.reason for call in program.hosts})
     with np.load(folder / "inputs.npz") as inputs:
         outputs = load(program, timeline, student, machine).run(dict(inputs))

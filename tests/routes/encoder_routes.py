@@ -17,6 +17,8 @@ from transformers import BertConfig, BertModel
 from zoo import Meta, save
 
 TOKENS: Final = 16
+SHAPE: Final = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+"""What BERT has in common with the other students."""
 SENTENCES: Final = (
     "A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby.",
     "A man is riding a horse.", "A cheetah is running behind its prey.",
@@ -46,8 +48,8 @@ class Encoder(torch.nn.Module):
 def tiny_bert(attention: str) -> Any:
     """Two layers, random weights."""
     config = BertConfig(
-        vocab_size=256, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
         max_position_embeddings=64, attn_implementation=attention,
+        **{name: students.SHAPE[name] for name in SHAPE},
     )  # fmt: skip
     torch.manual_seed(7)
     model = BertModel(config, add_pooling_layer=False).eval()
@@ -57,7 +59,7 @@ def tiny_bert(attention: str) -> Any:
 
 def example(dtype: Any = torch.int64) -> dict[str, torch.Tensor]:
     """Ids, a mask that hides the last three tokens, segment ids."""
-    ids = torch.arange(TOKENS)[None] * 37 % 250 + 3
+    ids = torch.arange(TOKENS)[None] * 37 % (students.SHAPE["vocab_size"] - 6) + 3
     mask = torch.ones(1, TOKENS)
     mask[:, -3:] = 0
     kinds = (torch.arange(TOKENS)[None] > 7).long()
@@ -99,7 +101,7 @@ def bert(folder: Path, opset: int, exporter: str, shapes: str, attention: str) -
 def fused(folder: Path, form: str) -> None:
     """onnxruntime.transformers.optimizer on the TorchScript export of the tiny BERT."""
     model = exported(Encoder(tiny_bert("eager")), 14, dynamo=False, dynamic=True, output="hidden")
-    graph = fuse(model, 4, 64, form)
+    graph = fuse(model, students.SHAPE["num_attention_heads"], students.SHAPE["hidden_size"], form)
     meta = Meta(folder.name, f"onnxruntime.transformers.optimizer (model_type bert, {form}), BERT", "float32",
                 prompt=TOKENS, notes=f"operators: {kinds(graph)}")  # fmt: skip
     if form == "fp16":

@@ -21,7 +21,7 @@ WIDE = {"hidden_size": 128, "intermediate_size": 256}
 
 def genai(folder: Path, family: str, precision: str, provider: str, phase: str, extra: dict[str, str]) -> None:
     """`phase`: prefill with a past of 0 rows, or decode of one token."""
-    shape = WIDE if extra.get("block_size") == "128" else {}
+    shape = WIDE if extra.get("block_size") == "128" else {"hidden_size": 64}  # a head has 16 features at least
     model = students.random_model(family, **shape)
     with tempfile.TemporaryDirectory() as work:
         checkpoint, built = Path(work) / "checkpoint", Path(work) / "built"
@@ -58,14 +58,14 @@ def _tokenizer() -> Any:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"t{i}": i for i in range(students.VOCABULARY)}
+    words = {f"t{i}": i for i in range(students.SHAPE["vocab_size"])}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t0")), unk_token="t0")
 
 
 def _inputs(model: onnx.ModelProto, tokens: int, rows: int, config: Any) -> dict[str, np.ndarray]:
     random = np.random.default_rng(13)
     found: dict[str, np.ndarray] = {
-        "input_ids": (np.arange(tokens, dtype=np.int64)[None] * 37 + 3) % students.VOCABULARY,
+        "input_ids": (np.arange(tokens, dtype=np.int64)[None] * 37 + 3) % students.SHAPE["vocab_size"],
         "attention_mask": np.ones((1, rows + tokens), np.int64),
         "position_ids": np.arange(rows, rows + tokens, dtype=np.int64)[None],
     }

@@ -24,7 +24,7 @@ def decoder(folder: Path, family: str, task: str, phase: str, opset: int | None 
     tokens = 1 if rows else students.PROMPT
     random = np.random.default_rng(13)
     inputs: dict[str, np.ndarray] = {
-        "input_ids": (np.arange(tokens, dtype=np.int64)[None] * 37 + 3) % students.VOCABULARY,
+        "input_ids": (np.arange(tokens, dtype=np.int64)[None] * 37 + 3) % students.SHAPE["vocab_size"],
         "attention_mask": np.ones((1, rows + tokens), np.int64),
         "position_ids": np.arange(rows, rows + tokens, dtype=np.int64)[None],
     }

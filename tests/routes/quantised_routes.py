@@ -41,7 +41,7 @@ def base(family: str, opset: int, **shape: Any) -> onnx.ModelProto:
 def prompts(count: int) -> list[dict[str, np.ndarray]]:
     """Calibration prompts; the first is the one that is checked."""
     steps = np.arange(students.PROMPT, dtype=np.int64)[None]
-    return [{"input_ids": (steps * (37 + 2 * i) + 3 * (i + 1)) % students.VOCABULARY} for i in range(count)]
+    return [{"input_ids": (steps * (37 + 2 * i) + 3 * (i + 1)) % students.SHAPE["vocab_size"]} for i in range(count)]
 
 
 class Prompts(CalibrationDataReader):

@@ -229,3 +229,12 @@ ROUTES: Final[dict[str, Route]] = {
     **_dynamo(), **_torchscript(), **_genai(), **_quantised(), **_optimum(), **_encoders(), **_vision(),
 }  # fmt: skip
 """All routes by name."""
+FIXTURES: Final = (
+    "dynamo18-llama-kv-fp32-dynamic-sdpa-tf4", "dynamo21-llama-decode-fp32-auto-eager-tf5",
+    "dynamo23-llama-mask-fp32-dynamic-sdpa-tf4", "dynamo20-qwen2-decode-bf16-static-eager-tf4",
+    "script11-llama-additive-fp32-static-eager", "script17-qwen2-decode-fp32-dynamic-eager", "genai-qwen2-fp16-decode",
+    "genai-llama-int4-prefill", "genai-qwen2-int4-issymmetricfalse-decode", "dynamic-llama-int8-channel",
+    "static-qdq18-llama-uint8-int8-channel", "nbits-qdq-llama-4bit-block64-asym", "optimum-llama-with-past-decode",
+    "bert-fused-attention", "vit-dynamo23-fp16", "resnet-dynamo18-fp32", "if-static",
+)  # fmt: skip
+"""Those that tests/fixtures/routes holds, made with --small."""

@@ -31,6 +31,8 @@ SHAPE: Final[dict[str, Any]] = {
     "eos_token_id": 1,
     "pad_token_id": None,
 }
+SMALL: Final = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 96}
+"""For models that are committed as fixtures."""
 # The two families differ as the real students do: Llama ties its embedding table, Qwen2 has its own head and biases.
 FAMILIES: Final[dict[str, tuple[Any, Any, dict[str, Any]]]] = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
@@ -130,7 +132,7 @@ def example(model: Any, form: Form) -> dict[str, Any]:
     config = model.config
     tokens = 1 if form.past else PROMPT
     rows = PAST if form.past else 0
-    ids = torch.arange(tokens, dtype=torch.int64)[None] * 37 % config.vocab_size + 3
+    ids = torch.arange(tokens, dtype=torch.int64)[None] * 37 % (config.vocab_size - 3) + 3
     inputs: dict[str, Any] = {"input_ids": ids}
     if form.mask:
         mask = torch.ones(1, rows + tokens, dtype=torch.int64)
