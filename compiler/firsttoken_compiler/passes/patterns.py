@@ -393,29 +393,24 @@ def _build_linear(context: Context, builder: Any, c: Captured, env: Env) -> View
 
 
 def _linear_rules(*, sums: bool) -> tuple[Rule, ...]:
-    """The products whose root is an addition (of a bias, a residual, or both), or the plain ones.
+    """The products whose root is an addition (of a bias, a residual, or both in either order), or the plain ones.
 
     The weight is plain or behind a transpose.
     """
     rules: list[Rule] = []
-    for with_residual in (True, False):
-        for with_bias in (True, False):
-            if sums != (with_residual or with_bias):
-                continue
-            for with_turn in (True, False):
-                x, w, bias, residual = (wildcard() for _ in range(4))
-                captures = {"x": x, "w": w}
-                turned = _op("permute_dims", w)
-                pattern = _op("matmul", x, turned if with_turn else w)
-                if with_turn:
-                    captures["turned"] = turned
-                if with_bias:
-                    pattern = _op("add", pattern, bias)
-                    captures["bias"] = bias
-                if with_residual:
-                    pattern = _op("add", pattern, residual)
-                    captures["residual"] = residual
-                rules.append(LookThrough(pattern, captures, _build_linear, _is_linear))
+    orders = (("bias", "residual"), ("residual", "bias"), ("residual",), ("bias",)) if sums else ((),)
+    for added in orders:
+        for with_turn in (True, False):
+            x, w = wildcard(), wildcard()
+            captures = {"x": x, "w": w}
+            turned = _op("permute_dims", w)
+            pattern = _op("matmul", x, turned if with_turn else w)
+            if with_turn:
+                captures["turned"] = turned
+            for name in added:
+                captures[name] = wildcard()
+                pattern = _op("add", pattern, captures[name])
+            rules.append(LookThrough(pattern, captures, _build_linear, _is_linear))
     return tuple(rules)
 
 
