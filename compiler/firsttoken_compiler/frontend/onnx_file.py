@@ -57,6 +57,8 @@ class OnnxStudent:
     """Element types of inputs and outputs where the file declares others than `graph`."""
     specialised: bool = False
     """Whether `specialise` made it: every shape that does not depend on data is static."""
+    decided_by: frozenset[str] = frozenset()
+    """Initialisers outside the file whose values `specialise` read: the graph follows from them too."""
 
     @property
     def graph(self) -> Any:
