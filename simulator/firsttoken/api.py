@@ -34,14 +34,14 @@ ANSWER_DEFAULTS: Final = RunOptions(weights="fp16")
 @overload
 def compile(
     student: StudentLike, target: TargetLike, *, prompt: int | None = ..., past: int | None = ...,
-    options: RunOptions = ..., stop_after: None = ..., dump_after: str | None = ..., dump_dir: Path | None = ...,
-    progress: Progress | None = ...,
+    bind: Mapping[str, int] | None = ..., options: RunOptions = ..., stop_after: None = ...,
+    dump_after: str | None = ..., dump_dir: Path | None = ..., progress: Progress | None = ...,
 ) -> Program: ...  # fmt: skip
 @overload
 def compile(
     student: StudentLike, target: TargetLike, *, prompt: int | None = ..., past: int | None = ...,
-    options: RunOptions = ..., stop_after: str | None, dump_after: str | None = ..., dump_dir: Path | None = ...,
-    progress: Progress | None = ...,
+    bind: Mapping[str, int] | None = ..., options: RunOptions = ..., stop_after: str | None,
+    dump_after: str | None = ..., dump_dir: Path | None = ..., progress: Progress | None = ...,
 ) -> Program | None: ...  # fmt: skip
 def compile(
     student: StudentLike,
@@ -49,6 +49,7 @@ def compile(
     *,
     prompt: int | None = None,
     past: int | None = None,
+    bind: Mapping[str, int] | None = None,
     options: RunOptions = DEFAULTS,
     stop_after: str | None = None,
     dump_after: str | None = None,
@@ -60,8 +61,9 @@ def compile(
     Args:
         student: an ONNX file, a student's name, or a configuration.
         target: a preset's name, a `.toml` file, or a target.
-        prompt: tokens; None for the length of the file's static input, or 64 where the graph is built.
+        prompt: tokens; None for the length of the file's static input, or 64 where it is open or the graph is built.
         past: rows in the cache; None for the file's own, or 0.
+        bind: values of other dimensions that an ONNX file leaves open, by name.
         options: number formats and seed.
         stop_after: name of the pass to stop after.
         dump_after: name of the pass to write the module after, or "all".
@@ -71,7 +73,7 @@ def compile(
     Raises:
         FirsttokenError: the input is at fault; the message names the remedy.
     """
-    machine, subject = target_of(target), subject_of(student)
+    machine, subject = target_of(target), subject_of(student, bind)
     tokens, rows = subject.lengths(prompt, past)
     return compile_subject(
         subject, machine, tokens, rows, options, progress,
@@ -92,7 +94,9 @@ def run(
     target: TargetLike,
     *,
     prompt: int | None = None,
+    past: int | None = None,
     decode: int = 0,
+    bind: Mapping[str, int] | None = None,
     options: RunOptions = DEFAULTS,
     out: Path | None = None,
     cache: bool = True,
@@ -106,8 +110,10 @@ def run(
     Args:
         student: an ONNX file, a student's name, or a configuration.
         target: a preset's name, a `.toml` file, or a target.
-        prompt: tokens; None for the length of the file's static input, or 64 where the graph is built.
+        prompt: tokens; None for the length of the file's static input, or 64 where it is open or the graph is built.
+        past: cached rows before the prompt; None for the file's own, or 0.
         decode: which token of the answer to measure as well, 0 for none.
+        bind: values of other dimensions that an ONNX file leaves open, by name.
         options: number formats and seed.
         out: folder for run.json, ops.csv, program.txt, trace.pftrace and report.html.
         cache: whether results of earlier runs serve, and this one is kept.
@@ -118,13 +124,13 @@ def run(
     """
     from firsttoken_simulator.report.folder import prepared
 
-    machine, subject = target_of(target), subject_of(student)
+    machine, subject = target_of(target), subject_of(student, bind)
     folder = None if out is None else Path(out)
     with prepared(folder):
-        key = content_key("run", _run_parts(subject, machine, prompt, decode, options), subject.packages)
+        key = content_key("run", _run_parts(subject, machine, (prompt, past), decode, options), subject.packages)
         if cache and (kept := _kept(key, folder)) is not None:
             return kept
-        document, files = _run(subject, machine, prompt, decode, options, folder, progress)
+        document, files = _run(subject, machine, (prompt, past), decode, options, folder, progress)
     if cache and not (isinstance(subject, File) and not subject.self_contained):
         ResultCache().put(key, files)
     return document
@@ -132,7 +138,8 @@ def run(
 
 def execute(
     student: StudentLike, target: TargetLike, feeds: Mapping[str, NDArray[Any]], *, prompt: int | None = None,
-    past: int | None = None, options: RunOptions = ANSWER_DEFAULTS, progress: Progress | None = None,
+    past: int | None = None, bind: Mapping[str, int] | None = None, options: RunOptions = ANSWER_DEFAULTS,
+    progress: Progress | None = None,
 ) -> dict[str, NDArray[Any]]:  # fmt: skip
     """What the program of one graph computes, bit by bit, instructions in the order in which they complete.
 
@@ -142,6 +149,7 @@ def execute(
         feeds: inputs by their ONNX names, in their ONNX shapes.
         prompt: tokens, where the file leaves them open.
         past: rows in the cache, where the file leaves them open.
+        bind: values of other dimensions that the file leaves open, by name.
         options: number formats and seed.
         progress: called with (stage, done, total).
 
@@ -150,7 +158,7 @@ def execute(
     """
     from firsttoken.execution import load
 
-    machine, subject = target_of(target), subject_of(student)
+    machine, subject = target_of(target), subject_of(student, bind)
     tokens, rows = subject.lengths(prompt, past)
     program = compile_subject(subject, machine, tokens, rows, options, progress)
     timeline = simulate(program, machine, progress=progress)
@@ -231,32 +239,34 @@ def measure(
     decode: int,
     options: RunOptions,
     progress: Progress | None = None,
+    *,
+    past: int | None = None,
 ) -> tuple[RunDocument, Program, Timeline]:
-    """Compiles and simulates the prompt, and decode step `decode` where that is above 0."""
+    """Compiles and simulates the prompt after `past` rows, and decode step `decode` where that is above 0."""
     from firsttoken_simulator.report.build import build_run
 
     if decode < 0:
         raise OptionError(f"--decode {decode}: give the number of the token to measure, or 0 for none")
     if decode and isinstance(subject, File):
-        raise OptionError(
-            f"--decode needs a graph of one token with a cache, and {subject.path} is one graph: "
-            "export that graph and run it by itself, or use a built-in student"
-        )
-    tokens, past = subject.lengths(prompt, None)
-    step = subject.lengths(1, past + tokens + decode - 1) if decode else None
-    first = _execute(subject, target, tokens, past, options, progress)
+        subject.check_decode()
+    tokens, rows = subject.lengths(prompt, past)
+    step = subject.lengths(1, rows + tokens + decode - 1) if decode else None
+    first = _execute(subject, target, tokens, rows, options, progress)
     later = None if step is None else _execute(subject, target, *step, options, _prefixed("decode: ", progress))
     _report(progress, 0.0)
     document = build_run(*first[:2], target, first[2], decode=later)
     return document, first[0], first[1]
 
 
-def run_parts(subject: Subject, target: Target, prompt: int | None, decode: int, options: RunOptions) -> dict[str, Any]:
+def run_parts(
+    subject: Subject, target: Target, prompt: int | None, decode: int, options: RunOptions, past: int | None = None
+) -> dict[str, Any]:
     """What decides every number of a run, as JSON values."""
     return {
         "student": subject.content(),
         "target": target.content_hash,
-        "prompt": prompt if isinstance(subject, File) else subject.lengths(prompt, None)[0],
+        "prompt": prompt if isinstance(subject, File) else subject.lengths(prompt, past)[0],
+        "past": past or 0,
         "decode": decode,
         "precision": options.precision(subject.layer_bits).canonical_json(),
         "seed": options.seed,
@@ -266,11 +276,11 @@ def run_parts(subject: Subject, target: Target, prompt: int | None, decode: int,
 
 
 def _run_parts(
-    subject: Subject, target: Target, prompt: int | None, decode: int, options: RunOptions
+    subject: Subject, target: Target, lengths: tuple[int | None, int | None], decode: int, options: RunOptions
 ) -> dict[str, Any]:
     """The numbers and the words of a run document: names, descriptions, sources."""
     words = json.dumps(asdict(target), sort_keys=True)
-    return {**run_parts(subject, target, prompt, decode, options), "name": subject.name, "words": words}
+    return {**run_parts(subject, target, lengths[0], decode, options, lengths[1]), "name": subject.name, "words": words}
 
 
 def _execute(
@@ -284,13 +294,13 @@ def _execute(
 
 
 def _run(
-    subject: Subject, target: Target, prompt: int | None, decode: int, options: RunOptions, folder: Path | None,
-    progress: Progress | None,
+    subject: Subject, target: Target, lengths: tuple[int | None, int | None], decode: int, options: RunOptions,
+    folder: Path | None, progress: Progress | None,
 ) -> tuple[RunDocument, dict[str, bytes]]:  # fmt: skip
     """The document, and the files that the cache keeps: run.json, and the reports where they were asked for."""
     from firsttoken_simulator.report.folder import write_run
 
-    document, program, timeline = measure(subject, target, prompt, decode, options, progress)
+    document, program, timeline = measure(subject, target, lengths[0], decode, options, progress, past=lengths[1])
     files = {"run.json": document.to_json().encode()}
     if folder is not None:
         written = write_run(folder, document, program, timeline)

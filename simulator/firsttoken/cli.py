@@ -43,8 +43,19 @@ app.add_typer(students_app, name="students")
 Student = Annotated[str, typer.Argument(help="An ONNX file or the name of a built-in student.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", help="A preset (see 'firsttoken targets') or a .toml file.")]
 Prompt = Annotated[
-    int | None,
-    typer.Option("--prompt", min=1, help="Tokens of the prompt; default: the ONNX file's own length, else 64."),
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        metavar="TOKENS[,TOKENS...]",
+        help="Tokens of the prompt, several for a program each; default: the ONNX file's own length, else 64.",
+    ),
+]
+Past = Annotated[
+    int | None, typer.Option("--past", min=0, help="Rows in the cache; default: the ONNX file's own, else 0.")
+]
+Bind = Annotated[
+    list[str] | None,
+    typer.Option("--bind", metavar="NAME=VALUE", help="Value of a dimension that the file leaves open; repeatable."),
 ]
 Weights = Annotated[Literal["int4", "int8", "fp16"], typer.Option("--weights", help="Type of the weights.")]
 Acts = Annotated[
@@ -97,6 +108,8 @@ def run(
     student: Student,
     prompt: Prompt = None,
     target: TargetName = DEFAULT_TARGET,
+    past: Past = None,
+    bind: Bind = None,
     decode: Annotated[int, typer.Option("--decode", min=0, help="Also measure this token of the answer.")] = 0,
     weights: Weights = "int4",
     acts: Acts = None,
@@ -111,18 +124,27 @@ def run(
 ) -> None:
     """Compile and simulate a student; print the first screen and write the reports."""
     from firsttoken import api
+    from firsttoken.buckets import prompt_lengths
 
+    lengths = prompt_lengths(prompt or [])
     options = _options(weights, acts, group, norm_cache, seed, fallback, weights_absent)
+    documents = []
     with Bar() as bar:
-        document = api.run(
-            student, target, prompt=prompt, decode=decode, options=options, out=out, cache=cache, progress=bar.update
-        )
-    if as_json:
-        print(document.to_json(), end="")
-        return
-    _screen([document])
-    if out is not None:
-        print(f"wrote {out}")
+        for length in lengths:
+            document = api.run(
+                student, target, prompt=length, past=past, decode=decode, bind=_bindings(bind), options=options,
+                out=out if out is None or len(lengths) == 1 else out / f"prompt-{length}", cache=cache,
+                progress=bar.update,
+            )  # fmt: skip
+            documents.append(document)
+    if as_json and len(documents) > 1:
+        print(f"[{','.join(document.to_json() for document in documents)}]")
+    elif as_json:
+        print(documents[0].to_json(), end="")
+    else:
+        _runs(documents)
+        if out is not None:
+            print(f"wrote {out}")
 
 
 @app.command("compile")
@@ -130,9 +152,8 @@ def compile_command(
     student: Student,
     prompt: Prompt = None,
     target: TargetName = DEFAULT_TARGET,
-    past: Annotated[
-        int | None, typer.Option("--past", min=0, help="Rows in the cache; default: the ONNX file's own, else 0.")
-    ] = None,
+    past: Past = None,
+    bind: Bind = None,
     weights: Weights = "int4",
     acts: Acts = None,
     group: Group = "128",
@@ -146,30 +167,36 @@ def compile_command(
     dump_dir: Annotated[Path, typer.Option(help="Folder for what --dump-after writes.")] = Path("dump"),
     as_json: AsJson = False,
 ) -> None:
-    """Compile a student to a program file."""
+    """Compile a student to a program file, or to one for each prompt length."""
     from firsttoken import api
+    from firsttoken.buckets import bucket_path, prompt_lengths, weight_bytes
     from firsttoken_simulator.report.folder import write_file
 
+    lengths = prompt_lengths(prompt or [])
+    options = _options(weights, acts, group, norm_cache, seed, fallback, weights_absent)
+    written: dict[Path, Program] = {}
     with Bar() as bar:
-        program = api.compile(
-            student,
-            target,
-            prompt=prompt,
-            past=past,
-            options=_options(weights, acts, group, norm_cache, seed, fallback, weights_absent),
-            stop_after=stop_after,
-            dump_after=dump_after,
-            dump_dir=None if dump_after is None else dump_dir,
-            progress=bar.update,
-        )
-    facts: dict[str, Any] = {
-        "program": None,
-        "stopped_after": stop_after,
-        "dump": None if dump_after is None else str(dump_dir),
-    }
-    if program is not None:
-        write_file(out, program.encode())
-        facts |= _program_facts(program) | {"program": str(out)}
+        for length in lengths:
+            several = length is not None and len(lengths) > 1
+            folder = dump_dir / f"prompt-{length}" if several else dump_dir
+            program = api.compile(
+                student, target, prompt=length, past=past, bind=_bindings(bind), options=options,
+                stop_after=stop_after, dump_after=dump_after, dump_dir=None if dump_after is None else folder,
+                progress=bar.update,
+            )  # fmt: skip
+            if program is not None:
+                written[bucket_path(out, length) if several and length is not None else out] = program
+    for path, program in written.items():
+        write_file(path, program.encode())
+    dump = None if dump_after is None else str(dump_dir)
+    facts: dict[str, Any] = {"program": None, "stopped_after": stop_after, "dump": dump}
+    if len(written) > 1:
+        facts |= {"program": [str(path) for path in written]} | weight_bytes([*written.values()])
+        programs = [_program_facts(program) | {"program": str(path)} for path, program in written.items()]
+        _print_programs(facts, programs, as_json)
+        return
+    for path, program in written.items():
+        facts |= _program_facts(program) | {"program": str(path)}
     _print_facts(facts, as_json)
 
 
@@ -408,6 +435,35 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(plain_lines(cell)) for cell in row))
     console().print(table)
+
+
+def _runs(documents: list[RunDocument]) -> None:
+    """The first screen of one run, or a line for each prompt length."""
+    if len(documents) == 1:
+        _screen(documents)
+        return
+    from firsttoken.buckets import COLUMNS, bucket_row
+
+    first = documents[0]
+    print(f"{first.student} on {first.target} ({first.target_hash}), weights {first.weights}")
+    _table([*COLUMNS], [bucket_row(document) for document in documents])
+
+
+def _print_programs(facts: dict[str, Any], programs: list[dict[str, Any]], as_json: bool) -> None:
+    """Several programs of one student."""
+    if as_json:
+        _print_json(facts | {"programs": programs})
+        return
+    columns = [name for name in programs[0] if name != "meta"]
+    cell = [[f"{row[name]:,}" if type(row[name]) is int else str(row[name]) for name in columns] for row in programs]
+    _table(columns, cell)
+    print(f"weights: {facts['weight_bytes']:,} bytes, of which all programs share {facts['shared_weight_bytes']:,}")
+
+
+def _bindings(texts: list[str] | None) -> dict[str, int] | None:
+    from firsttoken_compiler.frontend.bind import parse_bindings
+
+    return parse_bindings(texts) if texts else None
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:

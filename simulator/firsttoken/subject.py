@@ -12,6 +12,8 @@ from firsttoken.student import ProviderError, StudentConfig, StudentProvider, Un
 from firsttoken_compiler.errors import OptionError, StudentError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from firsttoken.student import WeightStore
     from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 
@@ -46,20 +48,30 @@ class Subject(Protocol):
         """The graph for these lengths."""
 
 
-def subject_of(student: StudentLike) -> Subject:
-    """An ONNX file by its path, a student by its name, or a configuration; raises FirsttokenError."""
+def subject_of(student: StudentLike, bind: Mapping[str, int] | None = None) -> Subject:
+    """An ONNX file by its path, a student by its name, or a configuration; raises FirsttokenError.
+
+    `bind` gives values to open dimensions of an ONNX file.
+    """
+    found = _subject_of(student, bind or {})
+    if bind and not isinstance(found, File):
+        raise OptionError(f"--bind {next(iter(bind))}: {found.name} is no ONNX file, its graphs are built as needed")
+    return found
+
+
+def _subject_of(student: StudentLike, bind: Mapping[str, int]) -> Subject:
     if isinstance(student, StudentConfig):
         return Built(_provider_of(student), student)
     path = Path(student)
     if path.suffix == ".onnx" or isinstance(student, Path):
-        return File(path)
+        return File(path, tuple(sorted(bind.items())))
     try:
         return Built(*find_student(student))
     except UnknownStudent:
         if path.is_dir():
             raise StudentError(f"{path} is a folder, not a student; give the ONNX file in it") from None
         if path.is_file():
-            return File(path)
+            return File(path, tuple(sorted(bind.items())))
         raise
 
 
@@ -129,9 +141,11 @@ class Built:
 
 @dataclass(frozen=True)
 class File:
-    """An ONNX file: static shapes decide its lengths."""
+    """An ONNX file: static shapes decide its lengths, open dimensions take those that are asked for."""
 
     path: Path
+    bind: tuple[tuple[str, int], ...] = ()
+    """Values of open dimensions, by name."""
 
     @property
     def name(self) -> str:
@@ -166,20 +180,25 @@ class File:
                     digest.update(block)
         except OSError as error:
             raise StudentError(f"cannot read {self.path}: {error.strerror or error}") from error
-        return f"onnx {digest.hexdigest()}"
+        bound = "".join(f" {name!r}={value}" for name, value in self.bind)
+        return f"onnx {digest.hexdigest()}{bound}"
 
     @property
     def self_contained(self) -> bool:
-        """Whether the graph follows from the file alone: no integers, which may be shapes, lie outside it."""
+        """Whether the graphs opened so far follow from the file alone: integers outside it may be shapes."""
         from firsttoken_compiler.frontend.importer import onnx_dtype
 
         outside = [entry for entry in self.student.initializers.values() if entry.external is not None]
-        return not any(onnx_dtype(entry.onnx_type, entry.name).kind in "iub" for entry in outside)
+        integers = any(onnx_dtype(entry.onnx_type, entry.name).kind in "iub" for entry in outside)
+        return not integers and not any(student.decided_by for student in self._opened.values())
 
     def lengths(self, prompt: int | None, past: int | None) -> tuple[int, int]:
-        """See `Subject`. A graph with dynamic shapes is refused later, by the importer."""
+        """See `Subject`. What is open in the file takes the asked lengths, else 64 tokens after no cached ones."""
+        from firsttoken_compiler.frontend.bind import bound
+
         _require_lengths(1 if prompt is None else prompt, past or 0)
-        inputs = {v.name: v for v in self.student.graph.input if v.name not in self.student.initializers}
+        graph = bound(self.student, self._bindings(prompt or DEFAULT_PROMPT, past or 0)).graph
+        inputs = {v.name: v for v in graph.input if v.name not in self.student.initializers}
         tokens, rows = _token_count(inputs), _cached_rows(inputs)
         for option, asked, found in (("--prompt", prompt, tokens), ("--past", past, rows)):
             if asked is not None and found and asked != found:
@@ -187,11 +206,51 @@ class File:
                     f"{option} {asked} contradicts {self.path}, whose graph is for {found}: "
                     f"leave {option} away, or export the student for {asked}"
                 )
+        if past and not rows:
+            raise OptionError(
+                f"--past {past}: the graph of {self.path} reads no cache: leave --past away, or export it with one"
+            )
         return tokens or prompt or 1, rows
 
+    def check_decode(self) -> None:
+        """Raises OptionError unless the same file serves the prompt and one token after a cache of any length."""
+        from firsttoken_compiler.frontend.bind import PAST, PROMPT, symbols
+
+        given = dict(self.bind)
+        roles = {symbol.role() for name, symbol in symbols(self.student).items() if name not in given}
+        missing = [text for role, text in ((PROMPT, "tokens"), (PAST, "cached rows")) if role not in roles]
+        if missing:
+            raise OptionError(
+                f"--decode needs a graph for any number of tokens and cached rows, and in {self.path} the number of "
+                f"{' and '.join(missing)} is static or absent: export it with dynamic shapes and a cache, "
+                "run the graph of one step by itself, or use a built-in student"
+            )
+
     def open(self, tokens: int, past: int) -> OnnxStudent:
-        """See `Subject`."""
-        return self.student
+        """See `Subject`. The graph is specialised."""
+        from firsttoken_compiler.frontend.specialise import specialise
+
+        key = (tokens, past)
+        if key not in self._opened:
+            self._opened[key] = specialise(self.student, self._bindings(tokens, past))
+        return self._opened[key]
+
+    @cached_property
+    def _opened(self) -> dict[tuple[int, int], OnnxStudent]:
+        return {}
+
+    @cached_property
+    def _bound(self) -> dict[tuple[int, int], dict[str, int]]:
+        return {}
+
+    def _bindings(self, tokens: int, past: int) -> dict[str, int]:
+        """Values of all open dimensions; raises OptionError."""
+        from firsttoken_compiler.frontend.bind import bind_dims
+
+        key = (tokens, past)
+        if key not in self._bound:
+            self._bound[key] = bind_dims(self.student, prompt=tokens, past=past, bind=dict(self.bind))
+        return self._bound[key]
 
 
 def _require_lengths(tokens: int, past: int) -> None:
@@ -214,10 +273,12 @@ def _token_count(inputs: dict[str, Any]) -> int:
 
 
 def _cached_rows(inputs: dict[str, Any]) -> int:
+    from firsttoken_compiler.frontend.bind import is_cache
+
     for name, value in inputs.items():
-        if name.startswith("past_key_values"):
-            shape = value.type.tensor_type.shape.dim
-            return int(shape[-2].dim_value) if len(shape) > 1 else 0
+        shape = value.type.tensor_type.shape.dim
+        if is_cache(name, len(shape)):
+            return int(shape[-2].dim_value)
     return 0
 
 

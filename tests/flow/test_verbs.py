@@ -125,7 +125,7 @@ def test_stop_and_dump(firsttoken: Run, folder: Path) -> None:
     assert stopped.returncode == 0, stopped.stderr
     facts = json.loads(stopped.stdout)
     assert (facts["program"], facts["stopped_after"], facts["dump"]) == (None, "quantise", "dumps")
-    assert len(list((folder / "dumps").iterdir())) == 3
+    assert len(list((folder / "dumps").iterdir())) == 4
     assert not (folder / "never.npu").exists()
     wrong = firsttoken("compile", "tiny.onnx", "--stop-after", "quantize")
     assert wrong.returncode == 2

@@ -53,6 +53,11 @@ class Symbol:
         return PROMPT if _WEAK.search(text) and "[" not in text else None
 
 
+def is_cache(name: str, rank: int) -> bool:
+    """Whether an input holds cached keys or values: their rows lie along the last axis but one."""
+    return bool(_CACHE.search(name.lower())) and rank > 3
+
+
 def _role_at(name: str, axis: int, rank: int) -> str | None:
     """What an axis of a well-known input counts."""
     text = name.lower()
@@ -94,13 +99,13 @@ def _name(value: Any, axis: int, dim: Any) -> str:
 
 
 def bind_dims(
-    student: OnnxStudent, *, prompt: int, past: int, bind: Mapping[str, int] | None = None, partial: bool = False
+    student: OnnxStudent, *, prompt: int, past: int, bind: Mapping[str, int] | None = None
 ) -> dict[str, int]:
     """A value for every open dimension: `bind` first, then sums of bound ones, then by name and place.
 
     `prompt` new tokens follow `past` cached ones; the batch is 1. What the graph alone decides (the width of a head,
-    say) comes from `implied.implied_dims`. Raises OptionError that lists what stays open, unless `partial`, and for
-    names in `bind` that the inputs do not have.
+    say) comes from `implied.implied_dims`. Raises OptionError that lists what stays open, and for names in `bind`
+    that the inputs do not have.
     """
     known, given = symbols(student), dict(bind or {})
     _check(student, known, given)
@@ -120,7 +125,7 @@ def bind_dims(
         if _atoms(name) <= bound.keys():
             bound[name] = _evaluate(name, bound)
     left = [name for name in known if name not in bound]
-    if left and not partial:
+    if left:
         raise OptionError(_unbound(student, known, left))
     return bound
 

@@ -29,7 +29,7 @@ from firsttoken_compiler.frontend.widen import widen
 MAX_READ: Final = 1 << 20
 """Elements of an initialiser that folding may read."""
 MAX_READ_OUTSIDE: Final = 1 << 12
-"""The same outside the file: the cache of results knows the file, and these few (`small_outside`)."""
+"""The same outside the file."""
 MAX_ALIVE: Final = 1 << 25
 """Elements of all known values at one time."""
 KEPT: Final = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
@@ -52,12 +52,6 @@ def specialise(student: OnnxStudent, bindings: Mapping[str, int] | None = None) 
     return replace(Walk(opened).result(), specialised=True)
 
 
-def small_outside(student: OnnxStudent) -> list[str]:
-    """Initialisers outside the file whose values the specialised graph may depend on."""
-    found = [entry for entry in student.initializers.values() if entry.external is not None]
-    return [entry.name for entry in found if entry.elements <= MAX_READ_OUTSIDE]
-
-
 class Walk:
     """One student on its way. After `result`, `types` knows the types of all its values."""
 
@@ -73,12 +67,16 @@ class Walk:
         """Values that nodes which stay read."""
         self.alive = 0
         """Elements of known values."""
+        self.outside: set[str] = set()
+        """Initialisers outside the file that were read."""
+        self.empty: set[str] = set()
+        """Inputs that hold nothing, such as a cache of no rows."""
 
     def result(self) -> OnnxStudent:
         """The specialised student."""
         for value in self.student.graph.input:
-            if value.name not in self.student.initializers:
-                self._know_empty(value.name)
+            if value.name not in self.student.initializers and self._know_empty(value.name):
+                self.empty.add(value.name)
         pending = deque(self.student.graph.node)
         while pending:
             original = pending.popleft()
@@ -244,6 +242,8 @@ class Walk:
         """The value where it is known, or may be read."""
         if name not in self.known and self._readable(name):
             self.known[name] = self.student.array(name)
+            if self.student.initializers[name].external is not None:
+                self.outside.add(name)
         return self.known.get(name)
 
     def _readable(self, name: str) -> bool:
@@ -320,7 +320,9 @@ class Walk:
                 initializers[name] = Initializer(name, self.known[name].shape, int(tensor.data_type), None)
         student = with_nodes(self.student, nodes)
         self._set_values(student.graph)
-        return replace(student, initializers=initializers, _embedded=embedded)
+        return replace(
+            student, initializers=initializers, _embedded=embedded, decided_by=frozenset(self.outside)
+        )  # fmt: skip
 
     def _alive_nodes(self) -> list[Any]:
         """Nodes that something of the results follows from."""
@@ -333,7 +335,7 @@ class Walk:
 
     def _set_values(self, graph: Any) -> None:
         """Inputs that are still values, types of all results."""
-        kept = [v for v in graph.input if v.name not in self.student.initializers and v.name not in self.known]
+        kept = [v for v in graph.input if v.name not in self.student.initializers and v.name not in self.empty]
         inputs = [type(value).FromString(value.SerializeToString()) for value in kept]
         del graph.input[:]
         graph.input.extend(inputs)
