@@ -80,6 +80,7 @@ class StoredGather(Rule):
 
 def _table(context: Context, call: Any | None, weight: Any | None = None) -> Table | None:
     """The table behind DequantizeLinear: of all of it, or of gathered rows of `weight`."""
+    rows_first = weight is not None
     weight = resolved(context, weight if weight is not None else call.args[0]) if call is not None else None
     if call is None or not context.is_weight(weight) or len(shape_of(weight)) != 2 or dtype_of(weight) not in BITS:
         return None
@@ -88,7 +89,7 @@ def _table(context: Context, call: Any | None, weight: Any | None = None) -> Tab
     axis, block = int(call.attrs["axis"]) % len(shape_of(call)), int(call.attrs["block"])
     if math.prod(shape_of(scale)) == 1:
         block = 0
-    elif weight is not resolved(context, call.args[0]):
+    elif rows_first:
         raise UnsupportedView("gathered integers with more than one scale")
     elif axis == 0 and not block:
         block = width
