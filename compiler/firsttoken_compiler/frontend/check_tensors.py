@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -50,6 +51,11 @@ def tensors(model: Any) -> Iterator[tuple[str, Any]]:
     """Every dense tensor of the file with what messages call it."""
     for body in bodies(model):
         yield from _tensors(body)
+
+
+def inner_tensors(model: Any) -> Iterator[tuple[str, Any]]:
+    """The same without the initialisers of the graph itself."""
+    return islice(tensors(model), len(model.graph.initializer), None)
 
 
 def _tensors(body: Any) -> Iterator[tuple[str, Any]]:

@@ -19,10 +19,12 @@ from firsttoken_compiler.frontend.check_operators import (
     check_values,
 )  # fmt: skip
 from firsttoken_compiler.frontend.check_quantised import check_quantised
-from firsttoken_compiler.frontend.check_tensors import check_tensors, external_of, stored_bytes
+from firsttoken_compiler.frontend.check_tensors import check_tensors, external_of, inner_tensors, stored_bytes
 from firsttoken_compiler.frontend.wire import check_wire
 
 MAX_PROTO_BYTES: Final = 2 << 30
+MAX_INNER_BYTES: Final = 64 << 20
+"""External data of subgraphs and attributes."""
 MIN_OPSET, MAX_OPSET = 11, 28
 
 
@@ -245,9 +247,30 @@ def from_model(model: Any, folder: Path, name: str) -> OnnxStudent:
     for entry in student.initializers.values():
         if entry.external is not None:
             student._check_range(entry)
+    _embed_inner(student)
     check_values(student)
     check_quantised(student)
     return student
+
+
+def _embed_inner(student: OnnxStudent) -> None:
+    """Reads external data of subgraphs and attributes into the model: whoever runs a subgraph looks for no files."""
+    room = MAX_INNER_BYTES
+    for where, tensor in inner_tensors(student.model):
+        if tensor.data_location != tensor.EXTERNAL:
+            continue
+        entry = replace(describe(tensor, student.name), name=where)
+        path, offset, needed = student._check_range(entry)
+        room -= needed
+        if not path.is_file() or room < 0:
+            reason = "which is not beside the model" if room >= 0 else f"and is beyond {MAX_INNER_BYTES} bytes in all"
+            raise StudentError(f"{student.name}: {where} is kept in {path.name}, {reason}: store it in the ONNX file")
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(needed)
+        del tensor.external_data[:]
+        tensor.data_location = tensor.DEFAULT
+        tensor.raw_data = data
 
 
 def describe(tensor: Any, student: str) -> Initializer:
