@@ -107,12 +107,19 @@ def test_packed_zero_points_lose_the_middle_of_their_range(bits: int) -> None:
     assert np.array_equal(read(packing, Dtype.I8, image(packing, Dtype.I8, packed), 3), zeros.astype(int) - middle)
 
 
+def test_parts_of_a_group_share_its_scale() -> None:
+    scales = np.random.default_rng(2).uniform(0.1, 1, (2, 5)).astype(np.float32)
+    packing = Packing("s", "vectors", 96, 5, 4, 32, 32, False, "gn:64")
+    assert np.array_equal(read(packing, Dtype.F32, image(packing, Dtype.F32, scales), 3), scales[[0, 0, 1]])
+
+
 @pytest.mark.parametrize(
     ("change", "array", "message"),
     [
         ({}, np.zeros((3, 4), np.int8), "has shape (3, 4)"),
         ({"bits": 4}, np.full((4, 4), 9, np.int8), "not of 4 bits"),
         ({"layout": "xy"}, np.zeros((4, 4), np.int8), "unknown layout 'xy'"),
+        ({"form": "vectors", "bits": 32, "layout": "gn:6"}, np.zeros((1, 4), np.float32), "no parts of groups of 6"),
         ({"bits": 16}, np.zeros((4, 4), np.int8), "of 16 bits"),
         ({"group": 0}, np.zeros((4, 4), np.int8), "groups of 0 rows"),
         ({"form": "vectors", "layout": "n", "bits": 32}, np.full(4, np.nan, np.float32), "not finite"),

@@ -131,6 +131,7 @@ NBITS = {
     "one block, zero points": nbits(32, 24, 32, zeros="packed", bias=True), "bias": nbits(64, 24, 32, bias=True),
     "float zero points": nbits(128, 24, 32, zeros="float"), "k between blocks": nbits(72, 24, 32, bias=True),
     "8 bits": nbits(64, 24, 32, bits=8), "8 bits, zero points": nbits(64, 24, 32, bits=8, zeros="packed"),
+    "zero points, a short last block": nbits(96, 24, 64, zeros="packed"),
     "odd columns": nbits(64, 33, 32, zeros="packed"), "one token": nbits(64, 24, 32, zeros="packed", m=1),
 }  # fmt: skip
 

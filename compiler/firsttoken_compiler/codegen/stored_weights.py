@@ -16,14 +16,20 @@ VALUES: Final = ("kn", "nk", "blob", "rows")
 """How the integers lie in the initialiser: `[k, n]`, `[n, k]`, MatMulNBits' `[n, blocks, packed block]`, or bytes of
 packed rows `[k, n * bits / 8]`."""
 ROWS: Final = ("gn", "ng", "n", "one", "blob4", "blob8", "rows4")
-"""How scales and zero points lie: `[groups, n]`, `[n, groups]`, one per column, one, or packed like the integers."""
+"""How scales and zero points lie: `[groups, n]`, `[n, groups]`, one per column, one, or packed like the integers.
+
+A number behind a colon, such as `gn:128`: the rows of the file's groups where the recipe's are parts of them.
+"""
 FORMS: Final = ("stored", "vectors", "sums")
 
 
 def check(packing: Packing, where: str) -> None:
     """Raises ProgramError for a recipe of one of `FORMS` that this module does not make."""
     known = ROWS if packing.form == "vectors" else VALUES
-    if packing.layout not in known:
+    layout, of = _split(packing)
+    if packing.group > 0 and of % packing.group:
+        raise ProgramError(f"{where}: groups of {packing.group} rows are no parts of groups of {of}")
+    if layout not in known:
         raise ProgramError(f"{where}: unknown layout {packing.layout!r}; known: {', '.join(known)}")
     if packing.form != "vectors" and packing.bits not in (4, 8):
         raise ProgramError(f"{where}: stored weights of {packing.bits} bits; known: 4, 8")
@@ -69,18 +75,19 @@ def _values(packing: Packing, array: np.ndarray, first: int, last: int) -> np.nd
 
 
 def _rows(packing: Packing, dtype: Dtype, array: np.ndarray, first: int, last: int) -> np.ndarray:
-    n, groups = packing.n, -(-packing.k // packing.group)
-    if packing.layout == "rows4":
+    n, (layout, of) = packing.n, _split(packing)
+    groups = -(-packing.k // of)
+    if layout == "rows4":
         part = _unpacked(_reshaped(packing, array, groups, -(-n // 2)), 4)[:, :n][:, first:last]
-    elif packing.layout == "gn":
+    elif layout == "gn":
         part = _reshaped(packing, array, groups, n)[:, first:last]
-    elif packing.layout == "ng":
+    elif layout == "ng":
         part = _reshaped(packing, array, n, groups)[first:last].T
-    elif packing.layout in ("n", "one"):
-        row = _reshaped(packing, array, 1, n if packing.layout == "n" else 1)
+    elif layout in ("n", "one"):
+        row = _reshaped(packing, array, 1, n if layout == "n" else 1)
         part = np.broadcast_to(np.broadcast_to(row, (1, n))[:, first:last], (groups, last - first))
     else:
-        bits = int(packing.layout.removeprefix("blob"))
+        bits = int(layout.removeprefix("blob"))
         part = _unpacked(_reshaped(packing, array, n, -(-groups * bits // 8))[first:last], bits)[:, :groups].T
     wide = part.astype(np.float32)
     made = (wide - np.float32(packing.shift)).astype(dtype.numpy)
@@ -89,7 +96,13 @@ def _rows(packing: Packing, dtype: Dtype, array: np.ndarray, first: int, last: i
             f"initialiser {packing.source!r} holds numbers that are not finite or not {dtype.text}: "
             "quantise the model again"
         )
-    return np.ascontiguousarray(made)
+    return np.ascontiguousarray(made[np.arange(0, packing.k, packing.group) // of])
+
+
+def _split(packing: Packing) -> tuple[str, int]:
+    """Layout, and rows of a group as the file has it."""
+    layout, _, of = packing.layout.partition(":")
+    return layout, int(of or packing.group)
 
 
 def _reshaped(packing: Packing, array: np.ndarray, rows: int, width: int) -> np.ndarray:

@@ -34,6 +34,8 @@ from firsttoken_compiler.tvm.api import Call, GenericConst, dtype_of, relax, sha
 RANGES: Final = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
 EXACT: Final = {"int8": 1 << 24, "int16": 1 << 31}
 """How large sums of products may become: what fp32 holds exactly, what the accumulators hold."""
+SHORTEST: Final = 16
+"""Rows of k that are worth a pass of their own."""
 MOVES: Final = frozenset(f"relax.{name}" for name in ("reshape", "permute_dims", "expand_dims", "squeeze"))
 QUANTISE: Final = "max({low}.0, min({high}.0, add(round(div(s0, s1)), s2)))"
 DEQUANTISE: Final = "mul(sub({value}, s2), s1)"
@@ -267,9 +269,7 @@ def _chunked(found: Product) -> Stored:
     """The recipe in groups short enough for the sums of integers."""
     stored, kind = found.stored, found.activations
     if not kind.kind:
-        if stored.zeros is not None and stored.k % stored.group:
-            raise UnsupportedView(f"zero points with a last block shorter than {stored.group}: K is {stored.k}")
-        return stored
+        return _in_parts(stored) if stored.zeros is not None and stored.k % stored.group else stored
     bits = 8 * np.dtype(kind.stored).itemsize + stored.bits - 2
     most = EXACT[kind.stored] >> bits
     asymmetric = kind.kind == "dynamic" or kind.zero != kind.shift
@@ -280,6 +280,16 @@ def _chunked(found: Product) -> Stored:
     if stored.group < stored.k and stored.zeros is not None and (asymmetric or stored.k % stored.group):
         raise UnsupportedView("zero points of activations and of blocks of weights both")
     return stored
+
+
+def _in_parts(stored: Stored) -> Stored:
+    """The recipe in parts of its groups that divide k, so that sums of activations have one width."""
+    part = math.gcd(stored.k, stored.group)
+    if part < SHORTEST or stored.zeros is None:
+        raise UnsupportedView(f"zero points with a last block shorter than {stored.group}: K is {stored.k}")
+    of = f":{stored.group}"
+    scales, zeros = (replace(v, layout=v.layout + of) for v in (stored.scales, stored.zeros))
+    return replace(stored, group=part, scales=scales, zeros=zeros)
 
 
 def _activations(context: Context, builder: Any, kind: Activations, view: View) -> dict[str, Any]:
