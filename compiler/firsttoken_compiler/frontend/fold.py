@@ -15,20 +15,24 @@ Array = NDArray[Any]
 MAX_ELEMENTS: Final = 1 << 22
 """Elements of a value that is computed, and of each that it is computed from."""
 MAX_OPERATIONS: Final = 1 << 27
-"""Multiply-accumulates of one node."""
+"""Arithmetic of one node."""
+MAX_WORK: Final = 1 << 30
+"""Elements of all values that are computed or read, so that no graph takes long."""
+MAX_SESSIONS: Final = 4096
+"""Nodes that onnxruntime computes, about half a millisecond each."""
 BOUNDED: Final = ("Compress", "NonZero", "Unique")
 """Operators whose results have no static shape, but never more than a few times the elements of their inputs."""
 BY_RUNTIME: Final = frozenset((
     "Abs", "Acos", "Acosh", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd",
     "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Compress", "Cos", "Cosh",
-    "CumSum", "DepthToSpace", "DequantizeLinear", "Div", "Einsum", "Elu", "Equal", "Erf", "Exp", "EyeLike", "Floor",
-    "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish",
-    "Hardmax", "IsInf", "IsNaN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax",
-    "MatMul", "Max", "Mean", "Min", "Mish", "Mod", "NonZero", "Not", "OneHot", "Or", "Pad", "Pow", "QuantizeLinear",
-    "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
-    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "ReverseSequence", "Round", "ScatterElements",
-    "ScatterND", "Selu", "Sigmoid", "Sign", "Sin", "Sinh", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split",
-    "Sqrt", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Tile", "TopK", "Trilu", "Unique", "Xor",
+    "CumSum", "DequantizeLinear", "Div", "Elu", "Equal", "Erf", "Exp", "EyeLike", "Floor", "Gather", "GatherElements",
+    "GatherND", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Hardmax", "IsInf", "IsNaN",
+    "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max", "Mean", "Min",
+    "Mish", "Mod", "NonZero", "Not", "OneHot", "Or", "Pad", "Pow", "QuantizeLinear", "Range", "Reciprocal", "ReduceL1",
+    "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare", "Relu", "Round", "ScatterElements", "ScatterND", "Selu", "Sigmoid", "Sign", "Sin", "Sinh",
+    "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Tile",
+    "TopK", "Trilu", "Unique", "Xor",
 ))  # fmt: skip
 """Operators of the default domain that onnxruntime may compute at import: deterministic, of bounded effort."""
 
@@ -63,11 +67,21 @@ class Task:
 
 def foldable(node: Any) -> bool:
     """Whether the node could be computed here, were its inputs known."""
+    if node.op_type == "Pad" and any(a.name == "mode" and a.s != b"constant" for a in node.attribute):
+        return False  # what it reads beyond the edges is not checked beforehand
     return not node.domain and (node.op_type in _NUMPY or node.op_type in BY_RUNTIME)
 
 
-def evaluate(task: Task) -> list[Array] | None:
-    """Values of the results; None where they cannot be computed here (the node then stays)."""
+def by_numpy(node: Any) -> bool:
+    """Whether numpy is tried first."""
+    return node.op_type in _NUMPY
+
+
+def evaluate(task: Task, runtime: bool = True) -> list[Array] | None:
+    """Values of the results; None where they cannot be computed here, or not without onnxruntime (the node then stays).
+
+    `runtime`: whether onnxruntime may be asked.
+    """
     rule = _NUMPY.get(task.node.op_type)
     if rule is not None and (task.shapes[0] is not None):
         with np.errstate(all="ignore"):
@@ -80,7 +94,7 @@ def evaluate(task: Task) -> list[Array] | None:
             return [value] if _fits(task, [value]) else None
     if _divides_by_zero(task):
         return None
-    if task.node.op_type not in BY_RUNTIME:
+    if task.node.op_type not in BY_RUNTIME or not runtime:
         return None
     values = _by_onnxruntime(task)
     return values if values is not None and _fits(task, values) else None

@@ -65,8 +65,8 @@ class Walk:
         self.readers = Counter(name for node in student.graph.node for name in read_names(node))
         self.used: set[str] = set()
         """Values that nodes which stay read."""
-        self.alive = 0
-        """Elements of known values."""
+        self.alive = self.work = self.sessions = 0
+        """Elements of known values; elements computed or read so far; nodes given to onnxruntime."""
         self.outside: set[str] = set()
         """Initialisers outside the file that were read."""
         self.empty: set[str] = set()
@@ -191,8 +191,10 @@ class Walk:
                 node, [self.value(name) if name else None for name in node.input],
                 [self.types.elem(name) for name in made], [self.types.shape(name) for name in made],
                 {a.name: helper.get_attribute_value(a) for a in node.attribute}, self.student.opset,
-            )
+            ),
+            self.sessions < fold.MAX_SESSIONS,
         )  # fmt: skip
+        self.sessions += not fold.by_numpy(node)
         if values is None:
             return False
         for name, value in zip(made, values, strict=True):
@@ -225,7 +227,9 @@ class Walk:
         if max(total, largest) > fold.MAX_ELEMENTS or self.alive + total > MAX_ALIVE:
             return False
         kinds = {name: TensorType(1, shape or ()) for name, shape in shapes.items()}
-        return operations(node, kinds) <= fold.MAX_OPERATIONS
+        effort = operations(node, kinds)
+        self.work += total + largest
+        return effort <= fold.MAX_OPERATIONS and self.work + effort <= fold.MAX_WORK
 
     def _is_weight(self, node: Any) -> bool:
         """Whether the node only turns a matrix of the file, or makes one of a quantised one: a weight is kept."""
