@@ -19,10 +19,12 @@ WIDE = {"hidden_size": 128, "intermediate_size": 256}
 """Blocks of 128 need as many columns."""
 
 
-def genai(folder: Path, family: str, precision: str, provider: str, phase: str, extra: dict[str, str]) -> None:
+def genai(
+    folder: Path, family: str, precision: str, provider: str, phase: str, extra: dict[str, str], size: str = "tiny"
+) -> None:
     """`phase`: prefill with a past of 0 rows, or decode of one token."""
     shape = WIDE if extra.get("block_size") == "128" else {"hidden_size": 64}  # a head has 16 features at least
-    model = students.random_model(family, **shape)
+    model = students.random_model(family, **{**shape, **students.SIZES[size]})
     with tempfile.TemporaryDirectory() as work:
         checkpoint, built = Path(work) / "checkpoint", Path(work) / "built"
         model.save_pretrained(checkpoint)
@@ -51,7 +53,8 @@ def genai(folder: Path, family: str, precision: str, provider: str, phase: str, 
                 if attribute.name == "accuracy_level":
                     attribute.i = 0
         meta.notes = "accuracy_level set to 0, so that onnxruntime computes what the file says"
-    save(folder, exported, _inputs(exported, tokens, rows, model.config), meta)
+    inputs = _inputs(exported, tokens, rows, model.config)
+    save(folder, exported, inputs, meta, external=size != "tiny")
 
 
 def _tokenizer() -> Any:

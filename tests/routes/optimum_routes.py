@@ -12,13 +12,13 @@ import students
 from zoo import Meta, save
 
 
-def decoder(folder: Path, family: str, task: str, phase: str, opset: int | None = None) -> None:
+def decoder(folder: Path, family: str, task: str, phase: str, size: str = "tiny") -> None:
     """`task`: text-generation or text-generation-with-past; `phase`: prefill or decode."""
     from optimum.exporters.onnx import onnx_export_from_model
 
-    model = students.random_model(family, "eager")
+    model = students.random_model(family, "eager", **students.SIZES[size])
     with tempfile.TemporaryDirectory() as work:
-        onnx_export_from_model(model, work, task=task, opset=opset, do_validation=False, no_post_process=True)
+        onnx_export_from_model(model, work, task=task, do_validation=False, no_post_process=True)
         exported = onnx.load(next(Path(work).glob("*.onnx")))
     rows = students.PAST if phase == "decode" else 0
     tokens = 1 if rows else students.PROMPT
@@ -36,7 +36,7 @@ def decoder(folder: Path, family: str, task: str, phase: str, opset: int | None 
     with_past = task.endswith("past")
     meta = Meta(folder.name, f"optimum-onnx, {family}, {task}, {phase}", "float32", prompt=tokens,
                 past=rows if with_past else None)  # fmt: skip
-    save(folder, exported, inputs, meta)
+    save(folder, exported, inputs, meta, external=size != "tiny")
 
 
 def encoder(folder: Path) -> None:

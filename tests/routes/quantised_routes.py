@@ -79,7 +79,7 @@ def static(folder: Path, family: str, opset: int, form: str, activations: str, w
         model = onnx.load(target)
     meta = Meta(
         folder.name, f"quantize_static {form}, {activations} activations, {weights} weights, per channel {channels}, "
-        f"{family}", weights, max_rel=8e-2, cosine=0.995,
+        f"{family}", weights, max_rel=3e-2, cosine=0.999,
         notes="one activation level of 8 bits that rounds the other way is a large part of the range",
     )  # fmt: skip
     save(folder, model, prompts(1)[0], meta)
@@ -123,6 +123,6 @@ def vision_static(folder: Path, form: str) -> None:
         onnx.save(graph, str(source))
         quantize_static(source, target, Images(), quant_format=FORMATS[form], per_channel=True)
         quantised = onnx.load(target)
-    meta = Meta(folder.name, f"quantize_static {form}, a network shaped like ResNet-50", "int8", max_rel=8e-2,
-                cosine=0.995)  # fmt: skip
+    meta = Meta(folder.name, f"quantize_static {form}, a network shaped like ResNet-50", "int8", max_rel=3e-2,
+                cosine=0.999)  # fmt: skip
     save(folder, quantised, {"pixel_values": images[0].numpy()}, meta)

@@ -225,8 +225,28 @@ def _vision() -> dict[str, Route]:
     return found
 
 
+def _large() -> dict[str, Route]:
+    """SmolLM2-135M's shape with random weights: half a gigabyte each in float32."""
+    torch = {"family": "llama", "dtype": "fp32", "attention": "sdpa", "size": "smollm2"}
+    past = "text-generation-with-past"
+    return {
+        "smollm2-dynamo18-decode": Route(
+            "tf5", "torch_routes:dynamo", {**torch, "opset": 18, "form": "decode", "shapes": "dynamic"}, heavy=True
+        ),
+        "smollm2-optimum-prefill": Route(
+            "tf4", "optimum_routes:decoder", {"family": "llama", "task": past, "phase": "prefill", "size": "smollm2"},
+            heavy=True,
+        ),
+        "smollm2-genai-int4-prefill": Route(
+            "tf5", "genai_routes:genai",
+            {"family": "llama", "precision": "int4", "provider": "cpu", "phase": "prefill", "extra": {},
+             "size": "smollm2"}, heavy=True,
+        ),
+    }  # fmt: skip
+
+
 ROUTES: Final[dict[str, Route]] = {
-    **_dynamo(), **_torchscript(), **_genai(), **_quantised(), **_optimum(), **_encoders(), **_vision(),
+    **_dynamo(), **_torchscript(), **_genai(), **_quantised(), **_optimum(), **_encoders(), **_vision(), **_large(),
 }  # fmt: skip
 """All routes by name."""
 FIXTURES: Final = (

@@ -33,6 +33,12 @@ SHAPE: Final[dict[str, Any]] = {
 }
 SMALL: Final = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 96}
 """For models that are committed as fixtures."""
+SMOLLM2: Final = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "rope_theta": 1e5,
+}  # fmt: skip
+"""The shape of SmolLM2-135M, for what depends on size."""
+SIZES: Final[dict[str, dict[str, Any]]] = {"tiny": {}, "smollm2": SMOLLM2}
 # The two families differ as the real students do: Llama ties its embedding table, Qwen2 has its own head and biases.
 FAMILIES: Final[dict[str, tuple[Any, Any, dict[str, Any]]]] = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),

@@ -17,10 +17,12 @@ from zoo import Meta, save, widened
 ONNX_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def dynamo(folder: Path, family: str, opset: int, dtype: str, form: str, shapes: str, attention: str) -> None:
+def dynamo(
+    folder: Path, family: str, opset: int, dtype: str, form: str, shapes: str, attention: str, size: str = "tiny"
+) -> None:
     """`shapes`: static, dynamic (named dims), or auto (dims that torch names by itself, unrelated per tensor)."""
     shape = FORMS[form]
-    model = students.random_model(family, attention, dtype)
+    model = students.random_model(family, attention, dtype, **students.SIZES[size])
     inputs = students.example(model, shape)
     input_names, output_names = students.names(model, shape)
     program = torch.onnx.export(
@@ -30,7 +32,7 @@ def dynamo(folder: Path, family: str, opset: int, dtype: str, form: str, shapes:
     finish(folder, program.model_proto, input_names, inputs, Meta(
         folder.name, f"torch.onnx.export(dynamo=True), {family}, {form}, {shapes} shapes, {attention} attention",
         ONNX_DTYPES[dtype],
-    ), shape, static=shapes == "static")  # fmt: skip
+    ), shape, static=shapes == "static", external=size != "tiny")  # fmt: skip
 
 
 def _dynamic(inputs: dict[str, Any], form: Form, shapes: str) -> Any:
@@ -54,10 +56,12 @@ def _dynamic(inputs: dict[str, Any], form: Form, shapes: str) -> Any:
     return found
 
 
-def torchscript(folder: Path, family: str, opset: int, dtype: str, form: str, shapes: str, attention: str) -> None:
+def torchscript(
+    folder: Path, family: str, opset: int, dtype: str, form: str, shapes: str, attention: str, size: str = "tiny"
+) -> None:
     """The exporter that traces."""
     shape = FORMS[form]
-    model = students.random_model(family, attention, dtype)
+    model = students.random_model(family, attention, dtype, **students.SIZES[size])
     inputs = students.example(model, shape)
     input_names, output_names = students.names(model, shape)
     axes: dict[str, dict[int, str]] = {}
@@ -77,7 +81,7 @@ def torchscript(folder: Path, family: str, opset: int, dtype: str, form: str, sh
     finish(folder, onnx.load_from_string(target.getvalue()), input_names, inputs, Meta(
         folder.name, f"torch.onnx.export(dynamo=False), {family}, {form}, {shapes} shapes, {attention} attention",
         ONNX_DTYPES[dtype],
-    ), shape, static=shapes == "static")  # fmt: skip
+    ), shape, static=shapes == "static", external=size != "tiny")  # fmt: skip
 
 
 class Traced(torch.nn.Module):
@@ -97,7 +101,7 @@ class Traced(torch.nn.Module):
 
 def finish(
     folder: Path, model: onnx.ModelProto, input_names: list[str], inputs: dict[str, Any], meta: Meta, form: Form,
-    *, static: bool,
+    *, static: bool, external: bool = False,
 ) -> None:  # fmt: skip
     """Stores the export with its inputs."""
     arrays: dict[str, np.ndarray] = {}
@@ -107,4 +111,4 @@ def finish(
     meta.prompt = None if static else inputs["input_ids"].shape[1]
     meta.past = students.PAST if form.past and not static else None
     reference = widened(model) if meta.dtype == "bfloat16" else None
-    save(folder, model, arrays, meta, reference=reference)
+    save(folder, model, arrays, meta, reference=reference, external=external)
