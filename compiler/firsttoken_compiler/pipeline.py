@@ -72,7 +72,7 @@ class _Run:
 
     def _all(self, student: OnnxStudent, target: Target, precision: Precision, meta: dict[str, Any]) -> Program:
         from firsttoken_compiler.codegen.assemble import Compiled, assemble, schedule_all
-        from firsttoken_compiler.codegen.names import norm_lines, signature
+        from firsttoken_compiler.codegen.names import norm_lines, signature, stored_lines
         from firsttoken_compiler.codegen.verify import verify
         from firsttoken_compiler.frontend.contrib import prepare
         from firsttoken_compiler.frontend.masks import add_masks
@@ -104,7 +104,8 @@ class _Run:
         templates = schedule_all(compiled, target, lambda part: self._show("schedule", part))
         self.done("schedule", templates)
         kept = norm_lines(canonical.nodes, launches, placement, decisions)
-        program = assemble(compiled, templates, target, {**meta, **signature(imported), "norm_decisions": kept})
+        notes = {"norm_decisions": kept, "stored_weights": stored_lines(launches)}
+        program = assemble(compiled, templates, target, {**meta, **signature(imported), **notes})
         self.done("emit", program)
         verify(program, target)
         self.done("verify", program)

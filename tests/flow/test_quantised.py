@@ -154,6 +154,8 @@ def test_weights_take_the_bytes_of_the_file() -> None:
     rep = NBITS["zero points"].prepared(fallback=False)
     sizes = {t.packing.source: t.nbytes for t in rep.loaded.program.of_kind("weight") if t.packing}
     assert sizes == {"w": 64 * 40 // 2, "s": 40 * 4 * 4, "z": 40 * 4}
+    line = "int4 (blocks of 16 with zero points) with fp16 activations"
+    assert rep.loaded.program.meta["stored_weights"] == [f"1 products as the graph stores their weights: {line}"]
 
 
 @pytest.mark.parametrize("weights", ["int4", "int8", "fp16"])

@@ -104,6 +104,20 @@ def _returned(elem_type: int, name: str) -> str:
     return "float32" if found == "bfloat16" else found
 
 
+def stored_lines(launches: Launches) -> list[str]:
+    """A line per type of stored weights: how many products read it, with what activations."""
+    kinds: dict[str, int] = {}
+    for launch in launches.launches:
+        spec = launch.spec
+        if spec.kind == "linear" and spec.get("stored"):
+            group = int(spec["group"])
+            scales = f"blocks of {group}" if group < int(spec["k"]) else "a scale per column"
+            zeros = " with zero points" if spec.get("zeros") else ""
+            kind = f"int{spec['bits']} ({scales}{zeros}) with {spec['acts']} activations"
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return [f"{count} products as the graph stores their weights: {kind}" for kind, count in kinds.items()]
+
+
 def norm_lines(
     nodes: dict[str, tuple[str, ...]], launches: Launches, placement: Placement, decisions: Iterable[NormDecision]
 ) -> list[str]:

@@ -192,6 +192,8 @@ class RunDocument(_Part):
     """ONNX nodes that the host computes."""
     host_calls: list[HostCallRow] = []
     norm_cache_decisions: list[str]
+    stored_weights: list[str] = []
+    """Products on weights that the graph stores quantised, which options do not touch: a line per type."""
     advice: list[str]
     not_modelled: list[str]
     ladder: list[Rung]

@@ -108,6 +108,8 @@ def show(console: Console, runs: list[RunDocument]) -> None:
             shown = ", ".join(plain(node) for node in call.nodes[:MOST_NODES])
             more = f" and {len(call.nodes) - MOST_NODES} more" if len(call.nodes) > MOST_NODES else ""
             console.print(Text(f"  on the host: {shown}{more} ({call.ms:.3g} ms): {plain(call.reason)}"))
+        for line in run.stored_weights:
+            console.print(Text(f"  {plain(line)}"))
         for line in run.norm_cache_decisions[:3]:
             console.print(Text(f"  norm cache: {plain(line)}"))
         if len(run.norm_cache_decisions) > 3:
