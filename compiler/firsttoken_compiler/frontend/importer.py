@@ -20,7 +20,7 @@ from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.check_operators import check_nodes, check_values
 from firsttoken_compiler.frontend.converters import CONVERTERS
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
-from firsttoken_compiler.frontend.partition import OPERATOR, Segment, TensorType, value_types
+from firsttoken_compiler.frontend.partition import OPERATOR, Segment, TensorType, read_names, value_types
 from firsttoken_compiler.isa.host_call import AS_BITS
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, GenericConst, is_static, onnx_frontend, relax, shape_of, tvm
@@ -74,6 +74,8 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self._student, self._segments = student, segments
         self._types: dict[str, TensorType] | None = None
         self.unreadable: dict[str, str] = {}
+        self._untyped: set[str] = set()
+        """Results without a static shape, which only nodes of the same call of the host can read."""
         self.weights: dict[str, str] = {}
         self.origin: dict[str, str] = {}
         self.node = ""
@@ -137,7 +139,10 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             self._host(node, self.types)
 
     def _odd(self, node: Any) -> str | None:
-        """Names an element type that only the host computes with; None where there is none."""
+        """Names a shape or an element type that only the host can have; None where there is none."""
+        for name in read_names(node):
+            if name in self._untyped:
+                return f"the shape of {name!r} depends on data"
         for name in (*node.input, *node.output):
             if name in self.types and self.types[name].elem_type in AS_BITS:
                 return f"no unit of the NPU computes with {onnx_dtype(self.types[name].elem_type, name).name}"
@@ -172,14 +177,19 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         """Stands in for nodes of the host: one call that makes all results."""
         operands = [self._nodes[name] for name in node.input if name in self._nodes]
         operands = [value for value in operands if isinstance(value.ty, relax.TensorType)]
-        names = [name for name in node.output if name]
-        for name in names:
-            if name not in types:
-                raise StudentError(
-                    f"{self._student.name}: node {node.name!r} cannot run on the NPU "
-                    f"({self.unreadable.get(node.name, 'see above')}), and its result {name!r} has no static shape: "
-                    "give every dimension a value, or remove the operator whose shape depends on data"
-                )
+        names = [name for name in node.output if name in types]
+        untyped = {name for name in node.output if name} - set(names)
+        returned = sorted(untyped & {value.name for value in self._student.graph.output})
+        if returned:
+            raise StudentError(
+                f"{self._student.name}: node {node.name!r} cannot run on the NPU "
+                f"({self.unreadable.get(node.name, 'see above')}), and its result {returned[0]!r}, which the graph "
+                "returns, has no static shape: give every dimension a value, or remove the operator whose shape "
+                "depends on data"
+            )
+        self._untyped |= untyped
+        if not names:
+            return
         made = [(types[name].shape, host_dtype(types[name].elem_type, name)) for name in names]
         results = self.bb.emit(dialect.raw_host(operands, made, int(node.op_type == OPERATOR and node.attribute[0].i)))
         for index, name in enumerate(names):

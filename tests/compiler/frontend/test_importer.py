@@ -146,11 +146,22 @@ def test_every_unknown_operator_is_listed_with_all_its_nodes() -> None:
     assert "remedy: leave them to the host (without --no-fallback), or export the student" in message
 
 
-def test_an_operator_of_the_host_whose_result_has_no_shape_is_an_error() -> None:
-    """Without a shape there is no memory that its result could lie in."""
-    message = refused(written("(float[1,4,8] x) => (float[1,4,8] y)", f"v = {REVERSED} y = Add(v, x)", n=np.array([3])))
+def test_what_reads_a_result_without_a_shape_runs_in_the_same_call_of_the_host() -> None:
+    """Without a shape there is no memory that the result could lie in."""
+    model = written("(float[1,4,8] x) => (float[1,4,8] y)", f"v = {REVERSED} y = Add(v, x)", n=np.array([3]))
+    assert unreadable(model) == {
+        "ReverseSequence#0": "no NPU operator for ReverseSequence",
+        "Add#1": "the shape of 'v' depends on data",
+    }
+    (segment,) = split(from_model(model, Path(), "one"), fallback=True)[0].segments
+    assert segment.nodes == ("ReverseSequence#0", "Add#1")
+    assert segment.outputs == ("y",)
+
+
+def test_a_result_without_a_shape_is_no_output_of_a_graph() -> None:
+    message = refused(written("(float[1,4,8] x) => (float[1,4,k] y)", "y = ReverseSequence(x, n)", n=np.array([3])))
     assert "node 'ReverseSequence#0' cannot run on the NPU (no NPU operator for ReverseSequence)" in message
-    assert "its result 'v' has no static shape" in message
+    assert "its result 'y', which the graph returns, has no static shape" in message
 
 
 CONTROLLED = {
