@@ -244,7 +244,7 @@ class _Emitter:
         stores = [(self._address(value), value.arg.nbytes, value.arg.dtype) for value in launch.outs]
         self.code.append(host_code(len(self.hosts), number, loads, stores))
         self.hosts.append(host_call(segment, site, [dtype for _, _, dtype in loads], [dtype for _, _, dtype in stores]))
-        self.ops.append(names.describe_host(launch, segment, first, first + len(self.code[-1])))
+        self.ops.append(names.describe_host(segment, first, first + len(self.code[-1])))
 
     def _address(self, value: Value) -> int:
         return self.memory.address[value.kind, value.name]

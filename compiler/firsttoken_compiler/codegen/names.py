@@ -14,7 +14,7 @@ from firsttoken_compiler.passes.lower import Launch, Launches
 from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.schedule.spec import KernelSpec
 
-_OWN_NAME = ("linear", "rms_norm", "layer_norm", "gather", "row", "columns", "add")
+_OWN_NAME = ("linear", "conv", "rms_norm", "layer_norm", "gather", "row", "columns", "add")
 """Kinds that the module's path names well enough."""
 _PLACES = {Space.SPAD: "scratchpad", Space.DRAM: "DRAM"}
 
@@ -33,7 +33,7 @@ class OperatorNames:
         path = module_path(nodes[0]) if nodes else spec.kind
         name = self._unique(path if spec.kind in _OWN_NAME else f"{path}.{spec.kind}")
         m, n, k, batch = dimensions(spec)
-        w_bits = spec.args[1].dtype.bits if spec.kind in ("linear", "attention") else 0
+        w_bits = spec.args[1].dtype.bits if spec.kind in ("linear", "conv", "attention") else 0
         return OpInfo(
             name=name, kind=spec.kind, onnx_nodes=nodes, module=path.rpartition(".")[0] if nodes else "", first=first,
             last=last, m=m, n=n, k=k, batch=batch, w_bits=w_bits, a_bits=spec.args[0].dtype.bits, macs=macs(spec),
@@ -41,10 +41,10 @@ class OperatorNames:
         )  # fmt: skip
 
 
-    def describe_host(self, launch: Launch, segment: Segment, first: int, last: int) -> OpInfo:
+    def describe_host(self, segment: Segment, first: int, last: int) -> OpInfo:
         """The operator of a call of the host; nodes that only look at its results in another way are its own too."""
-        views = (node for node in self._nodes.get(launch.label, ()) if node != segment.name)
-        nodes = (*segment.nodes, *views)
+        behind = next((nodes for nodes in self._nodes.values() if segment.name in nodes), ())
+        nodes = (*segment.nodes, *(node for node in behind if node != segment.name))
         path = module_path(nodes[0])
         name = self._unique(f"{path}.host")
         return OpInfo(name, "host", nodes, path.rpartition(".")[0], first, last)
@@ -67,8 +67,8 @@ def module_path(node: str) -> str:
 def dimensions(spec: KernelSpec) -> tuple[int, int, int, int]:
     """(m, n, k, batch) of a product, scores of an attention, or rows and columns of anything else."""
     rows = spec.args[0].shape[0]
-    if spec.kind == "linear":
-        return rows, int(spec["n"]), int(spec["k"]), 1
+    if spec.kind in ("linear", "conv"):
+        return spec.rows, int(spec["n"]), int(spec["k"]), 1
     if spec.kind == "attention":
         heads = int(spec["heads"])
         keys = spec.args[1].shape
@@ -79,7 +79,7 @@ def dimensions(spec: KernelSpec) -> tuple[int, int, int, int]:
 def macs(spec: KernelSpec) -> int:
     """Multiply-accumulates that the ONNX operators define: m n k, twice over all heads for an attention."""
     m, n, k, batch = dimensions(spec)
-    if spec.kind == "linear":
+    if spec.kind in ("linear", "conv"):
         return m * n * k
     return 2 * batch * m * n * k if spec.kind == "attention" else 0
 
