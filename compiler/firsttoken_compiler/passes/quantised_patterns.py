@@ -34,6 +34,7 @@ from firsttoken_compiler.tvm.api import Call, GenericConst, dtype_of, relax, sha
 RANGES: Final = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
 EXACT: Final = {"int8": 1 << 24, "int16": 1 << 31}
 """How large sums of products may become: what fp32 holds exactly, what the accumulators hold."""
+SUMS: Final = ("relax.add", "relax.multiply")
 SHORTEST: Final = 16
 """Rows of k that are worth a pass of their own."""
 MOVES: Final = frozenset(f"relax.{name}" for name in ("reshape", "permute_dims", "expand_dims", "squeeze"))
@@ -91,8 +92,13 @@ class StoredProduct(Rule):
     """Products on stored weights in all spellings, with bias and residual."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
-        """The largest product that ends here."""
-        found = find(context, variable, value)
+        """The largest product that ends here; a sum of one that the NPU cannot run is a sum like any other."""
+        try:
+            found = find(context, variable, value)
+        except UnsupportedView:
+            if value.op.name in SUMS:
+                return None
+            raise
         if found is None:
             return None
         added = [part for part in (found.bias, found.residual) if isinstance(part, relax.Var)]
@@ -124,11 +130,14 @@ class StoredProduct(Rule):
         return like(builder, view, base, stored.n)
 
 
-def find(context: Context, variable: Any, value: Any) -> Product | None:
-    """The product that a value is; raises UnsupportedView for one on stored weights that cannot be on the NPU."""
+def find(context: Context, variable: Any, value: Any, sums: int = 2) -> Product | None:
+    """The product that a value is, with at most so many `sums` behind it.
+
+    Raises UnsupportedView for one on stored weights that cannot be on the NPU.
+    """
     name = value.op.name if isinstance(value, Call) else ""
     if name == "relax.add":
-        return _sum(context, variable, value)
+        return _sum(context, variable, value, sums - 1) if sums else None
     if name == "relax.matmul":
         return _matmul(context, value)
     if name == "relax.multiply":
@@ -140,13 +149,13 @@ def find(context: Context, variable: Any, value: Any) -> Product | None:
     return None
 
 
-def _sum(context: Context, variable: Any, value: Any) -> Product | None:
+def _sum(context: Context, variable: Any, value: Any, sums: int) -> Product | None:
     """A product plus its bias or a residual."""
     for inner, other in (value.args, value.args[::-1]):
         inner = resolved(context, inner)
         made = context.values.get(inner)
         alone = isinstance(inner, relax.Var) and uses(context).get(inner, 0) == 1 and inner not in context.returned
-        found = find(context, inner, made) if alone and made is not None else None
+        found = find(context, inner, made, sums) if alone and made is not None else None
         if found is None or found.residual is not None:
             continue
         other, covered = resolved(context, other), (*found.covered, inner)
