@@ -169,10 +169,18 @@ def _segment(
     inner = {name: types[name] for node in nodes for name in (*read_names(node), *node.output) if name in types}
     nbytes = sum(inner[name].nbytes for node in nodes for name in (*node.input, *node.output) if name in inner)
     return Segment(
-        f"host.{index}", tuple(node.name for node in nodes), "; ".join(dict.fromkeys(reasons[n.name] for n in nodes)),
+        f"host.{index}", tuple(node.name for node in nodes), _why(nodes, reasons),
         tuple(inputs), tuple(weights), tuple(outputs), given, sum(operations(node, inner) for node in nodes), nbytes,
         model,
     )  # fmt: skip
+
+
+def _why(nodes: list[Any], reasons: Mapping[str, str]) -> str:
+    """Every reason once, with the operators that it concerns."""
+    kinds: dict[str, list[str]] = {}
+    for node in nodes:
+        kinds.setdefault(reasons[node.name], []).append(node.op_type)
+    return "; ".join(f"{reason} ({', '.join(dict.fromkeys(types))})" for reason, types in kinds.items())
 
 
 def _embedded(student: OnnxStudent, name: str) -> bool:

@@ -7,7 +7,7 @@ ONNX nodes.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.importer import Imported, close_on_error, unsupported_message
@@ -96,7 +96,7 @@ def _plan(
             continue
         try:
             found = _first_match(context, variable, value)
-            reason = f"no NPU operator for {_operator(value).removeprefix('relax.')} as it is used here"
+            reason = NO_RULE
         except FAILURES as error:
             found, reason = None, _reason(error)
         if found is None:
@@ -108,6 +108,7 @@ def _plan(
     return plan
 
 
+NO_RULE: Final = "no NPU operator for this use"
 FAILURES = (
     UnsupportedView, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
