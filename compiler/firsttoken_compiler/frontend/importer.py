@@ -74,6 +74,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self._student, self._segments = student, segments
         self._types: dict[str, TensorType] | None = None
         self.unreadable: dict[str, str] = {}
+        self._returned = {value.name for value in student.graph.output}
         self._untyped: set[str] = set()
         """Results without a static shape, which only nodes of the same call of the host can read."""
         self.weights: dict[str, str] = {}
@@ -164,6 +165,10 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             value = self._nodes.get(name)
             if not isinstance(value, relax.Expr):
                 continue
+            if name in self._returned and not (
+                isinstance(value, relax.Var) and isinstance(value.ty, relax.TensorType)
+            ):
+                return f"{name!r} is known when the graph is compiled, and the graph returns it"
             if isinstance(value, relax.Var) and value.name not in self._given:
                 self.origin.setdefault(value.name, node.name)
             declared = self.types.get(name)
@@ -179,7 +184,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         operands = [value for value in operands if isinstance(value.ty, relax.TensorType)]
         names = [name for name in node.output if name in types]
         untyped = {name for name in node.output if name} - set(names)
-        returned = sorted(untyped & {value.name for value in self._student.graph.output})
+        returned = sorted(untyped & self._returned)
         if returned:
             raise StudentError(
                 f"{self._student.name}: node {node.name!r} cannot run on the NPU "

@@ -1,5 +1,6 @@
 """Boolean masks of ONNX Attention become masks that are added to the scores, once per mask, as the NPU takes them."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Final
 
@@ -52,3 +53,26 @@ def add_masks(student: OnnxStudent) -> OnnxStudent:
     )
     changed.graph.value_info.extend(infos)
     return changed
+
+
+def without_masks(student: OnnxStudent, names: Collection[str]) -> OnnxStudent:
+    """The student in which the Attentions of these names take the boolean masks that they had before `add_masks`.
+
+    The host knows such masks, and rows of them that allow nothing, of which the sums know nothing.
+    """
+    made = {
+        node.output[0]: node.input[0]
+        for node in student.graph.node
+        if node.op_type == "Where" and list(node.input[1:]) == [ZERO_NAME, MASKED_NAME]
+    }
+    if not made:
+        return student
+    nodes = []
+    for node in student.graph.node:
+        copy = node
+        if node.op_type == "Attention" and node.name in names and len(node.input) > MASK and node.input[MASK] in made:
+            copy = type(node)()
+            copy.CopyFrom(node)
+            copy.input[MASK] = made[node.input[MASK]]
+        nodes.append(copy)
+    return with_nodes(student, nodes)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.importer import Imported, import_onnx, unsupported_message
+from firsttoken_compiler.frontend.masks import without_masks
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 from firsttoken_compiler.frontend.partition import extract
 from firsttoken_compiler.passes.canonicalise import Canonical, Canonicalise
@@ -26,7 +27,7 @@ def split(
     """
     reasons: dict[str, str] = {}
     while True:
-        staged, segments = extract(student, reasons)
+        staged, segments = extract(without_masks(student, reasons), reasons)
         imported = replace(import_onnx(staged, segments), pairs=pairs)
         canonical = Canonicalise().attempt(imported)
         own = {segment.name for segment in segments}

@@ -44,8 +44,9 @@ def shape_of(expr: Any) -> tuple[int, ...]:
 
 def is_static(expr: Any) -> bool:
     """Whether every extent of a tensor is known."""
-    shape = expr.ty.shape
-    return shape is not None and all(isinstance(extent, (int, tirx.IntImm)) for extent in shape)
+    shape = expr.ty.shape  # a variable where the shape is computed
+    known = shape is not None and not isinstance(shape, relax.Var)
+    return known and all(isinstance(extent, (int, tirx.IntImm)) for extent in shape)
 
 
 def dtype_of(expr: Any) -> str:
