@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from firsttoken_compiler.codegen import concat, images
+from firsttoken_compiler.codegen import concat, convolve, images
 from firsttoken_compiler.codegen.staging import over_rows
 from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.tir_reader import read
@@ -23,6 +23,8 @@ def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Roo
     if spec.kind == "attention":
         chosen = choose_attention(spec, spaces, target, room)
         return _template(attention.schedule(spec, spaces, chosen, target), spaces, target)
+    if spec.kind == "conv":
+        return convolve.build(spec, spaces, target, room)
     if spec.kind == "concat":
         return concat.build(spec, spaces, target, (room.preferred, room.limit))
     if spec.kind in windows.KINDS:

@@ -1,13 +1,13 @@
-"""Kernels over images as loops: windows (im2col), pools and transpositions, with the padding cut out of every access.
+"""Kernels over images as loops: windows (im2col), pools and transpositions.
 
-A block is some lines of the result. The lines of the image that it needs come into the scratchpad in one transfer,
-the vector unit moves or folds them tap by tap, and the block leaves in one transfer.
+A block is some lines of the result. The lines of the image that it needs come into a frame of padding in the
+scratchpad, the vector unit moves or folds them tap by tap, and the block leaves in one transfer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from firsttoken_compiler.codegen.loops import Access, Alloc, Buffer, Computed, Loop, Nest, Statement, Value
 from firsttoken_compiler.codegen.template import Template
@@ -25,17 +25,33 @@ LOWEST = float("-inf")
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines `[first, ...)` of an image in a buffer, all of its pixels side by side."""
+    """Lines of an image in a buffer, all pixels of a line side by side; its first pixel is (`first`, `left`)."""
 
     buffer: Buffer
     width: int
     """Pixels of a line."""
     channels: int
     first: int = 0
+    left: int = 0
 
     def access(self, line: int, pixel: int, channel: int, steps: tuple[int, ...]) -> Access:
         """From a pixel's channel on, in steps of elements."""
-        at = ((line - self.first) * self.width + pixel) * self.channels + channel
+        at = ((line - self.first) * self.width + pixel - self.left) * self.channels + channel
+        return Access(self.buffer, lambda _env: at, steps)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a matrix in a buffer, a row per output pixel, `pitch` elements apart; its first is (`first`, `left`)."""
+
+    buffer: Buffer
+    pitch: int
+    first: int = 0
+    left: int = 0
+
+    def access(self, row: int, column: int, steps: tuple[int, ...]) -> Access:
+        """From a row's column on, in steps of elements."""
+        at = (row - self.first) * self.pitch + column - self.left
         return Access(self.buffer, lambda _env: at, steps)
 
 
@@ -86,44 +102,33 @@ def rows_between(to: Buffer, to_row: int, of: Buffer, of_row: int, rows: int, wi
 
 def _by_lines(spec: KernelSpec, params: list[Buffer], spaces: tuple[Space, ...], lines: int) -> list[Statement]:
     """The loop over blocks of output lines."""
-    shape = Windows.of(spec)
-    out_width = spec.outs[0].shape[1]
-    image, out = params[0], params[-1]
-    band = local("band", image.dtype, shape.most_lines(lines) * shape.width * shape.channels)
-    stage = local("block", out.dtype, lines * shape.out[1] * out_width)
-    sums = local("sums", Dtype.F32, lines * shape.out[1] * out_width)
+    shape, across = Windows.of(spec), spec.outs[0].shape[1]
+    image, out, average = params[0], params[-1], windows.sums(spec)
+    frame = Frame.of(shape, image, spaces[0], lines, LOWEST if spec.kind == "pool" and not average else 0.0)
+    elements = lines * shape.out[1] * across
+    stage, sums = local("block", out.dtype, elements), local("sums", Dtype.F32, elements)
     factors = local("factors", Dtype.F32, _elements(spec.args[1])) if len(spec.args) > 1 else None
 
     def block(env: list[int]) -> tuple[int, int]:
         return env[0] * lines, min(shape.out[0], (env[0] + 1) * lines)
 
-    def fetch(env: list[int]) -> list[Nest]:
-        top, bottom = shape.lines(*block(env))
-        count = (bottom - top) * shape.width
-        return [rows_between(band, 0, image, top * shape.width, count, shape.channels)]
-
     def work(env: list[int]) -> list[Nest]:
         first, last = block(env)
-        staged = spaces[0] is Space.DRAM
-        source = Lines(
-            band if staged else image, shape.width, shape.channels, shape.lines(first, last)[0] if staged else 0
-        )
-        into = Lines(out, shape.out[1], out_width)
-        if spaces[-1] is Space.DRAM:
-            into = Lines(stage, shape.out[1], out_width, first)
+        source, row = frame.lines(first), first * shape.out[1]
+        into = Rows(stage, across, row) if spaces[-1] is Space.DRAM else Rows(out, across)
         if spec.kind == "windows":
-            return list(gather(shape, source, into, shape.whole(first, last)))
-        made = Lines(sums, shape.out[1], out_width, first) if windows.sums(spec) else into
-        nests = list(_folded(shape, source, made, shape.whole(first, last), average=windows.sums(spec)))
-        return nests + ([_scaled(spec, made, into, factors, (first, last))] if made is not into else [])
+            return list(gather(shape, source, into, shape.whole(first, last), (0, across)))
+        made = Rows(sums, across, row) if average else into
+        nests = list(_folded(shape, source, made, shape.whole(first, last), average=average))
+        return nests + ([_scaled(spec, made, into, factors, row, (last - first) * shape.out[1])] if average else [])
 
     def put(env: list[int]) -> list[Nest]:
         first, last = block(env)
-        return [rows_between(out, first * shape.out[1], stage, 0, (last - first) * shape.out[1], out_width)]
+        return [rows_between(out, first * shape.out[1], stage, 0, (last - first) * shape.out[1], across)]
 
-    body: list[Statement] = [Alloc(band), Computed(fetch)] if spaces[0] is Space.DRAM else []
+    body: list[Statement] = frame.fetch(block)
     body += [Alloc(stage)] if spaces[-1] is Space.DRAM else []
-    body += [Alloc(sums)] if windows.sums(spec) else []
+    body += [Alloc(sums)] if average else []
     body += [Computed(work)] + ([Computed(put)] if spaces[-1] is Space.DRAM else [])
     loop = Loop(0, -(-shape.out[0] // lines), "", 0, tuple(PIPELINE), body)
     if factors is None:
@@ -131,26 +136,65 @@ def _by_lines(spec: KernelSpec, params: list[Buffer], spaces: tuple[Space, ...],
     return [Alloc(factors), rows_between(factors, 0, params[1], 0, spec.args[1].shape[0], 1), loop]
 
 
-def gather(shape: Windows, source: Lines, into: Lines, rect: Rect) -> Iterator[Nest]:
-    """Fills the windows of the output pixels of `rect`: zeros where a tap lies in the padding, else what it meets."""
-    for number, tap in enumerate(shape.taps()):
-        yield from gather_tap(shape, source, into, rect, tap, number * shape.channels)
+@dataclass(frozen=True)
+class Frame:
+    """The lines that a block of output lines needs, with the padding around them, in the scratchpad.
+
+    An image that lies there already and needs no padding is read where it is: `band` is None.
+    """
+
+    shape: Windows
+    image: Buffer
+    band: Buffer | None
+    outside: float
+    """What the padding holds."""
+
+    @staticmethod
+    def of(shape: Windows, image: Buffer, space: Space, lines: int, outside: float = 0.0) -> Frame:
+        """The frame for blocks of at most so many output lines."""
+        high, wide = shape.band(lines)
+        band = local("band", image.dtype, high * wide * shape.channels) if windows.staged(shape, space) else None
+        return Frame(shape, image, band, outside)
+
+    def lines(self, first: int) -> Lines:
+        """The lines of the block that starts at an output line."""
+        shape = self.shape
+        if self.band is None:
+            return Lines(self.image, shape.width, shape.channels)
+        top, left = first * shape.stride[0] - shape.before[0], -shape.before[1]
+        return Lines(self.band, shape.band(1)[1], shape.channels, top, left)
+
+    def fetch(self, block: Callable[[list[int]], tuple[int, int]]) -> list[Statement]:
+        """Fills the frame for the output lines of `block`."""
+        if self.band is None:
+            return []
+        return [Alloc(self.band), Computed(lambda env: list(self._fill(*block(env))))]
+
+    def _fill(self, first: int, last: int) -> Iterator[Nest]:
+        shape, lines = self.shape, self.lines(first)
+        high, wide = shape.band(last - first)
+        frame = Rect(lines.first, lines.first + high, lines.left, lines.left + wide)
+        inside = frame.within(Rect(0, shape.height, 0, shape.width))
+        steps = (lines.width * lines.channels, lines.channels, 1)
+        for part in frame.without(inside):
+            extents = (part.bottom - part.top, part.right - part.left, lines.channels)
+            yield Nest(extents, ("",) * 3, lines.access(part.top, part.left, 0, steps), ("fill", self.outside))
+        if not inside.empty:
+            source = Lines(self.image, shape.width, shape.channels)
+            of = source.access(inside.top, inside.left, 0, (shape.width * shape.channels, shape.channels, 1))
+            extents = (inside.bottom - inside.top, inside.right - inside.left, lines.channels)
+            yield run(lines.access(inside.top, inside.left, 0, steps), of, *extents)
 
 
-def gather_tap(
-    shape: Windows, source: Lines, into: Lines, rect: Rect, tap: tuple[int, int], column: int,
-    channels: tuple[int, int] | None = None,
-) -> Iterator[Nest]:  # fmt: skip
-    """One tap's columns, from `column` on; `channels` are the first of them and how many, by default all."""
-    start, count = channels or (0, shape.channels)
-    steps = (into.width * into.channels, into.channels, 1)
-    valid = shape.valid(tap).within(rect)
-    for part in rect.without(valid):
-        extents = (part.bottom - part.top, part.right - part.left, count)
-        yield Nest(extents, ("",) * 3, into.access(part.top, part.left, column, steps), ("fill", 0.0))
-    if not valid.empty:
-        dst, met = into.access(valid.top, valid.left, column, steps), _met(shape, source, valid, tap, start)
-        yield run(dst, met, valid.bottom - valid.top, valid.right - valid.left, count)
+def gather(shape: Windows, source: Lines, into: Rows, rect: Rect, columns: tuple[int, int]) -> Iterator[Nest]:
+    """Columns `[first, last)` of the windows of the output pixels of `rect`, run by run."""
+    for tap, length in shape.runs():
+        begin = shape.column(tap)
+        first, last = max(begin, columns[0]), min(begin + length, columns[1])
+        if first < last:
+            dst = into.access(rect.top * shape.out[1] + rect.left, first, (shape.out[1] * into.pitch, into.pitch, 1))
+            met = _met(shape, source, rect, tap, first - begin)
+            yield run(dst, met, rect.bottom - rect.top, rect.right - rect.left, last - first)
 
 
 def _met(shape: Windows, source: Lines, rect: Rect, tap: tuple[int, int], channel: int = 0) -> Access:
@@ -160,30 +204,24 @@ def _met(shape: Windows, source: Lines, rect: Rect, tap: tuple[int, int], channe
     return source.access(rect.top * shape.stride[0] + y, rect.left * shape.stride[1] + x, channel, steps)
 
 
-def _folded(shape: Windows, source: Lines, into: Lines, rect: Rect, *, average: bool) -> Iterator[Nest]:
+def _folded(shape: Windows, source: Lines, into: Rows, rect: Rect, *, average: bool) -> Iterator[Nest]:
     """Adds up, or takes the largest of, what all taps meet."""
-    steps = (into.width * into.channels, into.channels, 1)
-    extents = (rect.bottom - rect.top, rect.right - rect.left, into.channels)
-    yield Nest(extents, ("",) * 3, into.access(rect.top, 0, 0, steps), ("fill", 0.0 if average else LOWEST))
-    for tap in shape.taps():
-        valid = shape.valid(tap).within(rect)
-        if valid.empty:
-            continue
-        dst = into.access(valid.top, valid.left, 0, steps)
-        value: Value = ("add" if average else "max", ("load", dst), ("load", _met(shape, source, valid, tap)))
-        yield Nest((valid.bottom - valid.top, valid.right - valid.left, into.channels), ("",) * 3, dst, value)
+    extents = (rect.bottom - rect.top, rect.right - rect.left, shape.channels)
+    dst = into.access(rect.top * shape.out[1], 0, (shape.out[1] * into.pitch, into.pitch, 1))
+    for number, tap in enumerate(shape.taps()):
+        value: Value = ("load", _met(shape, source, rect, tap))
+        if number:
+            value = ("add" if average else "max", ("load", dst), value)
+        yield Nest(extents, ("",) * 3, dst, value)
 
 
-def _scaled(spec: KernelSpec, sums: Lines, into: Lines, factors: Buffer | None, lines: tuple[int, int]) -> Nest:
+def _scaled(spec: KernelSpec, sums: Rows, into: Rows, factors: Buffer | None, row: int, pixels: int) -> Nest:
     """The sums of a block times the scale, or the factor of each pixel, in the result's type."""
-    first, last = lines
-    channels, pixels = sums.channels, (last - first) * sums.width
-    at = first * sums.width
     factor: Value = ("const", float(spec["scale"]))
     if factors is not None:
-        factor = ("load", Access(factors, lambda _env: at, (1, 0)))
-    value: Value = ("mul", ("load", sums.access(first, 0, 0, (channels, 1))), factor)
-    return Nest((pixels, channels), ("",) * 2, into.access(first, 0, 0, (channels, 1)), value)
+        factor = ("load", Access(factors, lambda _env: row, (1, 0)))
+    value: Value = ("mul", ("load", sums.access(row, 0, (sums.pitch, 1))), factor)
+    return Nest((pixels, sums.pitch), ("",) * 2, into.access(row, 0, (into.pitch, 1)), value)
 
 
 def _transpose(
@@ -211,7 +249,10 @@ def _transpose(
         near = spaces[0] is not Space.DRAM
         of = at(source, top, left, columns, (1, columns)) if near else at(before, 0, 0, wide, (1, wide))
         to = at(after, 0, 0, high, (high, 1)) if spaces[1] is Space.DRAM else at(out, left, top, rows, (rows, 1))
-        return [run(to, of, wide, high)]
+        if wide <= high:
+            return [run(to, of, wide, high)]
+        to, of = (replace(access, coefficients=access.coefficients[::-1]) for access in (to, of))
+        return [run(to, of, high, wide)]  # the long axis fills the lanes
 
     def put(env: list[int]) -> list[Nest]:
         top, left, high, wide = part(env)

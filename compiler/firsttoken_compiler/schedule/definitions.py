@@ -11,6 +11,7 @@ from firsttoken_compiler.isa.types import Dtype
 from firsttoken_compiler.schedule import expressions, vector_definitions, vision_definitions
 from firsttoken_compiler.schedule.quantised_definitions import QUANTISED, QUANTISED_BY_ELEMENT
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
+from firsttoken_compiler.schedule.windows import product_of, windows_of
 from firsttoken_compiler.tvm.api import te, tirx
 
 QMAX = {"int8": 127.0, "int16": 32767.0, "int4": 7.0}
@@ -209,6 +210,12 @@ def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
     ]
 
 
+def _conv(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """The product of the image's windows."""
+    matrix = vision_definitions.DEFINITIONS["windows"](windows_of(spec), p[:1])
+    return _linear(product_of(spec), [*matrix, *p[1:]])
+
+
 def linear_names(spec: KernelSpec) -> list[str]:
     """Names of a product's operands in the order of the call.
 
@@ -308,7 +315,8 @@ def mask(spec: KernelSpec, p: list[Any], value: Any, i: Any, t: Any) -> Any:
 _DEFINITIONS: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
     "rms_norm": _rms_norm, "swiglu": _swiglu, "quantise": _quantise, "add": _add, "row": _row, "columns": _columns,
     "rope": _rope,
-    "gather": _gather, "kv_append": _kv_append, "host": _host, "linear": _linear, "attention": _attention,
+    "gather": _gather, "kv_append": _kv_append, "host": _host, "linear": _linear, "conv": _conv,
+    "attention": _attention,
     "layer_norm": lambda spec, p: vector_definitions.layer_norm(spec, p, _quantise_rows),
     **QUANTISED, **vector_definitions.DEFINITIONS, **vision_definitions.DEFINITIONS,
 }  # fmt: skip

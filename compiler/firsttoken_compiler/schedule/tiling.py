@@ -52,14 +52,14 @@ def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, r
     for limit, rows in ((room.preferred, _ROWS), (room.limit, _ROWS), (room.limit, _FEW_ROWS)):
         costs = {
             tile: linear_cost(spec, spaces, tile, target)
-            for plain in _linear_tiles(spec, target, rows)
+            for plain in linear_tiles(spec, target, rows)
             for tile in ((plain, replace(plain, whole=True)) if spaces[0] is Space.DRAM else (plain,))
             if linear_bytes(spec, spaces, tile, target)[0] <= limit
             and linear_bytes(spec, spaces, tile, target)[1] <= target.scratchpad.accumulator_bytes
         }
         if costs:
             return min(costs, key=lambda tile: (costs[tile], -tile.m, -tile.k, -tile.panels))
-    smallest = min(linear_bytes(spec, spaces, tile, target) for tile in _linear_tiles(spec, target, _FEW_ROWS))
+    smallest = min(linear_bytes(spec, spaces, tile, target) for tile in linear_tiles(spec, target, _FEW_ROWS))
     raise AllocationError(
         f"target {target.name}: the smallest tile of a product of {spec.args[0].shape} by {spec['n']} columns needs "
         f"{smallest[0]} bytes of scratchpad and {smallest[1]} of accumulators; {room.limit} and "
@@ -67,7 +67,8 @@ def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, r
     )
 
 
-def _linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...]) -> Iterator[Tile]:
+def linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...]) -> Iterator[Tile]:
+    """Tiles of a product to choose from, with these numbers of rows."""
     shape, panel = Shape.of(spec), panel_of(target)
     count = shape.panels(panel)
     rows = sorted({min(shape.m, r) for r in choices})

@@ -12,11 +12,15 @@ from typing import Final
 
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Dtype, Space
-from firsttoken_compiler.schedule.spec import KernelSpec
+from firsttoken_compiler.schedule.spec import Arg, KernelSpec
 from firsttoken_compiler.target.target import Target
 
 KINDS: Final = ("windows", "pool", "transpose")
 """Kernels that `codegen.images` writes."""
+GEOMETRY: Final = (
+    "width", *(f"{name}_{axis}" for name in ("kernel", "stride", "pad", "dilation", "out") for axis in "yx")
+)  # fmt: skip
+"""Parameters of windows; all others of a convolution are its product's."""
 
 
 @dataclass(frozen=True)
@@ -94,33 +98,58 @@ class Windows:
         y, x = (k * d - p for k, d, p in zip(tap, self.dilation, self.before, strict=True))
         return y, x
 
-    def valid(self, tap: tuple[int, int]) -> Rect:
-        """Output pixels whose tap lies inside of the image."""
-        y, x = self.origin(tap)
-        top, bottom = _reach(y, self.stride[0], self.height, self.out[0])
-        return Rect(top, bottom, *_reach(x, self.stride[1], self.width, self.out[1]))
-
     def whole(self, first: int, last: int) -> Rect:
         """The output lines `[first, last)`."""
         return Rect(first, last, 0, self.out[1])
 
-    def lines(self, first: int, last: int) -> tuple[int, int]:
-        """Input lines `[first, last)` that output lines `[first, last)` need: at least one, all inside of the image."""
-        top = first * self.stride[0] - self.before[0]
-        bottom = (last - 1) * self.stride[0] - self.before[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
-        top = min(max(0, top), self.height - 1)
-        return top, max(top + 1, min(self.height, bottom))
+    def band(self, lines: int) -> tuple[int, int]:
+        """(lines, pixels of a line) of the padded image that so many output lines need, whether inside or outside."""
+        y, x = (
+            (count - 1) * s + (k - 1) * d + 1
+            for count, s, k, d in zip((lines, self.out[1]), self.stride, self.kernel, self.dilation, strict=True)
+        )
+        return y, x
 
-    def most_lines(self, lines: int) -> int:
-        """Input lines that a block of so many output lines needs at most."""
-        return min(self.height, (lines - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1)
+    @property
+    def padded(self) -> bool:
+        """Whether a tap ever lies outside of the image."""
+        high, wide = self.band(self.out[0])
+        return any(self.before) or high > self.height or wide > self.width
+
+    def runs(self) -> Iterator[tuple[tuple[int, int], int]]:
+        """(first tap, elements) of the runs that lie side by side in the image, and in a row of windows."""
+        if self.dilation[1] == 1:
+            return (((ky, 0), self.kernel[1] * self.channels) for ky in range(self.kernel[0]))
+        return ((tap, self.channels) for tap in self.taps())
+
+    def column(self, tap: tuple[int, int]) -> int:
+        """Where a tap's channels begin in a row of windows."""
+        return (tap[0] * self.kernel[1] + tap[1]) * self.channels
+
+    def rows(self, first: int, last: int) -> Iterator[Rect]:
+        """Output pixels `[first, last)`, counted line by line, as up to three rectangles."""
+        across = self.out[1]
+        while first < last:
+            line, pixel = divmod(first, across)
+            full = (last - first) // across if pixel == 0 else 0
+            rect = Rect(line, line + full, 0, across) if full else Rect(
+                line, line + 1, pixel, min(across, pixel + last - first)
+            )  # fmt: skip
+            yield rect
+            first += (rect.bottom - rect.top) * (rect.right - rect.left)
 
 
-def _reach(origin: int, stride: int, extent: int, count: int) -> tuple[int, int]:
-    """Range of i < count with 0 <= origin + i * stride < extent."""
-    first = max(0, -(origin // stride))
-    last = min(count, (extent - 1 - origin) // stride + 1)
-    return (first, last) if first < last else (0, 0)
+def product_of(spec: KernelSpec) -> KernelSpec:
+    """A convolution's product of the matrix of windows, in fp16, with the weight."""
+    params = tuple((name, value) for name, value in spec.params if name not in GEOMETRY)
+    matrix = Arg((Windows.of(spec).pixels, int(spec["k"])), Dtype.F16)
+    return KernelSpec("linear", params, (matrix, *spec.args[1:]), spec.outs)
+
+
+def windows_of(spec: KernelSpec) -> KernelSpec:
+    """A convolution's matrix of windows."""
+    params = tuple((name, value) for name, value in spec.params if name in GEOMETRY)
+    return KernelSpec("windows", params, spec.args[:1], product_of(spec).args[:1])
 
 
 def choose_lines(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, limits: tuple[int, ...]) -> int:
@@ -140,15 +169,21 @@ def choose_lines(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, li
 
 def _block_bytes(spec: KernelSpec, spaces: tuple[Space, ...], shape: Windows, lines: int, target: Target) -> int:
     """Scratchpad of a block with all its slots."""
-    band = spec.args[0].dtype.nbytes(shape.most_lines(lines) * shape.width * shape.channels)
+    high, wide = shape.band(lines)
+    band = spec.args[0].dtype.nbytes(high * wide * shape.channels) * staged(shape, spaces[0])
     made = lines * shape.out[1] * spec.outs[0].shape[1]
     total = 8 * target.scratchpad.alignment_bytes
-    total += 3 * band * (spaces[0] is Space.DRAM) + 2 * spec.outs[0].dtype.nbytes(made) * (spaces[-1] is Space.DRAM)
+    total += 3 * band + 2 * spec.outs[0].dtype.nbytes(made) * (spaces[-1] is Space.DRAM)
     if sums(spec):
         total += Dtype.F32.nbytes(made)
     if len(spec.args) > 1:
         total += 3 * spec.args[1].nbytes
     return total
+
+
+def staged(shape: Windows, space: Space) -> bool:
+    """Whether the lines that a block needs are copied first: out of the DRAM, or into a frame of padding."""
+    return space is Space.DRAM or shape.padded
 
 
 def sums(spec: KernelSpec) -> bool:
@@ -161,6 +196,8 @@ def choose_block(
 ) -> tuple[int, int]:
     """(rows, columns) of the source that a transposition turns at a time."""
     rows, columns = spec.args[0].shape
+    if columns > 4 * rows or rows > 4 * columns:  # several blocks, so that transfers overlap with the vector unit
+        rows, columns = (-(-extent // 8) if extent == max(rows, columns) else extent for extent in (rows, columns))
     each = 3 * spec.args[0].dtype.bits * (spaces[0] is Space.DRAM)
     each += 2 * spec.outs[0].dtype.bits * (spaces[1] is Space.DRAM)
     limit = limits[0] - 8 * target.scratchpad.alignment_bytes

@@ -192,6 +192,10 @@ def _windows(c: Any, _context: Any) -> Any:
     return tensor([int(a["out_y"]) * int(a["out_x"]), taps * shape_of(c.args[0])[1]], str(a["out"]))
 
 
+def _conv(c: Any, _context: Any) -> Any:
+    return tensor([int(c.attrs["out_y"]) * int(c.attrs["out_x"]), int(c.attrs["n"])], str(c.attrs["out"]))
+
+
 def _pool(c: Any, _context: Any) -> Any:
     return tensor([int(c.attrs["out_y"]) * int(c.attrs["out_x"]), shape_of(c.args[0])[1]], str(c.attrs["out"]))
 
@@ -232,6 +236,7 @@ CANONICAL: dict[str, Infer] = {
     "npu.softmax": _out_like_first,  # (x [m, h]); log 0 or 1 -> [m, h]
     # Images are matrices [height * width, channels]. width; kernel, stride, pad (before), dilation, out as _y and _x.
     "npu.windows": _windows,  # (image) -> [pixels, taps * channels], zero in the padding
+    "npu.conv": _conv,  # (image, weight, as of npu.linear); the product of the image's windows, which exist nowhere
     "npu.pool": _pool,  # (image[, factors [pixels, 1]]); mode max, average (sum times scale or factor) -> [pixels, c]
     "npu.concat": _concat,  # (matrices); axis 0 by rows, 1 by columns -> [m, n]
     "npu.transpose": _transpose,  # (x [m, n]) -> [n, m]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_case import padded_taps, shapes, windows_spec
 from kernel_bench import Bench, small_target
 
 from firsttoken_compiler.codegen import images
@@ -16,50 +17,6 @@ from firsttoken_compiler.schedule.windows import Rect, Windows
 
 TARGET = small_target()
 PLACES = st.sampled_from((Space.DRAM, Space.SPAD))
-
-
-def windows_spec(
-    kind: str, shape: Windows, out: Dtype, *more: Arg, dtype: Dtype = Dtype.F16, **params: object
-) -> KernelSpec:
-    width = shape.channels * (shape.kernel[0] * shape.kernel[1] if kind == "windows" else 1)
-    params |= {"width": shape.width, "out_y": shape.out[0], "out_x": shape.out[1]}
-    pairs = {"kernel": shape.kernel, "stride": shape.stride, "pad": shape.before, "dilation": shape.dilation}
-    for name, pair in pairs.items():
-        params |= {f"{name}_y": pair[0], f"{name}_x": pair[1]}
-    image = Arg((shape.height * shape.width, shape.channels), dtype)
-    return KernelSpec(kind, tuple(sorted(params.items())), (image, *more), (Arg((shape.pixels, width), out),))  # type: ignore[arg-type]
-
-
-def padded_taps(x: np.ndarray, shape: Windows, outside: float) -> np.ndarray:
-    """[pixels, taps, channels] of an image [height, width, channels]."""
-    (oy, ox), found = shape.out, []
-    steps = zip(shape.out, shape.stride, shape.kernel, shape.dilation, strict=True)
-    far = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in steps]
-    room = np.full((far[0] + shape.height, far[1] + shape.width, shape.channels), outside, np.float64)
-    top, left = shape.before
-    room[top : top + shape.height, left : left + shape.width] = x
-    for ky, kx in shape.taps():
-        y, z = ky * shape.dilation[0], kx * shape.dilation[1]
-        (sy, sx) = shape.stride
-        part = room[y : y + (oy - 1) * sy + 1 : sy, z : z + (ox - 1) * sx + 1 : sx]
-        found.append(part.reshape(shape.pixels, shape.channels))
-    return np.stack(found, axis=1)
-
-
-@st.composite
-def shapes(draw: st.DrawFn) -> Windows:
-    number = st.integers
-    height, width, channels = draw(number(1, 9)), draw(number(1, 9)), draw(number(1, 9))
-    kernel, stride, dilation = ((draw(number(1, n)), draw(number(1, n))) for n in (4, 3, 2))
-    before = tuple(draw(number(0, k - 1)) for k in kernel)
-    after = tuple(draw(number(0, k - 1)) for k in kernel)
-    out = tuple(
-        (n + b + a - (k - 1) * d - 1) // s + 1
-        for n, b, a, k, d, s in zip((height, width), before, after, kernel, dilation, stride, strict=True)
-    )
-    if min(out) < 1:
-        kernel, before, out = (1, 1), (0, 0), (-(-height // stride[0]), -(-width // stride[1]))
-    return Windows(height, width, channels, kernel, stride, before, dilation, out)  # type: ignore[arg-type]
 
 
 def image(shape: Windows, seed: int, dtype: Dtype) -> np.ndarray:
@@ -127,3 +84,12 @@ def test_an_image_whose_lines_do_not_fit_names_the_remedy() -> None:
     shape = Windows(4, 4096, 8, (3, 3), (1, 1), (1, 1), (1, 1), (4, 4096))
     with pytest.raises(AllocationError, match=r"one line of windows .* raise scratchpad\.bytes"):
         images.build(windows_spec("windows", shape, Dtype.F16), (Space.DRAM, Space.DRAM), TARGET, (4096,))
+
+
+@given(st.integers(1, 7), st.integers(0, 40), st.integers(0, 40))
+def test_pixels_in_a_row_are_few_rectangles(line: int, first: int, count: int) -> None:
+    shape = Windows(99, line, 1, (1, 1), (1, 1), (0, 0), (1, 1), (99, line))
+    rects = list(shape.rows(first, first + count))
+    pixels = [y * line + x for r in rects for y in range(r.top, r.bottom) for x in range(r.left, r.right)]
+    assert pixels == list(range(first, first + count))
+    assert len(rects) <= 3

@@ -100,12 +100,12 @@ def test_no_ranked_candidate_is_cheaper(m: int, n: int, k: int, bits: int, group
     try:
         tile = choose_linear(spec, spaces, target, Room(limit, limit))
     except AllocationError:
-        for other in tiling._linear_tiles(spec, target, (1,)):
+        for other in tiling.linear_tiles(spec, target, (1,)):
             assert tiling.linear_bytes(spec, spaces, other, target)[0] > limit
         return
     assert tiling.linear_bytes(spec, spaces, tile, target)[0] <= limit
     rows = tiling._ROWS if tile.m == m or tile.m >= 16 else tiling._FEW_ROWS
-    for other in tiling._linear_tiles(spec, target, rows):
+    for other in tiling.linear_tiles(spec, target, rows):
         nbytes, acc = tiling.linear_bytes(spec, spaces, other, target)
         if nbytes <= limit and acc <= target.scratchpad.accumulator_bytes:
             cost = tiling.linear_cost(spec, spaces, other, target)

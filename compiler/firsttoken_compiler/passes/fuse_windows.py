@@ -1,0 +1,53 @@
+"""Windows move into the products that read them: npu.windows and npu.linear become npu.conv.
+
+Only for fp16 activations. Integer ones have a scale per row of windows, so that these rows have to be there, quantised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from firsttoken_compiler.passes.canonicalise import Canonical
+from firsttoken_compiler.passes.quantise import Quantised
+from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
+from firsttoken_compiler.tvm import dialect
+from firsttoken_compiler.tvm.api import Call
+
+
+@dataclass(frozen=True)
+class FuseWindows:
+    """See the module's docstring. Results are the same to the bit; names are the products'."""
+
+    def run(self, quantised: Quantised, canonical: Canonical) -> tuple[Quantised, Canonical]:
+        """The rewritten module; the provenance stays, as both have the convolution's nodes."""
+        bindings = [binding for block in quantised.module["main"].body.blocks for binding in block.bindings]
+        values = {binding.var: binding.value for binding in bindings}
+        products = [value for value in values.values() if _operator(value) == "npu.linear"]
+        fused = {
+            product.args[0]
+            for product in products
+            if _operator(values.get(product.args[0])) == "npu.windows" and str(product.attrs["acts"]) == "fp16"
+        }
+        for value in values.values():  # what anything else reads has to be there
+            read = list(value.args) if isinstance(value, Call) else list(getattr(value, "fields", ()))
+            fused -= {part for i, part in enumerate(read) if i > 0 or _operator(value) != "npu.linear"}
+        if not fused:
+            return quantised, canonical
+
+        def visit(state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
+            if variable in fused:
+                return args[0]
+            if _operator(call) == "npu.linear" and call.args[0] in fused:
+                attributes = {**dialect.plain_attributes(values[call.args[0]]), **dialect.plain_attributes(call)}
+                return state.emit(dialect.call("npu.conv", args, **attributes))
+            return state.emit(Call(call.op, args, call.attrs))
+
+        parameters = list(quantised.module["main"].params)
+        module, names = rebuild(quantised.module, parameters, {p: p for p in parameters}, visit)
+        traced = {new: quantised.names.get(old, old) for new, old in names.items()}
+        return replace(quantised, module=module, names=traced), canonical
+
+
+def _operator(value: Any) -> str:
+    return str(value.op.name) if isinstance(value, Call) else ""

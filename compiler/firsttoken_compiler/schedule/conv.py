@@ -1,0 +1,81 @@
+"""Convolutions as products of windows: the product that is scheduled, and the tile of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from firsttoken_compiler.errors import AllocationError
+from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.isa.vector_kernel import VectorKernel
+from firsttoken_compiler.schedule import tiling, windows
+from firsttoken_compiler.schedule.linear import Shape, Tile, panel_of
+from firsttoken_compiler.schedule.spec import KernelSpec
+from firsttoken_compiler.schedule.tiling import Room
+from firsttoken_compiler.schedule.windows import Windows, product_of
+from firsttoken_compiler.target.rates import ceil_div, vector_cycles
+from firsttoken_compiler.target.target import Target
+
+_COPY = VectorKernel("s0")
+BAND_SLOTS = 3
+"""Slots of a frame: it is fetched while the vector unit still reads the one before the last."""
+
+
+def lines_of(shape: Windows, pixels: int) -> int:
+    """Output lines that so many pixels in a row can touch, starting at a multiple of their number."""
+    if pixels % shape.out[1] == 0:
+        return pixels // shape.out[1]
+    return min(shape.out[0], ceil_div(pixels - 1, shape.out[1]) + 1)
+
+
+def choose(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Tile:
+    """The cheapest tile that fits: rows are whole lines of pixels, or parts of one.
+
+    Raises AllocationError when none fits.
+    """
+    shape, product = Windows.of(spec), product_of(spec)
+    where = (Space.DRAM, *spaces[1:])
+    accumulators = target.scratchpad.accumulator_bytes
+    for limit in (room.preferred, room.limit):
+        costs: dict[Tile, float] = {}
+        for tile in _tiles(product, shape, target):
+            scratch, acc = tiling.linear_bytes(product, where, tile, target)
+            if scratch + _band_bytes(spec, shape, spaces[0], tile) <= limit and acc <= accumulators:
+                costs[tile] = _cost(product, where, shape, tile, target)
+        if costs:
+            return min(costs, key=lambda tile: (costs[tile], -tile.m, -tile.k, -tile.panels))
+    raise AllocationError(
+        f"target {target.name}: no tile of a convolution over an image of {shape.width} x {shape.channels} with "
+        f"{spec['n']} results fits into {room.limit} bytes of scratchpad and {accumulators} of accumulators: raise "
+        "scratchpad.bytes or scratchpad.accumulator_bytes"
+    )
+
+
+def _tiles(product: KernelSpec, shape: Windows, target: Target) -> Any:
+    """Whole lines, and parts of lines where one is too long."""
+    line = shape.out[1]
+    lines = {min(shape.out[0], 1 << i) for i in range(shape.out[0].bit_length() + 1)}
+    lines |= {ceil_div(shape.out[0], parts) for parts in range(1, 9)}
+    rows = {line * count for count in lines if line * count <= 2048} | {min(line, part) for part in (16, 32, 64, 128)}
+    yield from tiling.linear_tiles(product, target, tuple(rows))
+
+
+def _band_bytes(spec: KernelSpec, shape: Windows, space: Space, tile: Tile) -> int:
+    """The frame of padding in its slots."""
+    if not windows.staged(shape, space):
+        return 0
+    high, wide = shape.band(lines_of(shape, tile.m))
+    return BAND_SLOTS * (spec.args[0].dtype.nbytes(high * wide * shape.channels) + 64)
+
+
+def _cost(product: KernelSpec, where: tuple[Space, ...], shape: Windows, tile: Tile, target: Target) -> float:
+    """Cycles: the product's, and the vector unit's for the windows, which no other unit's time hides for sure."""
+    sizes = Shape.of(product)
+    across = ceil_div(sizes.n, tile.panels * panel_of(target))
+    cut = ceil_div(sizes.m, tile.m) * ceil_div(sizes.k, tile.k)
+    rects = 1 if tile.m % shape.out[1] == 0 or tile.m < shape.out[1] else 3
+    runs = ceil_div(len(list(shape.runs())), ceil_div(sizes.k, tile.k)) * rects
+    each = vector_cycles(target, _COPY, (1, tile.m, ceil_div(tile.k, max(1, runs // rects)))) * (runs // rects)
+    gathering = across * cut * (each + (runs - runs // rects) * target.vector.startup_cycles)
+    # Fetching the windows from the DRAM is not paid for: the lines of the image are, once per tile of rows.
+    resident = (Space.SPAD, *where[1:])
+    return tiling.linear_cost(product, resident, tile, target) + gathering

@@ -1,0 +1,73 @@
+"""Convolutions whose windows are made tile by tile: random shapes, places of operands and sizes of the scratchpad."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from image_case import padded_taps, shapes, windows_spec
+from kernel_bench import Bench, small_target
+
+from firsttoken_compiler.codegen import convolve
+from firsttoken_compiler.errors import AllocationError
+from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.matmul import Matmul
+from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.schedule.spec import Arg, KernelSpec
+from firsttoken_compiler.schedule.tiling import Room
+from firsttoken_compiler.schedule.windows import Windows
+
+TARGET = small_target()
+PLACES = st.sampled_from((Space.DRAM, Space.SPAD))
+
+
+def conv_spec(shape: Windows, n: int, dtype: Dtype = Dtype.F16) -> KernelSpec:
+    """With bias and residual."""
+    windows = windows_spec("windows", shape, Dtype.F16, dtype=dtype)
+    k = windows.outs[0].shape[1]
+    product = {"n": n, "k": k, "acts": "fp16", "bits": 16, "group": 0, "bias": 1, "residual": 1}
+    args = (*windows.args, Arg((k, n), Dtype.F16), Arg((n,), Dtype.F16), Arg((shape.pixels, n), Dtype.F16))
+    params = tuple(sorted({**dict(windows.params), **product}.items()))
+    return KernelSpec("conv", params, args, (Arg((shape.pixels, n), Dtype.F32),))
+
+
+def check(shape: Windows, n: int, spaces: tuple[Space, ...], dtype: Dtype, limit: int, seed: int) -> str:
+    """Compares with numpy; returns the tile."""
+    spec, random = conv_spec(shape, n, dtype), np.random.default_rng(seed)
+    arrays = [random.standard_normal(arg.shape).astype(arg.dtype.numpy) for arg in spec.args]
+    template = convolve.build(spec, spaces, TARGET, Room(limit, 1 << 20))
+    products = template.code[template.code[:, word.OPCODE] == Matmul.OPCODE][:, word.DIMS : word.DIMS + 3]
+    assert products.prod(axis=1).sum() == shape.pixels * n * spec["k"]
+    bench = Bench(spec, spaces, TARGET, (*spec.args, *spec.outs), panels=(1,))
+    (got,) = bench.run(template, arrays)
+    x, w, bias, residual = (array.astype(np.float64) for array in arrays)
+    x = x.astype(np.float16).astype(np.float64)
+    taps = padded_taps(x.reshape(shape.height, shape.width, -1), shape, 0.0).reshape(shape.pixels, -1)
+    np.testing.assert_allclose(got, taps @ w + bias + residual, rtol=1e-4, atol=1e-4)
+    return template.tile
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shapes(), st.integers(1, 20), st.tuples(PLACES, st.just(Space.DRAM), st.just(Space.DRAM), PLACES, PLACES),
+    st.sampled_from((Dtype.F16, Dtype.F32)), st.sampled_from((6000, 12000, 1 << 20)), st.integers(0, 99),
+)  # fmt: skip
+def test_convolution(
+    shape: Windows, n: int, spaces: tuple[Space, ...], dtype: Dtype, limit: int, seed: int
+) -> None:
+    check(shape, n, spaces, dtype, limit, seed)
+
+
+@pytest.mark.parametrize("limit", [6000, 20000])
+def test_tiles_of_lines_and_of_parts_of_lines(limit: int) -> None:
+    """Several tiles of pixels, columns and k, with padding all around."""
+    shape = Windows(9, 40, 16, (3, 3), (1, 1), (1, 1), (1, 1), (9, 40))
+    tile = check(shape, 24, (Space.DRAM,) * 5, Dtype.F16, limit, 1)
+    assert int(tile.split("x")[0]) < shape.pixels
+
+
+def test_no_tile_that_fits_names_the_remedy() -> None:
+    shape = Windows(3, 4096, 64, (3, 3), (1, 1), (1, 1), (1, 1), (3, 4096))
+    with pytest.raises(AllocationError, match=r"no tile of a convolution .* raise scratchpad\.bytes"):
+        convolve.build(conv_spec(shape, 8), (Space.DRAM,) * 5, TARGET, Room(4096, 8192))
