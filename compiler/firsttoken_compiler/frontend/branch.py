@@ -1,10 +1,12 @@
 """The branch of an If that is always taken, as nodes of the graph around it."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from firsttoken_compiler.frontend.check_graph import subgraphs
 from firsttoken_compiler.frontend.inline import fresh, renamed
 from firsttoken_compiler.frontend.onnx_file import Initializer, OnnxStudent, describe
 
@@ -47,12 +49,12 @@ class Branches:
         return copy
 
     def _names(self, node: Any, graph: Any) -> dict[str, str]:
-        """New names for values of a branch that are called as values taken out of another one before."""
+        """New names for values of a branch that others, of other branches, have too."""
         names = {}
         for name in _made(graph):
-            if name in self._values:
+            if self._counts[name] > 1:
                 names[name] = fresh(f"{node.name}/{name}", self._values)
-            self._values.add(names.get(name, name))
+                self._values.add(names[name])
         return names
 
     @cached_property
@@ -60,11 +62,27 @@ class Branches:
         return {node.name for node in self.student.graph.node}
 
     @cached_property
-    def _values(self) -> set[str]:
+    def _counts(self) -> Counter[str]:
+        """How many graphs and subgraphs make a value of a name."""
         graph = self.student.graph
-        return {*_made(graph), *(value.name for value in graph.input), *self.student.initializers}
+        outside = {*(value.name for value in graph.input), *self.student.initializers}
+        outside.update(name for node in graph.node for name in node.output)
+        inside = (name for node in graph.node for inner in subgraphs(node) for name in _made_anywhere(inner))
+        return Counter([*outside, *inside])
+
+    @cached_property
+    def _values(self) -> set[str]:
+        return set(self._counts)
 
 
 def _made(graph: Any) -> Iterator[str]:
     yield from (tensor.name for tensor in graph.initializer)
     yield from (name for node in graph.node for name in node.output if name)
+
+
+def _made_anywhere(graph: Any) -> Iterator[str]:
+    yield from (value.name for value in graph.input)
+    yield from _made(graph)
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from _made_anywhere(inner)

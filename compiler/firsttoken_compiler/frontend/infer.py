@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.check_graph import label
 from firsttoken_compiler.frontend.contrib_shapes import STANDARD, Kind, Operands, Shape, contrib_types
+from firsttoken_compiler.frontend.loops import carried_types
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 from firsttoken_compiler.frontend.partition import read_names
 
@@ -73,6 +74,9 @@ class Types:
         """
         if not self._visit_defined(node, known):
             self._visit_contrib(node, known)
+        if node.op_type == "Loop" and not node.domain:
+            for name, proto in zip(node.output, carried_types(node, self.student, self.proto), strict=False):
+                self.set(name, proto)
         for name in node.output:
             if name and self._shapes.get(name) is None and name in self._declared:
                 declared = self._declared[name]

@@ -23,7 +23,7 @@ def widen(student: OnnxStudent) -> OnnxStudent:
     """The student with float32 in place of float16 and bfloat16, without casts between them; itself if it has none."""
     graph = student.graph
     values = [*graph.input, *graph.output, *graph.value_info]
-    narrow = any(value.type.tensor_type.elem_type in NARROW for value in values)
+    narrow = any(value.type.tensor_type.elem_type in NARROW for value in values) or any(map(_makes_narrow, graph.node))
     if not narrow and not any(entry.onnx_type in NARROW for entry in student.initializers.values()):
         return student
     initializers = {name: _wide(entry) for name, entry in student.initializers.items()}
@@ -36,6 +36,13 @@ def widen(student: OnnxStudent) -> OnnxStudent:
         if value.type.tensor_type.elem_type in NARROW:
             value.type.tensor_type.elem_type = FLOAT
     return _without_casts(wide)
+
+
+def _makes_narrow(node: Any) -> bool:
+    """Whether an attribute asks for float16 or bfloat16: a file need not say what types its values have."""
+    return any(
+        a.t.data_type in NARROW if a.type == _TENSOR else a.name in _TYPED and a.i in NARROW for a in _attributes(node)
+    )
 
 
 def _wide(entry: Initializer) -> Initializer:
