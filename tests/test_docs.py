@@ -7,8 +7,18 @@ import pytest
 
 from firsttoken.cli import app
 from firsttoken_compiler.isa.opcodes import INSTRUCTIONS
+from firsttoken_compiler.isa.program import FORMAT, FORMAT_VERSION
 from firsttoken_compiler.isa.vector_kernel import OPERATIONS
-from firsttoken_simulator.report.document import LayerRow, OpRow, PathLink, RunDocument, Rung, TargetValue
+from firsttoken_compiler.tvm import dialect
+from firsttoken_simulator.report.document import (
+    HostCallRow,
+    LayerRow,
+    OpRow,
+    PathLink,
+    RunDocument,
+    Rung,
+    TargetValue,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,7 +28,7 @@ def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("model", [OpRow, RunDocument, LayerRow, PathLink, Rung, TargetValue])
+@pytest.mark.parametrize("model", [OpRow, RunDocument, LayerRow, PathLink, Rung, HostCallRow, TargetValue])
 def test_every_field_is_described(model: type[RunDocument]) -> None:
     described = set(re.findall(r"`(\w+)`", text("docs/reports.md")))
     assert set(model.model_fields) <= described
@@ -43,6 +53,15 @@ def test_readme_shows_every_verb() -> None:
 def test_every_instruction_and_operation_is_described() -> None:
     words = set(re.findall(r"\w+", text("docs/program.md")))
     assert {instruction.MNEMONIC for instruction in INSTRUCTIONS} | set(OPERATIONS) <= words
+
+
+def test_every_canonical_operator_is_named() -> None:
+    listed = text("docs/architecture.md").split("The canonical operators:")[1].split("\n\n")[0]
+    assert {f"npu.{name}" for name in re.findall(r"`(\w+)`", listed)} == set(dialect.CANONICAL)
+
+
+def test_the_version_of_program_files_is_the_documented_one() -> None:
+    assert f"format `{FORMAT}`, version {FORMAT_VERSION}:" in text("docs/program.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
