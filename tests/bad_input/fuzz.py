@@ -99,7 +99,8 @@ def worker() -> None:
     out, sys.stdout = sys.stdout, sys.stderr
     with tempfile.TemporaryDirectory() as folder:  # loads what is heavy before memory is limited
         api.compile(making.save(making.loop(2), Path(folder)), "systolic-128", options=options)
-        api.compile(making.save(making.product(), Path(folder)), "systolic-128", options=options)
+        program = api.compile(making.save(making.product(), Path(folder)), "systolic-128", options=options)
+        api.simulate(program, "systolic-128")
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM_BYTES, used + ROOM_BYTES))
     print("ready", file=out, flush=True)
@@ -134,7 +135,7 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, bufsize=1
         )
-        self._line(120.0)
+        self._line(300.0)
 
     def attempt(self, path: Path) -> dict[str, str]:
         """What became of a file."""

@@ -139,6 +139,26 @@ def _parts(state: Rebuild, pair: Any) -> list[Any]:
 
 
 def _without_dead(module: Any) -> Any:
-    from firsttoken_compiler.tvm.api import transform
+    """The module without bindings that nothing follows from; TVM's own pass needs time in the square of them."""
+    from firsttoken_compiler.tvm.api import IRModule
 
-    return transform.DeadCodeElimination()(module)
+    function = module["main"]
+    live, blocks = {function.body.body}, []
+    for block in reversed(function.body.blocks):
+        kept = []
+        for binding in reversed(block.bindings):
+            if binding.var in live:
+                kept.append(binding)
+                live.update(_operands(binding.value))
+        blocks.append(type(block)(kept[::-1]))
+    body = relax.SeqExpr(blocks[::-1], function.body.body)
+    return IRModule({"main": relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)})
+
+
+def _operands(value: Any) -> list[Any]:
+    """Variables and constants that the value of a binding reads."""
+    if isinstance(value, Call):
+        return [argument for argument in value.args if isinstance(argument, relax.Var)]
+    if isinstance(value, relax.TupleGetItem):
+        return [value.tuple_value]
+    return list(value.fields) if isinstance(value, relax.Tuple) else [value]
