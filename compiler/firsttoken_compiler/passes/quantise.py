@@ -148,13 +148,14 @@ class _State:
 
     def _check_layers(self) -> None:
         """Every layer that `layer_bits` names has products of its own."""
-        found = {layer_of(packing.source) for packing in self.packings.values()}
+        found = {layer_of(packing.source) for packing in self.packings.values() if packing.form == "panels"}
         lost = [i for i, bits in enumerate(self.precision.layer_bits) if bits and i not in found]
         if lost:
             known = sorted(layer for layer in found if layer is not None)
             raise OptionError(
                 f"bits are given for layer {lost[0]}, but the names of the student's weights tell of layers {known}: "
-                "name weights like 'layers.0.mlp.up_proj.weight', or give one --weights for all"
+                "name weights like 'layers.0.mlp.up_proj.weight', or give one --weights for all; weights that the "
+                "graph stores quantised keep their bits"
             )
 
     def _declare_packed(self, call: Any, argument: Any) -> None:

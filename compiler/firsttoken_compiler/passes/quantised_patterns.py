@@ -306,7 +306,7 @@ def _activations(context: Context, builder: Any, kind: Activations, view: View) 
     if not kind.kind:
         return {"a": matrix_of(builder, view)}
     made: dict[Any, dict[str, Any]] = context.__dict__.setdefault("quantised", {})
-    key = (view.base, view.axes, view.dims, kind.kind, kind.scale, kind.zero, kind.dtype)
+    key = (view.base, view.axes, view.shape, kind.kind, kind.scale, kind.zero, kind.dtype)
     if key not in made:
         x = matrix_of(builder, view)
         if kind.kind == "dynamic":
