@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from firsttoken.execution import load
 from firsttoken_compiler.frontend.onnx_file import from_model
 from firsttoken_compiler.isa.program import Program
+from firsttoken_compiler.isa.types import Dtype
 from firsttoken_compiler.options import resolve
 from firsttoken_compiler.pipeline import compile_onnx
 from firsttoken_compiler.target.load import load_target
@@ -28,13 +29,15 @@ def written(signature: str, body: str, opset: int, **arrays: NDArray[Any]) -> on
     return model
 
 
-def compare(model: onnx.ModelProto, target: str, weights: str = "fp16", scale: float = 1.0) -> tuple[Program, float]:
+def compare(model: onnx.ModelProto, target: str, weights: str = "fp16") -> tuple[Program, float]:
     """The program and the largest error of its outputs over the largest value of onnxruntime's."""
     machine, random = load_target(target), np.random.default_rng(3)
-    feeds: Arrays = {
-        v.name: (scale * random.standard_normal([d.dim_value for d in v.type.tensor_type.shape.dim])).astype(np.float32)
-        for v in model.graph.input
-    }
+    feeds: Arrays = {}
+    for value in model.graph.input:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        drawn = random.standard_normal(shape) if dtype == np.float32 else random.random(shape) < 0.8
+        feeds[value.name] = drawn.astype(dtype)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [value.name for value in model.graph.output]
     expected = dict(zip(names, session.run(names, feeds), strict=True))
@@ -106,8 +109,8 @@ def block(masked: str, mask: str) -> onnx.ModelProto:
         "heads": np.array([1, 12, 4, 12]), "flat": np.array([1, 12, 48]), "one": np.array([1]),
         "root": np.float32(12**0.5),
     }  # fmt: skip
-    if "far" in masked:
-        arrays |= {"far": np.float32(-10000), "unit": np.float32(1)}
+    numbers = {"far": np.float32(-10000), "unit": np.float32(1), "nought": np.float32(0)}
+    arrays |= {name: number for name, number in numbers.items() if name in masked}
     signature = f"(float[1,12,48] x{mask}) => (float[1,12,48] y, float[1,48] pooled)"
     return written(signature, BLOCK.format(masked=masked), 20, **arrays)
 
@@ -128,10 +131,14 @@ def test_an_encoder_block_is_all_the_npus(target: str, weights: str) -> None:
         ("s = Add(s1, mask)", ", float[1,1,1,12] mask"),
         ("s = Add(s1, mask)", ", float[1,1,12,12] mask"),
         ("m0 = Sub(unit, keep) m = Mul(m0, far) s = Add(s1, m)", ", float[1,1,1,12] keep"),
+        ("k9 = Cast<to=1>(keep) m0 = Sub(unit, k9) m = Mul(m0, far) s = Add(s1, m)", ", int64[1,1,1,12] keep"),
+        ("k9 = Cast<to=9>(keep) m = Where(k9, nought, far) s = Add(s1, m)", ", int64[1,1,1,12] keep"),
+        ("both = And(keep, here) m = Where(both, nought, far) s = Add(s1, m)",
+         ", bool[1,1,1,12] keep, bool[1,1,12,1] here"),
     ],
-)
+)  # fmt: skip
 def test_masks_of_encoders(masked: str, mask: str) -> None:
-    """A row of numbers for all queries, a matrix, and BERT's (1 - keep) * far."""
+    """A row of numbers for all queries, a matrix, BERT's (1 - keep) * far, integers and truth values."""
     program, error = compare(block(masked, mask), TARGETS[0])
     assert error < 4e-3
     assert not program.hosts
@@ -148,3 +155,17 @@ def test_values_seen_in_other_rows_stay_dense() -> None:
     for target in TARGETS:
         _, error = compare(model, target)
         assert error < 2e-3
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_truth_values_come_and_go(target: str) -> None:
+    """They lie in memory between operators that read them twice, and leave the graph."""
+    model = written(
+        "(float[1,9,40] x, bool[1,9,40] b, int64[1,9,1] n) => (float[1,9,40] y, bool[1,9,40] c)",
+        "f = Cast<to=1>(n) e = Exp(x) g = Sigmoid(x) h = Mul(e, g) l = Less(h, f) c = And(l, b)"
+        " w = Where(c, x, e) m = MatMul(w, v) y = Where(c, m, x)", 18, v=random_weights(v=(40, 40))["v"],
+    )  # fmt: skip
+    program, error = compare(model, target)
+    assert not program.hosts
+    assert error < 2e-3
+    assert any(op.kind == "map" and program.tensor("c").dtype is Dtype.BOOL for op in program.ops)

@@ -213,6 +213,8 @@ class _Reader:
                 base, coefficients = self._affine(node, variables)
                 return ("index", base, tuple(coefficients))
             return (_BINARY[kind], self._value(node.a, variables), self._value(node.b, variables))
+        if kind == "NE":
+            return ("eq", ("eq", self._value(node.a, variables), self._value(node.b, variables)), ("const", 0.0))
         if kind in _SWAPPED:
             return (_SWAPPED[kind], self._value(node.b, variables), self._value(node.a, variables))
         if kind == "Var":

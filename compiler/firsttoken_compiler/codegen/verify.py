@@ -47,7 +47,7 @@ _ENGINE = {
     _HOST_STORE: Engine.HOST,
 }
 _ANY = tuple(Dtype)
-_WIDE = tuple(dtype for dtype in COMPUTED if dtype is not Dtype.I4)
+_LANES = (*(dtype for dtype in COMPUTED if dtype is not Dtype.I4), Dtype.BOOL)
 _FACTORS = (Dtype.F32, Dtype.F16, Dtype.I16, Dtype.I8)
 _INTEGER = (Dtype.I16, Dtype.I8, Dtype.I4)
 _OPERANDS: dict[int, tuple[tuple[tuple[Space, ...], tuple[Dtype, ...]], ...]] = {
@@ -59,7 +59,7 @@ _OPERANDS: dict[int, tuple[tuple[tuple[Space, ...], tuple[Dtype, ...]], ...]] = 
         ((Space.SPAD,), _FACTORS),
         ((Space.SPAD,), (*_FACTORS, Dtype.I4)),
     ),
-    _VECTOR: (((Space.SPAD, Space.ACC), _WIDE),) * word.MAX_OPERANDS,
+    _VECTOR: (((Space.SPAD, Space.ACC), _LANES),) * word.MAX_OPERANDS,
     _HOST_LOAD: (((Space.DRAM,), _ANY),),
     _HOST_STORE: (((Space.DRAM,), _ANY),),
 }

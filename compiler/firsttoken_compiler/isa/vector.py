@@ -21,7 +21,7 @@ class Vector(Instruction):
     """dst[i0, i1, i2] = kernel(s0.., s1.., ...), or a reduction into dst along the axes where dst has stride 0.
 
     Arithmetic is fp32 in the lanes; sources widen to it exactly (int32 rounds to nearest), the destination narrows:
-    fp16 rounds to nearest even, integers truncate and saturate.
+    fp16 rounds to nearest even, integers truncate and saturate, a truth value is whether the number is not 0.
     """
 
     OPCODE: ClassVar[int] = 5
@@ -77,6 +77,8 @@ def _narrow(values: np.ndarray, dtype: Dtype) -> np.ndarray:
     if dtype in (Dtype.F32, Dtype.F16):
         with np.errstate(over="ignore"):
             return values.astype(dtype.numpy)
+    if dtype is Dtype.BOOL:
+        return values != 0
     limits = np.iinfo(dtype.numpy)
     clean = np.nan_to_num(np.trunc(values.astype(np.float64)), nan=0.0)
     return np.clip(clean, limits.min, limits.max).astype(dtype.numpy)

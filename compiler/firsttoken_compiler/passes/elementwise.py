@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 MAX_OPERATIONS: Final = 48
 CHEAP: Final = 2
 """Operations that may be computed again where an expression reads its operand more than once."""
+LANES: Final = ("float16", "float32", "bool")
+"""Types of values that the lanes compute on."""
+INTEGERS: Final = (*LANES, "int64", "int32", "int16", "int8")
+"""Types that they can read, in memory."""
 RESHAPES: Final = ("reshape", "expand_dims", "squeeze")
+FEW: Final = 8
+"""Operations of a truth value that is computed again where it is read, instead of being stored."""
 _GELU_TANH: Final = (math.sqrt(2 / math.pi), 0.044715)
 
 Make = Callable[[Any, list[Expr]], Expr | None]
@@ -69,9 +75,10 @@ def _sign(_call: Any, p: list[Expr]) -> Expr:
 
 
 def _convert(call: Any, p: list[Expr]) -> Expr | None:
-    """Between floats, and of a truth value to 1 or 0."""
-    kinds = {dtype_of(call), dtype_of(call.args[0])}
-    return p[0] if kinds <= {"float16", "float32", "bool"} and dtype_of(call) != "bool" else None
+    """To floats, where a truth value is 1 or 0, and to truth values."""
+    if dtype_of(call) == "bool":
+        return p[0] if dtype_of(call.args[0]) == "bool" else _not(_not(p[0]))
+    return p[0] if dtype_of(call) in LANES else None
 
 
 def _not(expr: Expr) -> Expr:
@@ -149,7 +156,7 @@ class _Grower:
             before = self._mark()
             self.count += 1
             self.covered.append(variable)
-            parts = [self.operand(part, name in TWICE, deep) for part in operands]
+            parts = [self.operand(part, name in TWICE, deep, name == "astype") for part in operands]
             made = MAKERS[name](call, [part for part in parts if part is not None]) if None not in parts else None
             if made is not None and self._fits():
                 return made
@@ -170,8 +177,11 @@ class _Grower:
         del self.leaves[mark[0] :], self.covered[mark[1] :]
         self.count = mark[2]
 
-    def operand(self, value: Any, twice: bool, deep: bool) -> Expr | None:
-        """A number, a smaller tree, or a leaf; None for what is neither float nor can be computed in the lanes."""
+    def operand(self, value: Any, twice: bool, deep: bool, converted: bool) -> Expr | None:
+        """A number, a smaller tree, or a leaf; None for what the lanes do not hold exactly.
+
+        Integers round as they widen, so only a conversion may read them.
+        """
         scalar = self.context.scalar(value)
         if scalar is not None:
             return scalar
@@ -180,11 +190,10 @@ class _Grower:
         if (deep or truth) and self._grows(value, truth):
             before = self._mark()
             made = self.node(value)
-            if made is not None and (truth or not twice or operations(made) <= CHEAP):
+            if made is not None and operations(made) <= self._limit(value, twice):
                 return made
             self._back(before)
-        known = isinstance(value, GenericConst) and dtype_of(value) in ("bool", "float16", "float32")
-        if not (known or dtype_of(value) in ("float16", "float32")):
+        if dtype_of(value) not in (INTEGERS if converted else LANES):
             return None
         for index, leaf in enumerate(self.leaves):
             if leaf is value or (isinstance(leaf, relax.Var) and leaf == value):
@@ -198,9 +207,17 @@ class _Grower:
         if truth:
             return True
         name = operator_of(self.context.values[value])
-        alone = uses(self.context).get(value, 0) == 1 and value not in self.context.returned
         whole = math.prod(shape_of(value)) == math.prod(self.shape) or name == "broadcast_to"
-        return alone and whole and not self.wanted(value)
+        return self._alone(value) and whole and not self.wanted(value)
+
+    def _alone(self, value: Any) -> bool:
+        return uses(self.context).get(value, 0) == 1 and value not in self.context.returned
+
+    def _limit(self, value: Any, twice: bool) -> int:
+        """Operations that may be computed again where a value is read more than once, in the tree or outside."""
+        if twice:
+            return CHEAP
+        return MAX_OPERATIONS * 8 if self._alone(value) else FEW
 
 
 def operator_of(value: Any) -> str:

@@ -237,7 +237,8 @@ class _State:
         if name == "npu.linear":
             return self._linear(state, variable, call, args, attrs)
         wide = variable in self.angles or variable in self.residual or self._is_between(variable, name)
-        attrs["out"] = "float32" if wide else self._type(variable)
+        if attrs.get("out") != "bool":
+            attrs["out"] = "float32" if wide else self._type(variable)
         if name in ("npu.row", "npu.columns"):
             attrs["out"] = dtype_of(args[0])
         if attrs.pop("turned", 0):

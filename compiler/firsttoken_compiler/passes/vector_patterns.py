@@ -15,6 +15,7 @@ from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.passes import views
 from firsttoken_compiler.passes.axis_split import form, split_axis, spread
 from firsttoken_compiler.passes.elementwise import (
+    LANES,
     Tree,
     constant_array,
     grow,
@@ -24,7 +25,7 @@ from firsttoken_compiler.passes.elementwise import (
 )
 from firsttoken_compiler.passes.patterns import Context, Env, Match, Rule, is_float, like, matrix_of
 from firsttoken_compiler.passes.views import UnsupportedView, View
-from firsttoken_compiler.tvm.api import relax, shape_of
+from firsttoken_compiler.tvm.api import dtype_of, relax, shape_of
 
 FOLD_BLOCK: Final = 1 << 14
 """Elements that one fold takes at a time; longer ones are folded in two steps."""
@@ -45,7 +46,7 @@ class Elementwise(Whole):
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
         """The largest tree that ends at the variable; not a plain sum of two computed tensors of one shape."""
-        if not is_float(variable):
+        if dtype_of(variable) not in LANES:
             return None
         tree = grow(context, variable, lambda inner: _wanted(context, inner))
         if tree is None or not any(isinstance(leaf, relax.Var) for leaf in tree.leaves):
@@ -58,7 +59,8 @@ class Elementwise(Whole):
 
     def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
         """Emits the operator over the split of the axes that suits all operands."""
-        return emit_map(context, builder, match.captured["tree"], env, shape_of(match.captured["root"]))
+        root = match.captured["root"]
+        return emit_map(context, builder, match.captured["tree"], env, shape_of(root), _stored(root))
 
 
 def _wanted(context: Context, variable: Any) -> bool:
@@ -74,7 +76,14 @@ def _wanted(context: Context, variable: Any) -> bool:
     return any(rule.match(context, variable, value) is not None for rule in special)
 
 
-def emit_map(context: Context, builder: Any, tree: Tree, env: Env, shape: tuple[int, ...]) -> View:
+def _stored(value: Any) -> str:
+    """How a result lies in memory before types are given: floats as fp32, truth values as such."""
+    return "bool" if dtype_of(value) == "bool" else "float32"
+
+
+def emit_map(
+    context: Context, builder: Any, tree: Tree, env: Env, shape: tuple[int, ...], out: str = "float32"
+) -> View:
     """Emits `tree` with a result of this shape; raises UnsupportedView for operands that lie in no common order."""
     operands: list[View | np.ndarray] = []
     for leaf in tree.leaves:
@@ -84,7 +93,7 @@ def emit_map(context: Context, builder: Any, tree: Tree, env: Env, shape: tuple[
     in_place = _one_layout(operands, shape)
     if in_place is not None:
         bases = [_in_place_operand(context, operand, in_place) for operand in operands]
-        return replace(in_place, base=_map(context, builder, bases, text, shape_of(in_place.base)))
+        return replace(in_place, base=_map(context, builder, bases, text, shape_of(in_place.base), out))
     try:
         at = split_axis([operand.shape for operand in operands], shape)
     except UnsupportedView:
@@ -92,12 +101,12 @@ def emit_map(context: Context, builder: Any, tree: Tree, env: Env, shape: tuple[
         at = split_axis([operand.shape for operand in operands], shape)
     rows, width = math.prod(shape[:at]), math.prod(shape[at:])
     bases = [_operand(context, builder, operand, shape, at) for operand in operands]
-    base = _map(context, builder, bases, text, (rows, width))
+    base = _map(context, builder, bases, text, (rows, width), out)
     return dense(builder, base, shape)
 
 
-def _map(context: Context, builder: Any, bases: list[Any], text: str, shape: tuple[int, ...]) -> Any:
-    return context.emit(builder, "npu.map", bases, expr=text, rows=shape[0], width=shape[1], out="float32")
+def _map(context: Context, builder: Any, bases: list[Any], text: str, shape: tuple[int, ...], out: str) -> Any:
+    return context.emit(builder, "npu.map", bases, expr=text, rows=shape[0], width=shape[1], out=out)
 
 
 def dense(builder: Any, base: Any, shape: tuple[int, ...]) -> View:
@@ -158,7 +167,7 @@ class Broadcast(Whole):
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
         """Captures the tensor, which is computed or an input."""
         source = resolved(context, value.args[0])
-        if not isinstance(source, relax.Var) or not is_float(source):
+        if not isinstance(source, relax.Var) or dtype_of(source) not in LANES:
             return None
         return Match({"x": source, "root": variable}, (source,), (variable,))
 
@@ -166,7 +175,9 @@ class Broadcast(Whole):
         """The view, or the copy."""
         source, shape = match.captured["x"], shape_of(match.captured["root"])
         view = views.broadcast(env[source], shape)
-        return emit_map(context, builder, Tree("s0", [source]), env, shape) if view is None else view
+        if view is not None:
+            return view
+        return emit_map(context, builder, Tree("s0", [source]), env, shape, _stored(source))
 
 
 # --- folds --------------------------------------------------------------------------------------------------

@@ -209,3 +209,48 @@ def test_a_tensor_is_repeated() -> None:
 def test_what_has_no_operator_runs_on_the_host(call: str) -> None:
     _, imported, _ = _split(f"y = {call}", 18, "2,3,4")
     assert len(imported.segments) == 1
+
+
+TRUTHS = [
+    ("y = Less(x, z)", "lt(s0, s1)"), ("y = GreaterOrEqual(x, line)", "le(s1, s0)"), ("y = IsNaN(x)", None),
+    ("c = Equal(x, z) d = Less(x, z) y = Or(c, d)", "or(eq(s0, s1), lt(s0, s1))"),
+    ("c = Less(x, half) y = Xor(c, many)", None), ("y = Cast<to=9>(x)", None), ("y = Not(many_x)", "eq(s0, 0.0)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "text"), TRUTHS)
+def test_truth_values_are_results(body: str, text: str | None) -> None:
+    signature = SIGNATURE.replace("float[1] one)", "float[1] one, bool[2,3,4] many_x)")
+    signature = signature.replace("(float[{shape}]", "(bool[2,3,4]")
+    words = set(re.findall(r"\w+", body))
+    model = written(signature, body, 18, **{name: array for name, array in _arrays().items() if name in words})
+    imported, canonical = split(from_model(model, Path(), "truth"), fallback=True)
+    assert not imported.segments
+    r = np.random.default_rng(4)
+    feeds: dict[str, NDArray[Any]] = {n: r.standard_normal(shape).astype(np.float32) for n, shape in INPUTS.items()}
+    feeds |= {"many_x": r.random((2, 3, 4)) < 0.5}
+    feeds["x"][0, 0] = [np.nan, 0.0, feeds["z"][0, 0, 2], -0.0]
+    [(_, call)] = calls(canonical.module, "npu.map")
+    assert str(call.attrs["out"]) == "bool"
+    assert text is None or str(call.attrs["expr"]) == text
+    actual = interpret(canonical.module, canonical_values(imported, canonical, feeds))[0].reshape(2, 3, 4)
+    np.testing.assert_array_equal(actual, run(model, Path(), feeds)["y"])
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "int8", "bool"])
+def test_integers_are_read_by_their_conversion_only(kind: str) -> None:
+    body = "k = Cast<to=1>(keep) m = Sub(unit, k) f = Mul(m, low) y = Add(x, f)"
+    arrays = {name: _arrays()[name] for name in ("unit", "low")}
+    model = written(f"(float[2,3,4] x, {kind}[1,1,4] keep) => (float[2,3,4] y)", body, 18, **arrays)
+    imported, canonical = split(from_model(model, Path(), "integers"), fallback=True)
+    assert not imported.segments
+    keep = np.array([[[1, 0, 1, 1]]]).astype(kind)
+    feeds: dict[str, NDArray[Any]] = {"x": np.ones((2, 3, 4), np.float32), "keep": keep}
+    actual = interpret(canonical.module, canonical_values(imported, canonical, feeds))[0].reshape(2, 3, 4)
+    np.testing.assert_allclose(actual, run(model, Path(), feeds)["y"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("body", ["y = Less(a, b)", "y = Equal(a, b)"])
+def test_integers_are_not_compared_in_fp32(body: str) -> None:
+    model = written("(int64[4] a, int64[4] b) => (bool[4] y)", body, 18)
+    assert len(split(from_model(model, Path(), "wide"), fallback=True)[0].segments) == 1

@@ -152,3 +152,16 @@ def test_the_cost_is_that_of_the_expression() -> None:
 def test_an_expression_that_no_operator_can_have_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         expressions.apply(text, [tirx.Var("x", "float32")])
+
+
+@pytest.mark.parametrize("on_chip", [(False, False, False), (True, True, True)])
+def test_truth_values_and_integers_in_memory(on_chip: tuple[bool, ...]) -> None:
+    """A byte each, 1 or 0; what is stored as one is whether the number is not 0, NaN included."""
+    r = np.random.default_rng(0)
+    args = (Arg((5, 12), Dtype.BOOL), Arg((5, 1), Dtype.I64))
+    spec = spec_of("map", args, Arg((5, 12), Dtype.BOOL), expr="select(s0, mul(s1, 0.5), s0)", rows=5, width=12)
+    arrays = (r.random((5, 12)) < 0.5, r.integers(-1, 2, (5, 1)))
+    Case(spec, lambda flags, numbers: flags * numbers != 0, arrays).check(spaces_of(on_chip), 2)
+    narrow = spec_of("map", (Arg((1, 3), F32),), Arg((1, 3), Dtype.BOOL), expr="s0", rows=1, width=3)
+    numbers = np.array([[0.0, 0.25, np.nan]], np.float32)
+    Case(narrow, lambda x: x != 0, (numbers,)).check((D, D), 1)
