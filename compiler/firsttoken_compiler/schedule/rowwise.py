@@ -148,7 +148,7 @@ def _block_of_rows(s: Any, spec: KernelSpec, name: str, local: bool) -> None:
         annotate(s, {loops[2]: "half:1"})
     if spec.kind != "row":
         annotate(s, {loops[0]: "m"})
-    if name == "folded" and int(spec["inner"]) > 1:
+    if name == "folded" and int(spec.get("inner")) > 1:
         s.reorder(loops[2], loops[1])  # elements that lie side by side fill the lanes
     if name in vector_definitions.REDUCTIONS:
         s.decompose_reduction(block, loops[0])
