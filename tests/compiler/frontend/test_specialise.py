@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend import fold
-from firsttoken_compiler.frontend.bind import bind_dims
+from firsttoken_compiler.frontend.bind import bind_dims, bound
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent, from_model, open_student
 from firsttoken_compiler.frontend.partition import value_types
 from firsttoken_compiler.frontend.specialise import Walk, specialise
@@ -349,8 +349,9 @@ def test_what_the_results_do_not_need_is_gone() -> None:
 
 def test_known_values_are_forgotten_when_nobody_reads_them() -> None:
     chain = " ".join(f"c{i + 1} = Add(c{i}, c{i})" for i in range(40))
-    body = f"c0 = ConstantOfShape<value=float[1]{{1.0}}>(n) {chain} s = Shape(c40) f = Cast<to=1>(s) y = Add(x, f)"
-    walk = Walk(opened(written(f"{X} => (float[] y)", body, n=np.array([1 << 20]))))
+    body = f"n = Shape(z) c0 = ConstantOfShape<value=float[1]{{1.0}}>(n) {chain} s = Shape(c40) f = Cast<to=1>(s)"
+    student = opened(written("(float[2,3,4] x, float[n] z) => (float[] y)", f"{body} y = Add(x, f)"))
+    walk = Walk(bound(student, {"n": 1 << 20}))
     student = walk.result()
     assert kinds(student) == ["Add"]
     assert walk.alive < 3 << 20
