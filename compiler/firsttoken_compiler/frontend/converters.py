@@ -7,7 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from firsttoken_compiler.errors import StudentError
-from firsttoken_compiler.frontend import contrib_converters, quantised_converters, vector_converters, vision_converters
+from firsttoken_compiler.frontend import (
+    contrib_converters,
+    index_converters,
+    quantised_converters,
+    vector_converters,
+    vision_converters,
+)
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import GenericConst, dtype_of, is_static, onnx_frontend, relax, shape_of
 
@@ -104,6 +110,7 @@ def is_float_tensor(value: Any) -> bool:
 
 CONVERTERS: dict[str, Converter] = {
     **contrib_converters.CONVERTERS,
+    **index_converters.CONVERTERS,
     **quantised_converters.CONVERTERS,
     **vector_converters.CONVERTERS,
     **vision_converters.CONVERTERS,

@@ -10,8 +10,10 @@ import pytest
 from cases import run, written
 from interpret import calls, canonical_values, interpret
 from numpy.typing import NDArray
+from on_host import interpret_split
 
 from firsttoken_compiler.frontend.onnx_file import from_model
+from firsttoken_compiler.frontend.specialise import specialise
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.split import split
 from firsttoken_compiler.tvm.api import Call, shape_of
@@ -254,3 +256,30 @@ def test_integers_are_read_by_their_conversion_only(kind: str) -> None:
 def test_integers_are_not_compared_in_fp32(body: str) -> None:
     model = written("(int64[4] a, int64[4] b) => (bool[4] y)", body, 18)
     assert len(split(from_model(model, Path(), "wide"), fallback=True)[0].segments) == 1
+
+
+INDEXED = "(bool[1,4] keep, float[2,3,4] x) => (float[2,3,4] y)"
+
+
+@pytest.mark.parametrize(("order", "segments"), [([0, 1, 2, 3], 0), ([0, -3, 2, -1], 0), ([0, 2, 1, 3], 1)])
+def test_indices_that_name_all_elements_in_order_are_a_reshape(order: list[int], segments: int) -> None:
+    places = np.stack([np.zeros(4, np.int64), np.array(order)], axis=-1).reshape(1, 1, 4, 2)
+    body = "k = GatherND(keep, places) y = Where(k, x, low)"
+    model = written(INDEXED, body, 18, places=places, low=_arrays()["low"])
+    imported, canonical = split(specialise(from_model(model, Path(), "gathered")), fallback=True)
+    assert len(imported.segments) == segments
+    feeds = {"keep": np.array([[True, False, True, True]]), "x": np.ones((2, 3, 4), np.float32)}
+    actual = interpret_split(imported, canonical, feeds)["y"].reshape(2, 3, 4)
+    np.testing.assert_allclose(actual, run(model, Path(), feeds)["y"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("first", "segments"), [(0, 0), (1, 1)])
+def test_writing_all_elements_in_order_is_what_is_written(first: int, segments: int) -> None:
+    places = np.stack([np.zeros(4, np.int64), (np.arange(4) + first) % 4], axis=-1).reshape(1, 4, 2)
+    body = "f = Cast<to=1>(keep) s = ScatterND(old, places, f) y = Add(x, s)"
+    model = written(INDEXED, body, 18, places=places, old=np.full((1, 4), 9, np.float32))
+    imported, canonical = split(specialise(from_model(model, Path(), "scattered")), fallback=True)
+    assert len(imported.segments) == segments
+    feeds = {"keep": np.array([[True, False, True, True]]), "x": np.ones((2, 3, 4), np.float32)}
+    actual = interpret_split(imported, canonical, feeds)["y"].reshape(2, 3, 4)
+    np.testing.assert_allclose(actual, run(model, Path(), feeds)["y"], rtol=1e-6)
