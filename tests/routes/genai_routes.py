@@ -15,15 +15,15 @@ from students import PAST, PROMPT
 from zoo import Meta, save
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "int4": "int4", "int8": "int8"}
-WIDE = {"hidden_size": 128, "intermediate_size": 256}
-"""Blocks of 128 need as many columns."""
+WIDE = {"128": {"hidden_size": 128, "intermediate_size": 256}, "256": {"hidden_size": 256, "intermediate_size": 512}}
+"""Blocks of 128 or 256 need as many columns."""
 
 
 def genai(
     folder: Path, family: str, precision: str, provider: str, phase: str, extra: dict[str, str], size: str = "tiny"
 ) -> None:
     """`phase`: prefill with a past of 0 rows, or decode of one token."""
-    shape = WIDE if extra.get("block_size") == "128" else {"hidden_size": 64}  # a head has 16 features at least
+    shape = WIDE.get(extra.get("block_size", ""), {"hidden_size": 64})  # a head has 16 features at least
     model = students.random_model(family, **{**shape, **students.SIZES[size]})
     with tempfile.TemporaryDirectory() as work:
         checkpoint, built = Path(work) / "checkpoint", Path(work) / "built"

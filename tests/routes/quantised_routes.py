@@ -91,7 +91,7 @@ def nbits(
     """MatMulNBits, or DequantizeLinear of blocked int4 weights (opset 21)."""
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-    shape = {"hidden_size": 128, "intermediate_size": 256} if block >= 128 else {}
+    shape = {"hidden_size": block, "intermediate_size": 2 * block} if block >= 128 else {}
     config = DefaultWeightOnlyQuantConfig(
         block_size=block, is_symmetric=symmetric, accuracy_level=0, quant_format=FORMATS[form], bits=bits,
         op_types_to_quantize=("MatMul", "Gather") if gather else ("MatMul",),

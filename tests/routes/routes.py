@@ -57,6 +57,13 @@ DYNAMO: Final = """
     qwen2 4 20 fp32 decode dynamic eager
     llama 5 24 fp16 decode static eager
     qwen2 4 18 fp32 positions dynamic sdpa
+    qwen2 5 24 bf16 kv dynamic sdpa
+    llama 5 23 fp16 decode dynamic sdpa
+    qwen2 5 20 fp16 plain dynamic eager
+    llama 4 24 fp32 kv auto eager
+    qwen2 4 23 bf16 decode dynamic eager
+    llama 5 21 fp32 positions static sdpa
+    mistral 5 18 fp32 mask dynamic sdpa
 """
 """family, transformers, opset, type, form (students.FORMS), shapes, attention"""
 
@@ -70,6 +77,13 @@ TORCHSCRIPT: Final = """
     llama 14 fp32 plain dynamic sdpa
     llama 17 fp16 decode static eager
     llama 17 fp16 plain static eager
+    qwen2 12 fp32 additive dynamic eager
+    llama 13 fp16 additive static eager
+    qwen2 15 fp32 positions dynamic sdpa
+    llama 16 fp32 kv static eager
+    qwen2 18 fp16 mask dynamic sdpa
+    llama 19 fp32 decode static sdpa
+    mistral 17 fp32 mask static eager
 """
 """family, opset, type, form, shapes, attention"""
 
@@ -89,6 +103,10 @@ GENAI: Final = """
     mistral fp32 cpu prefill -
     mistral int4 cpu decode block_size=128
     llama int8 cpu prefill -
+    llama fp16 dml prefill -
+    qwen2 int4 dml decode -
+    llama fp32 webgpu prefill -
+    llama int4 cpu prefill block_size=256
 """
 """family, precision, execution provider, phase, extra options"""
 
@@ -114,6 +132,9 @@ NBITS: Final = """
     qdq qwen2 4 32 sym matmul
     qdq llama 4 64 asym matmul
     qdq qwen2 4 128 sym matmul
+    qoperator llama 4 256 asym matmul
+    qdq llama 8 32 sym matmul
+    qoperator llama 2 32 sym matmul
 """
 """form, family, bits, block, symmetric or with zero points, operators"""
 
@@ -150,7 +171,8 @@ def _genai() -> dict[str, Route]:
     for family, precision, provider, phase, options in _rows(GENAI):
         extra = dict(pair.split("=") for pair in options.split(",")) if options != "-" else {}
         tag = "".join(f"-{name.replace('_', '')}{value}" for name, value in extra.items())
-        found[f"genai-{family}-{precision}{tag}-{phase}"] = Route(
+        where = f"-{provider}" if provider in ("dml", "webgpu") else ""
+        found[f"genai-{family}-{precision}{where}{tag}-{phase}"] = Route(
             "tf5", "genai_routes:genai",
             {"family": family, "precision": precision, "provider": provider, "phase": phase, "extra": extra},
         )  # fmt: skip
