@@ -16,6 +16,7 @@ from firsttoken_compiler.frontend.partition import read_names
 DATA_ELEMENTS: Final = 256
 """Known values up to this size may decide shapes."""
 MAX_EXTENT: Final = 1 << 62
+_FLOAT: Final = 1
 
 
 class Types:
@@ -106,7 +107,7 @@ class Types:
             return None
 
     def _inferred(self, schema: Any, node: Any, known: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        from onnx import numpy_helper, shape_inference
+        from onnx import checker, numpy_helper, shape_inference
 
         names = set(read_names(node))
         protos = {name: self._protos[name] for name in names if name in self._protos}
@@ -116,13 +117,21 @@ class Types:
             name: numpy_helper.from_array(known[name], name)
             for name in names if name in known and known[name].size <= DATA_ELEMENTS
         }  # fmt: skip
+        return self._asked(schema, node, protos, data)
+
+    def _asked(self, schema: Any, node: Any, protos: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+        """Types of the results by a definition; raises StudentError where it does not admit the inputs."""
+        from onnx import checker, shape_inference
+
         try:
             return dict(
                 shape_inference.infer_node_outputs(
                     schema, node, protos, data, opset_imports=self._opsets, ir_version=self.student.model.ir_version
                 )
             )
-        except (shape_inference.InferenceError, ValueError, RuntimeError, TypeError) as error:
+        except (
+            shape_inference.InferenceError, checker.ValidationError, ValueError, RuntimeError, TypeError
+        ) as error:  # fmt: skip
             reason = str(error).strip().splitlines()[-1][-200:] if str(error).strip() else type(error).__name__
             shapes = ", ".join(self._text(name) for name in node.input if name)
             raise StudentError(
@@ -141,7 +150,7 @@ class Types:
         from onnx import helper
 
         if node.op_type in STANDARD and node.domain:
-            self._visit_alike(node, known, *STANDARD[node.op_type])
+            self._visit_alike(node, *STANDARD[node.op_type])
             return
         given = Operands(
             [self.kind(name) if name else None for name in node.input], [known.get(name) for name in node.input],
@@ -151,16 +160,24 @@ class Types:
             if name:
                 self.put(name, *kind)
 
-    def _visit_alike(self, node: Any, known: Mapping[str, NDArray[Any]], op_type: str, inputs: Iterable[int]) -> None:
+    def _visit_alike(self, node: Any, op_type: str, inputs: Iterable[int]) -> None:
         from onnx import helper
 
         schema = self._schema(op_type, "")
         if schema is None or any(index >= len(node.input) for index in inputs):
             return
-        like = helper.make_node(op_type, [node.input[index] for index in inputs], [node.output[0]], node.name)
+        kinds = [self.kind(node.input[index]) for index in inputs]
+        if any(kind is None for kind in kinds):
+            return
+        like = helper.make_node(op_type, [f"i{index}" for index in inputs], [node.output[0]], node.name)
         like.attribute.extend(a for a in node.attribute if a.name in schema.attributes)
-        for name, proto in self._inferred(schema, like, known).items():
+        floats = {
+            name: helper.make_tensor_type_proto(_FLOAT, kind[1])  # the standard operator may know no other type
+            for name, kind in zip(like.input, kinds, strict=True) if kind is not None
+        }  # fmt: skip
+        for name, proto in self._asked(schema, like, floats, {}).items():
             self.set(name, proto)
+            self._protos[name].tensor_type.elem_type = self.elem(node.input[0])
 
 
 def _static(proto: Any) -> tuple[int, ...] | None:
