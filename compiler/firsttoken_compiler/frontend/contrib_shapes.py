@@ -203,6 +203,11 @@ def _attention(given: Operands) -> list[Kind]:
     return [(given.elem(0), (batch, tokens, value)), (given.elem(0), (2, batch, heads, rows, key // heads))]
 
 
+def _quantised_attention(given: Operands) -> list[Kind]:
+    """QAttention: of 8-bit rows and weights, in the type of their scales."""
+    return [(given.elem(3), shape) for _, shape in _attention(given)]
+
+
 def _multi_head(given: Operands) -> list[Kind]:
     query, heads = given.shape(0), max(1, given.attribute("num_heads", 1))
     batch, tokens = query[0], query[1]
@@ -262,7 +267,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "GatherBlockQuantized": _gather_blocks, "FusedGemm": _gemm, "QGemm": _gemm, "QLinearAdd": _binary,
     "QLinearMul": _binary, "QLinearConcat": _concat, "QLinearGlobalAveragePool": _pooled,
     "QuantizeLinear": _quantised, "DequantizeLinear": _dequantised, "EmbedLayerNormalization": _embedded,
-    "Attention": _attention, "QAttention": _attention, "MultiHeadAttention": _multi_head,
+    "Attention": _attention, "QAttention": _quantised_attention, "MultiHeadAttention": _multi_head,
     "GroupQueryAttention": _grouped,
 }  # fmt: skip
 """Operators by name, in whatever domain, for which ONNX has no definition."""

@@ -107,7 +107,7 @@ class Types:
             return None
 
     def _inferred(self, schema: Any, node: Any, known: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        from onnx import checker, numpy_helper, shape_inference
+        from onnx import numpy_helper
 
         names = set(read_names(node))
         protos = {name: self._protos[name] for name in names if name in self._protos}
