@@ -485,7 +485,7 @@ def test_outputs_in_another_layout_are_brought_into_order() -> None:
 def test_a_constant_output_is_made_by_the_host() -> None:
     signature, body = "(float[1,4,8] x) => (float[1,4,8] y, float[1] c)", "y = MatMul(x, w) c = Identity(k)"
     model = written(signature, body, w=random(8, 8), k=np.ones(1, np.float32))
-    assert left(model) == {"Identity#1": "a graph output that is an input or a constant"}
+    assert list(left(model)) == ["Identity#1"]
     assert operators(assert_same_split(model)) == {"linear": 1, "host": 1}
 
 
