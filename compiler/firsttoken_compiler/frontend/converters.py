@@ -3,8 +3,11 @@
 Each converter has the signature of TVM's: (block builder, inputs, attributes, [values, parameters]).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend import (
@@ -82,6 +85,9 @@ def gather(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any
     variable = isinstance(table, relax.Var) and isinstance(ids, relax.Var) and isinstance(ids.ty, relax.TensorType)
     if variable and int(attrs.get("axis", 0)) == 0 and len(table.ty.shape) == 2:
         return relax.op.take(table, ids, axis=0)
+    rows = _row_numbers(table, ids, attrs)
+    if rows is not None:
+        return relax.op.take(table, relax.const(rows), axis=0)
     index = _one_index(ids)
     if index is not None and isinstance(table, relax.Var) and is_float_tensor(table):
         axis = int(attrs.get("axis", 0)) % len(table.ty.shape)
@@ -92,6 +98,16 @@ def gather(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any
         part = builder.emit(relax.op.strided_slice(table, [axis], [first], [first + 1]))
         return part if len(shape_of(ids)) == 1 else relax.op.squeeze(part, [axis])
     return onnx_frontend.Gather._impl_v13(builder, inputs, attrs, params)
+
+
+def _row_numbers(table: Any, ids: Any, attrs: dict[str, Any]) -> np.ndarray | None:
+    """Constant numbers of several rows of a matrix, counted from the front; None for anything else, or beyond it."""
+    if not isinstance(table, relax.Var) or len(table.ty.shape) != 2 or int(attrs.get("axis", 0)) != 0:
+        return None
+    if not isinstance(ids, GenericConst) or math.prod(shape_of(ids)) < 2:
+        return None
+    array, extent = ids.value.numpy().astype(np.int64), shape_of(table)[0]
+    return array % extent if array.min() >= -extent and array.max() < extent else None
 
 
 def _one_index(ids: Any) -> int | None:

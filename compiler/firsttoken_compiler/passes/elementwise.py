@@ -145,8 +145,11 @@ class _Grower:
         self.covered: list[Any] = []
         self.count = 0
 
-    def node(self, variable: Any) -> Expr | None:
-        """The expression of a call, or None with nothing changed; its operands are leaves where trees read too much."""
+    def node(self, variable: Any, converted: bool = False) -> Expr | None:
+        """The expression of a call, or None with nothing changed; its operands are leaves where trees read too much.
+
+        `converted`: what the call makes is read by a conversion.
+        """
         call: Any = self.context.values.get(variable)
         name = operator_of(call)
         if name not in MAKERS or self.count >= MAX_OPERATIONS:
@@ -156,7 +159,8 @@ class _Grower:
             before = self._mark()
             self.count += 1
             self.covered.append(variable)
-            parts = [self.operand(part, name in TWICE, deep, name == "astype") for part in operands]
+            reads = name == "astype" or (converted and name == "broadcast_to")
+            parts = [self.operand(part, name in TWICE, deep, reads) for part in operands]
             made = MAKERS[name](call, [part for part in parts if part is not None]) if None not in parts else None
             if made is not None and self._fits():
                 return made
@@ -189,7 +193,7 @@ class _Grower:
         truth = dtype_of(value) == "bool"
         if (deep or truth) and self._grows(value, truth):
             before = self._mark()
-            made = self.node(value)
+            made = self.node(value, converted)
             if made is not None and operations(made) <= self._limit(value, twice):
                 return made
             self._back(before)

@@ -283,3 +283,29 @@ def test_writing_all_elements_in_order_is_what_is_written(first: int, segments: 
     feeds = {"keep": np.array([[True, False, True, True]]), "x": np.ones((2, 3, 4), np.float32)}
     actual = interpret_split(imported, canonical, feeds)["y"].reshape(2, 3, 4)
     np.testing.assert_allclose(actual, run(model, Path(), feeds)["y"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [[[0, 1, 2]], [[4, -1, 0]]])
+def test_constant_rows_of_a_table_are_gathered(rows: list[list[int]]) -> None:
+    r = np.random.default_rng(2)
+    table = r.standard_normal((5, 4)).astype(np.float32)
+    body = "p = Gather(table, rows) y = Mul(x, p)"
+    model = written("(float[1,3,4] x) => (float[1,3,4] y)", body, 18, table=table, rows=np.array(rows))
+    imported, canonical = split(from_model(model, Path(), "rows"), fallback=True)
+    assert not imported.segments
+    assert len(calls(canonical.module, "npu.gather")) == 1
+    feeds = {"x": r.standard_normal((1, 3, 4)).astype(np.float32)}
+    actual = interpret(canonical.module, canonical_values(imported, canonical, feeds))[0].reshape(1, 3, 4)
+    np.testing.assert_allclose(actual, run(model, Path(), feeds)["y"], rtol=1e-6)
+
+
+def test_integers_are_repeated_where_they_are_converted() -> None:
+    body = "e = Expand(keep, shape) k = Cast<to=1>(e) y = Mul(x, k)"
+    model = written("(float[2,3,4] x, int64[1,1,4] keep) => (float[2,3,4] y)", body, 18, shape=_arrays()["shape"])
+    imported, canonical = split(from_model(model, Path(), "repeated"), fallback=True)
+    assert not imported.segments
+    [(_, call)] = calls(canonical.module, "npu.map")
+    assert str(call.attrs["expr"]) == "mul(s0, s1)"
+    feeds = {"x": np.full((2, 3, 4), 3, np.float32), "keep": np.array([[[1, 0, 5, 1]]])}
+    actual = interpret(canonical.module, canonical_values(imported, canonical, feeds))[0].reshape(2, 3, 4)
+    np.testing.assert_allclose(actual, run(model, Path(), feeds)["y"], rtol=1e-6)
