@@ -69,6 +69,8 @@ def torchscript(
         for name in (*input_names, *output_names):
             past = name.startswith(("past_key_values", "present"))
             axes[name] = {0: "batch", 2: "past_sequence"} if past else {0: "batch", 1: "sequence"}
+        if shape.additive:
+            axes["attention_mask"] = {0: "batch", 2: "sequence", 3: "sequence"}
         if shape.past:
             axes["attention_mask"] = {0: "batch", 1: "total_sequence"}
     target = io.BytesIO()

@@ -79,12 +79,10 @@ def _positions(node: Any, tokens: int, rows: int, work: Additions) -> str:
 
 
 def _last(node: Any, work: Additions) -> str:
-    """Position `[1, 1]` of the last token."""
+    """Position `[1]` of the last token."""
     key = ("last", _input(node, 5))
     if key not in work.made:
-        wide = work.node("Cast", [key[1]], f"{node.name}.seqlens", (1,), INT64, to=INT64)
-        shape = work.constant("firsttoken.one_by_one", np.array([1, 1], np.int64))
-        work.made[key] = work.node("Reshape", [wide, shape], f"{node.name}.last", (1, 1), INT64)
+        work.made[key] = work.node("Cast", [key[1]], f"{node.name}.last", (1,), INT64, to=INT64)
     return work.made[key]
 
 
