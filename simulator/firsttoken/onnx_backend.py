@@ -7,7 +7,7 @@ timing machine completes them, and returns what the graph returns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from firsttoken.execution import Loaded
+    from firsttoken_compiler.frontend.onnx_file import OnnxStudent
     from firsttoken_compiler.target.target import Target
     from firsttoken_simulator.timeline import Timeline
 
@@ -33,23 +34,17 @@ NPU, HOST, FOLDED = "NPU", "host", "folded"
 """Where a node runs; a folded one is computed by the compiler, or is a change of shape that moves no data."""
 
 
-@dataclass
-class NpuRep(BackendRep):
-    """A compiled graph in the memory of a functional machine.
+@dataclass(frozen=True)
+class Compiled:
+    """A program for one set of shapes in the memory of a functional machine, and where the graph's nodes run.
 
     Attributes:
         loaded: the program and its memory.
-        target: what it was compiled for.
-        inputs: names of the graph's inputs, without initialisers, in order.
-        outputs: names and ONNX element types of the graph's outputs, in order.
         placement: where each ONNX node runs: "NPU", "host" or "folded".
         reasons: why the nodes of the host are there.
     """
 
     loaded: Loaded
-    target: Target
-    inputs: tuple[str, ...]
-    outputs: dict[str, int]
     placement: dict[str, str]
     reasons: dict[str, str]
 
@@ -58,16 +53,69 @@ class NpuRep(BackendRep):
         """When each instruction of a run completes."""
         return self.loaded.timeline
 
+
+@dataclass
+class NpuRep(BackendRep):
+    """A graph made ready. One with open dimensions is compiled when it first runs, once for each set of shapes.
+
+    Attributes:
+        student: the graph.
+        target: what it is compiled for.
+        precision: number formats.
+        fallback: whether the host computes what the NPU cannot.
+        inputs: names of the graph's inputs, without initialisers, in order.
+        outputs: names and ONNX element types of the graph's outputs, in order.
+    """
+
+    student: OnnxStudent
+    target: Target
+    precision: Precision
+    fallback: bool
+    inputs: tuple[str, ...]
+    outputs: dict[str, int]
+    _made: dict[tuple[tuple[str, int], ...], Compiled] = field(default_factory=dict)
+
+    def compiled(self, bindings: Mapping[str, int] | None = None) -> Compiled:
+        """The program for these values of the open dimensions, by name; raises FirsttokenError."""
+        key = tuple(sorted((bindings or {}).items()))
+        made = self._made.pop(key, None) or _compiled(self, dict(key))
+        self._made[key] = made
+        return made
+
+    @property
+    def latest(self) -> Compiled:
+        """What ran last, or was compiled at once; raises OptionError when dimensions are open and nothing ran."""
+        if not self._made:
+            raise OptionError("the graph has open dimensions: it is compiled when it first runs")
+        return next(reversed(self._made.values()))
+
     def run(self, inputs: Any, **_unused: Any) -> tuple[NDArray[Any], ...]:
         """The graph's outputs in its order; `inputs` is a list in the graph's order, a dictionary, or one array.
 
         Raises OptionError when an input is missing, is not of the graph, or has another shape.
         """
-        results = self.loaded.run(self._feeds(inputs))
+        feeds = self._feeds(inputs)
+        results = self.compiled(self._bindings(feeds)).loaded.run(feeds)
         return tuple(
             np.asarray(results[name]).astype(helper.tensor_dtype_to_np_dtype(kind), copy=False)
             for name, kind in self.outputs.items()
         )
+
+    def _bindings(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+        """The open dimensions as these arrays have them."""
+        from firsttoken_compiler.frontend.bind import symbols
+
+        found: dict[str, int] = {}
+        for symbol in symbols(self.student).values():
+            for name, axis, rank in symbol.places:
+                shape = feeds[name].shape if name in feeds else ()
+                if len(shape) != rank:
+                    raise OptionError(f"input {name!r} is not given with {rank} dimensions, but as {list(shape)}")
+                if found.setdefault(symbol.name, shape[axis]) != shape[axis]:
+                    raise OptionError(
+                        f"dimension {symbol.name!r} is {found[symbol.name]} in one input and {shape[axis]} in {name!r}"
+                    )
+        return found
 
     def _feeds(self, inputs: Any) -> dict[str, NDArray[Any]]:
         if isinstance(inputs, Mapping):
@@ -106,11 +154,9 @@ class NpuBackend(Backend):
         Raises:
             FirsttokenError: device, target, precision or graph are not supported; the message names the remedy.
         """
-        from firsttoken.api import simulate, target_of
-        from firsttoken.execution import load
+        from firsttoken.api import target_of
+        from firsttoken_compiler.frontend.bind import symbols
         from firsttoken_compiler.frontend.onnx_file import from_model, open_student
-        from firsttoken_compiler.frontend.specialise import specialise
-        from firsttoken_compiler.pipeline import compile_onnx
 
         if not cls.supports_device(device):
             raise OptionError(f"device {device!r}: this backend has {', '.join(DEVICES)}")
@@ -121,15 +167,10 @@ class NpuBackend(Backend):
             student = open_student(Path(model))
         inputs = tuple(value.name for value in student.graph.input if value.name not in student.initializers)
         outputs = {value.name: int(value.type.tensor_type.elem_type) for value in student.graph.output}
-        nodes = [node.name for node in student.graph.node]
-        student = specialise(student)
-        program = compile_onnx(student, machine, precision, fallback=fallback)
-        assert program is not None
-        loaded = load(program, simulate(program, machine), student, machine)
-        on_host = {node: call.reason for call in program.hosts for node in call.nodes}
-        on_npu = {node for op in program.ops for node in op.onnx_nodes} - set(on_host)
-        placement = {node: HOST if node in on_host else NPU if node in on_npu else FOLDED for node in nodes}
-        return NpuRep(loaded, machine, inputs, outputs, placement, on_host)
+        rep = NpuRep(student, machine, precision, fallback, inputs, outputs)
+        if not symbols(student):
+            rep.compiled()
+        return rep
 
     @classmethod
     def run_model(cls, model: ModelProto, inputs: Any, device: str = "NPU", **kwargs: Any) -> tuple[Any, ...]:
@@ -148,6 +189,26 @@ class NpuBackend(Backend):
         """
         version = int(kwargs.pop("opset_version", 0))
         return cls.run_model(_model_of(node, list(inputs), outputs_info, version), inputs, device, **kwargs)
+
+
+def _compiled(rep: NpuRep, bindings: Mapping[str, int]) -> Compiled:
+    """See `NpuRep.compiled`."""
+    from firsttoken.api import simulate
+    from firsttoken.execution import load
+    from firsttoken_compiler.frontend.specialise import specialise
+    from firsttoken_compiler.pipeline import compile_onnx
+
+    student = specialise(rep.student, bindings)
+    program = compile_onnx(student, rep.target, rep.precision, fallback=rep.fallback)
+    assert program is not None
+    loaded = load(program, simulate(program, rep.target), student, rep.target)
+    on_host = {node: call.reason for call in program.hosts for node in call.nodes}
+    on_npu = {node for op in program.ops for node in op.onnx_nodes} - set(on_host)
+    placement = {
+        node.name: HOST if node.name in on_host else NPU if node.name in on_npu else FOLDED
+        for node in rep.student.graph.node
+    }
+    return Compiled(loaded, placement, on_host)
 
 
 def _readable(model: ModelProto) -> ModelProto:

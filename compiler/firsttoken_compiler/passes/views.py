@@ -75,7 +75,7 @@ def dense(base: Any, shape: tuple[int, ...]) -> View:
     A batch of one is a matrix view, which heads can be split from.
     """
     tokens, features = math.prod(shape[:-1]), shape[-1] if shape else 1
-    if shape and tokens == (shape[-2] if len(shape) > 1 else 1):
+    if shape and math.prod(shape[:-2]) == 1:
         return View(base, ("1" * (len(shape) - 2) + "mn") if len(shape) > 1 else "n", tokens, features)
     return View(base, "?" * len(shape), tokens, features, dims=shape)
 
