@@ -85,6 +85,8 @@ def gather(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any
     variable = isinstance(table, relax.Var) and isinstance(ids, relax.Var) and isinstance(ids.ty, relax.TensorType)
     if variable and int(attrs.get("axis", 0)) == 0 and len(table.ty.shape) == 2:
         return relax.op.take(table, ids, axis=0)
+    if index_converters.is_whole(table, ids, attrs):
+        return relax.op.reshape(table, (*shape_of(ids), *shape_of(table)[1:]))
     rows = _row_numbers(table, ids, attrs)
     if rows is not None:
         return relax.op.take(table, relax.const(rows), axis=0)

@@ -1,4 +1,4 @@
-"""GatherND and ScatterND whose constant indices only say, in other words, "all elements in their order".
+"""Gather, GatherND and ScatterND whose constant indices only say, in other words, "all elements in their order".
 
 Exporters write them for the indexing of masks; as reshapes they cost nothing. The rest is TVM's.
 """
@@ -28,6 +28,19 @@ def _offsets(indices: Any, shape: tuple[int, ...]) -> np.ndarray | None:
 def _in_order(indices: Any, shape: tuple[int, ...]) -> bool:
     offsets = _offsets(indices, shape)
     return offsets is not None and np.array_equal(offsets.reshape(-1), np.arange(math.prod(shape)))
+
+
+def is_whole(table: Any, ids: Any, attrs: dict[str, Any]) -> bool:
+    """Whether a Gather along the first axis takes all of it, in order."""
+    if int(attrs.get("axis", 0)) or not isinstance(table, relax.Var) or not isinstance(ids, GenericConst):
+        return False
+    return bool(shape_of(table)) and math.prod(shape_of(ids)) > 1 and _in_order(ids_of_rows(ids), shape_of(table)[:1])
+
+
+def ids_of_rows(ids: Any) -> Any:
+    """Row numbers as index tuples of one number."""
+    array = ids.value.numpy()
+    return relax.const(array.reshape(*array.shape, 1))
 
 
 def gather_nd(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any:

@@ -18,7 +18,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "relax.nn.softmax": (vector.SOFTMAX,),
     "relax.nn.log_softmax": (vector.SOFTMAX,),
     "relax.add": (vision.CONV, attention.ROPE, *patterns.LINEAR_SUMS, LAYER_NORM),
-    "relax.matmul": (*patterns.LINEAR, *attention.attention_rules()),
+    "relax.matmul": (*patterns.LINEAR, *attention.attention_rules(), vector.OUTER),
     "relax.concat": (attention.APPEND, vision.CONCAT),
     "relax.astype": (patterns.VIEW,),
     "relax.nn.relu": (vision.BATCH_NORM,),

@@ -19,6 +19,7 @@ from firsttoken_compiler.passes.elementwise import (
     Tree,
     constant_array,
     grow,
+    is_constant,
     operator_of,
     resolved,
     uses,
@@ -161,6 +162,27 @@ def _operand(context: Context, builder: Any, operand: View | np.ndarray, shape: 
     return base if shape_of(base) == wanted else builder.emit(relax.op.reshape(base, wanted))
 
 
+class Outer(Whole):
+    """A product over one term, as of positions and frequencies, multiplies element by element."""
+
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """Captures both factors, neither of which is a weight of the matrix unit."""
+        factors = [resolved(context, part) for part in value.args]
+        shapes = [shape_of(part) for part in factors]
+        if min(map(len, shapes)) < 2 or shapes[0][-1] != 1 or not is_float(*factors):
+            return None
+        weights = [is_constant(context, part) and len(shape) == 2 for part, shape in zip(factors, shapes, strict=True)]
+        leaves = tuple(part for part in factors if isinstance(part, relax.Var))
+        if any(weights) or not leaves:
+            return None
+        return Match({"factors": factors, "root": variable}, leaves, (variable,))
+
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """Emits the multiplication of a column by a row."""
+        tree = Tree(("mul", "s0", "s1"), list(match.captured["factors"]))
+        return emit_map(context, builder, tree, env, shape_of(match.captured["root"]))
+
+
 class Broadcast(Whole):
     """Repeated heads of keys and values are a view; any other broadcast is a copy."""
 
@@ -279,5 +301,5 @@ class Softmax(Whole):
         return like(builder, view, made) if width == shape[-1] else dense(builder, made, shape)
 
 
-ELEMENTWISE, BROADCAST, FOLD = Elementwise(), Broadcast(), Fold()
+ELEMENTWISE, OUTER, BROADCAST, FOLD = Elementwise(), Outer(), Broadcast(), Fold()
 SOFTMAX = Softmax()

@@ -309,3 +309,28 @@ def test_integers_are_repeated_where_they_are_converted() -> None:
     feeds = {"x": np.full((2, 3, 4), 3, np.float32), "keep": np.array([[[1, 0, 5, 1]]])}
     actual = interpret(canonical.module, canonical_values(imported, canonical, feeds))[0].reshape(2, 3, 4)
     np.testing.assert_allclose(actual, run(model, Path(), feeds)["y"], rtol=1e-6)
+
+
+def test_a_product_over_one_term_multiplies_a_column_by_a_row() -> None:
+    """Rotary angles: frequencies by positions, here turned and doubled before their cosine."""
+    body = """
+        p = Cast<to=1>(n) f = MatMul(frequencies, p) t = Transpose<perm=[0,2,1]>(f) d = Concat<axis=-1>(t, t) y = Cos(d)
+    """
+    arrays = {"frequencies": np.array([[[1.0], [0.1], [0.01]]], np.float32)}
+    model = written("(int64[1,1,5] n) => (float[1,5,6] y)", body, 18, **arrays)
+    imported, canonical = split(from_model(model, Path(), "outer"), fallback=True)
+    assert all("MatMul" not in node for segment in imported.segments for node in segment.nodes)
+    feeds = {"n": np.arange(5).reshape(1, 1, 5)}
+    actual = interpret_split(imported, canonical, feeds)["y"].reshape(1, 5, 6)
+    np.testing.assert_allclose(actual, run(model, Path(), feeds)["y"], rtol=1e-6)
+
+
+def test_all_rows_in_order_are_the_table() -> None:
+    body = "k = Gather(keep, rows) y = Where(k, x, low)"
+    arrays = {"rows": np.arange(4).reshape(1, 1, 4), "low": _arrays()["low"]}
+    model = written("(bool[4] keep, float[2,3,4] x) => (float[2,3,4] y)", body, 18, **arrays)
+    imported, canonical = split(from_model(model, Path(), "rows"), fallback=True)
+    assert not imported.segments
+    feeds = {"keep": np.array([True, False, False, True]), "x": np.ones((2, 3, 4), np.float32)}
+    actual = interpret(canonical.module, canonical_values(imported, canonical, feeds))[0].reshape(2, 3, 4)
+    np.testing.assert_allclose(actual, run(model, Path(), feeds)["y"], rtol=1e-6)
