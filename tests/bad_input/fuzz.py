@@ -30,7 +30,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S, ROOM_BYTES = 20.0, 2 << 30
+LIMIT_S, START_S, ROOM_BYTES = 20.0, 300.0, 2 << 30
 PER_WORKER = 400
 """Files per process; a fresh one forgets what TVM keeps."""
 OUTSIDE_BYTES = 256
@@ -135,7 +135,8 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, bufsize=1
         )
-        self._line(300.0)
+        if self._line(START_S) != "ready\n":
+            raise RuntimeError(f"the process that tries files does not start: {self.stop()[-2000:]}")
 
     def attempt(self, path: Path) -> dict[str, str]:
         """What became of a file."""
@@ -150,9 +151,7 @@ class Worker:
         if hangs:
             self.process.send_signal(signal.SIGUSR1)
             time.sleep(0.5)
-        self.stop()
-        self.errors.seek(0)
-        said = self.errors.read().decode(errors="replace")
+        said = self.stop()
         if not hangs:
             return {"end": f"crash {self.process.returncode}", "why": said[-600:]}
         frames = re.findall(r'File ".*/(.*?)", line (\d+)', said[said.rfind("most recent call first") :])
@@ -168,10 +167,15 @@ class Worker:
         """Whether it can take another file."""
         return self.process.poll() is None
 
-    def stop(self) -> None:
-        """Ends the process."""
+    def stop(self) -> str:
+        """Ends the process; what it wrote to stderr."""
+        if self.errors.closed:
+            return ""
         self.process.kill()
-        self.process.wait()
+        with self.process, self.errors:
+            self.process.wait()
+            self.errors.seek(0)
+            return self.errors.read().decode(errors="replace")
 
 
 def fuzz(seconds: float, seed: int, keep: Path | None) -> Counter[str]:
