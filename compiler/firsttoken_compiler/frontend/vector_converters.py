@@ -139,13 +139,15 @@ def group_normalization(builder: Any, inputs: Any, attrs: dict[str, Any], _param
 
 
 def lp_normalization(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
-    """Divided by the sum of magnitudes (p 1) or the root of the sum of squares (p 2) along an axis."""
+    """Divided by the sum of magnitudes (p 1) or the root of the sum of squares (p 2) along an axis; zeros stay zeros."""
     x = inputs[0]
     _floats(attrs, x)
     axis, euclidean = int(attrs.get("axis", -1)), int(attrs.get("p", 2)) == 2
     size = builder.emit(relax.op.multiply(x, x) if euclidean else relax.op.abs(x))
     total = builder.emit(relax.op.sum(size, axis=axis, keepdims=True))
-    return relax.op.divide(x, builder.emit(relax.op.sqrt(total)) if euclidean else total)
+    length = builder.emit(relax.op.sqrt(total)) if euclidean else total
+    none = builder.emit(relax.op.equal(length, _const(0.0, x)))
+    return relax.op.divide(x, builder.emit(relax.op.where(none, _const(1.0, x), length)))
 
 
 CONVERTERS: dict[str, Callable[[Any, Any, dict[str, Any], Any], Any]] = {

@@ -27,6 +27,9 @@ LANES: Final = ("float16", "float32", "bool")
 """Types of values that the lanes compute on."""
 INTEGERS: Final = (*LANES, "int64", "int32", "int16", "int8")
 """Types that they can read, in memory."""
+COMPARISONS: Final = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
+EXACT: Final = 1 << 24
+"""Integers below it are fp32 numbers."""
 RESHAPES: Final = ("reshape", "expand_dims", "squeeze")
 FEW: Final = 8
 """Operations of a truth value that is computed again where it is read, instead of being stored."""
@@ -159,13 +162,20 @@ class _Grower:
             before = self._mark()
             self.count += 1
             self.covered.append(variable)
-            reads = name == "astype" or (converted and name == "broadcast_to")
+            reads = name == "astype" or (converted and name == "broadcast_to") or self._compares(name, operands)
             parts = [self.operand(part, name in TWICE, deep, reads) for part in operands]
             made = MAKERS[name](call, [part for part in parts if part is not None]) if None not in parts else None
             if made is not None and self._fits():
                 return made
             self._back(before)
         return None
+
+    def _compares(self, name: str, operands: list[Any]) -> bool:
+        """Whether integers are compared with constants that fp32 holds: rounding then moves none of them across."""
+        if name not in COMPARISONS:
+            return False
+        found = [self.context.known(part) for part in operands if isinstance(part, GenericConst)]
+        return any(array is not None and bool((np.abs(array.astype(np.float64)) < EXACT).all()) for array in found)
 
     def _fits(self) -> bool:
         """Whether one instruction can read all leaves: it has the ports, and rows and columns that suit them."""
@@ -184,7 +194,7 @@ class _Grower:
     def operand(self, value: Any, twice: bool, deep: bool, converted: bool) -> Expr | None:
         """A number, a smaller tree, or a leaf; None for what the lanes do not hold exactly.
 
-        Integers round as they widen, so only a conversion may read them.
+        Integers round as they widen, so only a conversion may read them (`converted`), or what rounds as well.
         """
         scalar = self.context.scalar(value)
         if scalar is not None:

@@ -200,7 +200,16 @@ def test_what_only_looks_like_a_layer_norm_is_none(wrong: str) -> None:
 def test_instance_and_group_norms_are_layer_norms_over_channels() -> None:
     check("y = InstanceNormalization(x, g3, b3)", ["layer_norm", "map"])
     check("y = GroupNormalization<num_groups=1>(x, g3, b3)", ["layer_norm", "map"], opset=21)
-    check("y = LpNormalization<axis=2,p=1>(x)", ["reduce", "map"])
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_rows_of_zeros_have_no_length(p: int) -> None:
+    model = written("(float[2,3,4] x) => (float[2,3,4] y)", f"y = LpNormalization<axis=2,p={p}>(x)", 18)
+    imported, canonical = split(specialise(from_model(model, Path(), "lengths")), fallback=True)
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)}
+    feeds["x"][1, 1] = 0
+    actual = interpret_split(imported, canonical, feeds)["y"].reshape(2, 3, 4)
+    np.testing.assert_allclose(actual, run(model, Path(), feeds)["y"], rtol=1e-6)
 
 
 def test_a_tensor_is_repeated() -> None:
@@ -334,3 +343,20 @@ def test_all_rows_in_order_are_the_table() -> None:
     feeds = {"keep": np.array([True, False, False, True]), "x": np.ones((2, 3, 4), np.float32)}
     actual = interpret(canonical.module, canonical_values(imported, canonical, feeds))[0].reshape(2, 3, 4)
     np.testing.assert_allclose(actual, run(model, Path(), feeds)["y"], rtol=1e-6)
+
+
+EDGE = 1 << 24
+
+
+@pytest.mark.parametrize("operator", ["Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"])
+@pytest.mark.parametrize(("limit", "segments"), [(EDGE - 1, 0), (EDGE, 1)])
+def test_integers_are_compared_with_what_fp32_holds(operator: str, limit: int, segments: int) -> None:
+    """Rounding moves no integer across a constant below 2^24."""
+    body = f"y = {operator}(n, limits)"
+    limits = np.array([[limit, -limit, 3, 0]])
+    model = written("(int64[6,1] n) => (bool[6,4] y)", body, 18, limits=limits)
+    imported, canonical = split(from_model(model, Path(), "compared"), fallback=True)
+    assert len(imported.segments) == segments
+    feeds = {"n": np.array([[EDGE - 1], [EDGE + 1], [1 - EDGE], [-EDGE - 3], [0], [3]])}
+    actual = interpret_split(imported, canonical, feeds)["y"].reshape(6, 4)
+    np.testing.assert_array_equal(actual, run(model, Path(), feeds)["y"])
