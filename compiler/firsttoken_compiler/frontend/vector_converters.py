@@ -139,7 +139,7 @@ def group_normalization(builder: Any, inputs: Any, attrs: dict[str, Any], _param
 
 
 def lp_normalization(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
-    """Divided by the sum of magnitudes (p 1) or the root of the sum of squares (p 2) along an axis; zeros stay zeros."""
+    """Divided by the sum of magnitudes (p 1) or the root of the sum of squares (p 2); rows of zeros stay zeros."""
     x = inputs[0]
     _floats(attrs, x)
     axis, euclidean = int(attrs.get("axis", -1)), int(attrs.get("p", 2)) == 2
