@@ -20,7 +20,6 @@ TRANSFORM_ATOL: Final = 1e-6
 TRANSFORMS: Final = re.compile(r"test_(dft|stft)")
 RANDOM: Final = re.compile(r"test_(bernoulli|training_dropout_(default|default_mask|mask)$|training_dropout$)")
 """Results drawn at random: only their shapes and types can be compared."""
-MATRIX_KINDS: Final = ("linear", "attention", "kv_append")
 STATUSES: Final = ("NPU", "NPU + host", "host", "folded", "not supported", "failed", "crashed")
 PASSED: Final = STATUSES[:4]
 KINDS: Final = ("node", "simple", "pytorch-converted", "pytorch-operator", "light")
@@ -136,8 +135,7 @@ def run_case(case: Case) -> Outcome:
         for inputs, expected in case.data(model):
             found = rep.run(inputs)
             made = rep.latest
-            matrix = any(op.kind in MATRIX_KINDS for op in made.loaded.program.ops)
-            wrong = difference(found, expected, case, matrix)
+            wrong = difference(found, expected, case, made.products)
             if wrong:
                 return Outcome("failed", f"{where(made)}: {wrong}")
     except FirsttokenError as error:

@@ -49,6 +49,11 @@ class Compiled:
     reasons: dict[str, str]
 
     @property
+    def products(self) -> bool:
+        """Whether the matrix unit computes any of the graph."""
+        return any(op.macs for op in self.loaded.program.ops)
+
+    @property
     def timeline(self) -> Timeline:
         """When each instruction of a run completes."""
         return self.loaded.timeline
@@ -92,10 +97,17 @@ class NpuRep(BackendRep):
     def run(self, inputs: Any, **_unused: Any) -> tuple[NDArray[Any], ...]:
         """The graph's outputs in its order; `inputs` is a list in the graph's order, a dictionary, or one array.
 
-        Raises OptionError when an input is missing, is not of the graph, or has another shape.
+        Raises OptionError when an input is missing, is not of the graph, or has another shape; StudentError when values
+        beyond float16 made NaN of a product.
         """
         feeds = self._feeds(inputs)
-        results = self.compiled(self._bindings(feeds)).loaded.run(feeds)
+        made = self.compiled(self._bindings(feeds))
+        results = made.loaded.run(feeds)
+        if made.products and any(map(_has_nan, results.values())) and not any(map(_has_nan, feeds.values())):
+            raise StudentError(
+                f"{self.student.name}: a result is not a number, as products take float16: values beyond 65504 are "
+                "infinite to the matrix unit: scale the graph, or choose integer activations"
+            )
         return tuple(
             np.asarray(results[name]).astype(helper.tensor_dtype_to_np_dtype(kind), copy=False)
             for name, kind in self.outputs.items()
@@ -189,6 +201,10 @@ class NpuBackend(Backend):
         """
         version = int(kwargs.pop("opset_version", 0))
         return cls.run_model(_model_of(node, list(inputs), outputs_info, version), inputs, device, **kwargs)
+
+
+def _has_nan(array: NDArray[Any]) -> bool:
+    return bool(array.dtype.kind == "f" and np.isnan(array).any())
 
 
 def _compiled(rep: NpuRep, bindings: Mapping[str, int]) -> Compiled:

@@ -41,6 +41,9 @@ def attention(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) ->
     for key in ("softcap", "qk_matmul_output_mode"):
         if attrs.get(key, 0):
             raise StudentError(f"node {name}: Attention with {key}={attrs[key]} is not supported")
+    for key in ("left_window_size", "right_window_size"):
+        if int(attrs.get(key, -1)) >= 0:
+            raise StudentError(f"node {name}: Attention with {key}={attrs[key]} is not supported")
     given = [inputs[i] if i < len(inputs) else None for i in range(7)]
     if given[6] is not None:
         raise StudentError(f"node {name}: Attention with nonpad_kv_seqlen is not supported: use a static KV cache")
