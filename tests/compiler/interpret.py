@@ -113,7 +113,7 @@ def _out(array: Array, a: Attributes) -> Any:
 
 
 def _gather(p: list[Array], a: Attributes) -> Any:
-    return _out(p[0][p[1]], a)
+    return _out((p[0].T if a.get("turned") else p[0])[p[1]], a)
 
 
 def _rms_norm(p: list[Array], a: Attributes) -> Any:
@@ -212,6 +212,7 @@ def _softmax(p: list[Array], a: Attributes) -> Any:
 
 _MEANING: dict[str, Callable[[list[Array], Attributes], Any]] = {
     "npu.gather": _gather,
+    "npu.columns": lambda p, a: _out(p[0][:, a["first"] : a["first"] + a["width"]], a),
     "npu.rms_norm": _rms_norm,
     "npu.linear": _linear,
     "npu.rope": _rope,

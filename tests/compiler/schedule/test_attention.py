@@ -36,7 +36,7 @@ class Case:
     width: int
     tile: AttentionTile
     mask: str = ""
-    """`` (causal), `mask` (an operand) or `none`."""
+    """`` (causal), `mask` (an operand), `row` (one row for all queries) or `none`."""
     out: Dtype = Dtype.F16
     on_chip: frozenset[str] = frozenset()
     seed: int = 0
@@ -52,16 +52,20 @@ class Case:
         matrix = Arg((self.tokens, heads * self.width), Dtype.F16)
         shape = (self.kv_heads, keys, self.width) if self.cached else (keys, self.kv_heads * self.width)
         args = [matrix, Arg(shape, Dtype.F16), Arg(shape, Dtype.F16)]
-        args += [Arg((self.tokens, keys), Dtype.F32)] * (self.mask == "mask")
+        args += [Arg((1 if self.mask == "row" else self.tokens, keys), Dtype.F32)] * self.masked
         params = (
             ("causal", int(self.mask == "")), ("heads", heads), ("kv_heads", self.kv_heads),
-            ("mask", int(self.mask == "mask")), ("past", self.past), ("scale", self.scale),
+            ("mask", int(self.masked)), ("past", self.past), ("scale", self.scale),
         )  # fmt: skip
         return KernelSpec("attention", params, tuple(args), (Arg(matrix.shape, self.out),))
 
     @property
+    def masked(self) -> bool:
+        return self.mask in ("mask", "row")
+
+    @property
     def names(self) -> list[str]:
-        return ["q", "k", "v", *(["mask"] if self.mask == "mask" else []), "out"]
+        return ["q", "k", "v", *(["mask"] if self.masked else []), "out"]
 
     @property
     def spaces(self) -> tuple[Space, ...]:
@@ -77,7 +81,7 @@ class Case:
         r = np.random.default_rng(self.seed)
         spec = self.spec
         q, k, v = (r.standard_normal(arg.shape).astype(np.float16) for arg in spec.args[:3])
-        hidden = r.random((self.tokens, self.past + self.tokens)) < 0.4
+        hidden = r.random((1 if self.mask == "row" else self.tokens, self.past + self.tokens)) < 0.4
         mask = np.where(hidden, -30000.0, r.uniform(-1, 1)).astype(np.float32)
         mask[:, r.integers(0, mask.shape[1])] = 0
         arrays = [q, k, v, mask][: len(spec.args)]
@@ -92,7 +96,7 @@ class Case:
             k, v = (x.reshape(keys, self.kv_heads, self.width).transpose(1, 0, 2) for x in (k, v))
         scores = np.einsum("thd,hsd->hts", q.reshape(self.tokens, heads, self.width), np.repeat(k, self.shared, axis=0))
         scores = scores * self.scale
-        if self.mask == "mask":
+        if self.masked:
             scores = scores + mask
         elif not self.mask:
             visible = np.arange(keys)[None] <= np.arange(self.tokens)[:, None] + self.past
@@ -111,7 +115,7 @@ def cases(draw: st.DrawFn) -> Case:
     tile = AttentionTile(draw(st.integers(1, rows)), draw(st.integers(1, past + tokens)))
     return Case(
         tokens, past, draw(st.integers(1, 3)), shared, draw(st.sampled_from([1, 2, 6, 8, 11])), tile,
-        draw(st.sampled_from(["", "mask", "none"])), draw(st.sampled_from([Dtype.F16, Dtype.F32])),
+        draw(st.sampled_from(["", "mask", "row", "none"])), draw(st.sampled_from([Dtype.F16, Dtype.F32])),
         draw(st.frozensets(st.sampled_from(["q", "k", "v", "mask", "out"]))), draw(st.integers(0, 99)),
     )  # fmt: skip
 
@@ -138,10 +142,11 @@ def test_every_combination_of_operand_spaces(on_chip: tuple[bool, ...]) -> None:
         Case(9, 7, 2, 3, 8, AttentionTile(4, 5)),
         Case(1, 17, 2, 4, 8, AttentionTile(3, 5)),
         Case(1, 17, 2, 4, 8, AttentionTile(4, 18), "mask"),
+        Case(6, 0, 2, 2, 8, AttentionTile(4, 4), "row"),
         Case(1, 0, 1, 1, 2, AttentionTile(1, 1)),
         Case(7, 3, 1, 1, 64, AttentionTile(7, 10)),
     ],
-    ids=["causal", "past", "one-token-grouped", "one-token-mask", "one-number", "one-tile"],
+    ids=["causal", "past", "one-token-grouped", "one-token-mask", "one-mask-row", "one-number", "one-tile"],
 )
 def test_prompts_and_single_tokens(case: Case) -> None:
     case.check()

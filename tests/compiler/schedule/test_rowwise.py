@@ -50,15 +50,18 @@ def add(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
 def rope(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
     heads = int(r.integers(1, 4))
     half = -(-width // 2)
-    args = (Arg((rows, heads * 2 * half), F16), Arg((rows, half), F32), Arg((rows, half), F32))
+    table = half * int(r.integers(1, 3))  # tables of half a head, or of a whole one
+    args = (Arg((rows, heads * 2 * half), F16), Arg((rows, table), F32), Arg((rows, table), F32))
     spec = spec_of("rope", args, Arg(args[0].shape, F32 if out is F32 else F16), heads=heads)
 
     def reference(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
         a, b = np.split(x.reshape(rows, heads, 2 * half), 2, axis=-1)
+        low, high = (slice(None, half), slice(-half, None))
         cos, sin = cos[:, None], sin[:, None]
-        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(rows, -1)
+        turned = [a * cos[..., low] - b * sin[..., low], b * cos[..., high] + a * sin[..., high]]
+        return np.concatenate(turned, axis=-1).reshape(rows, -1)
 
-    angle = r.uniform(0, 7, (rows, half)).astype(np.float32)
+    angle = r.uniform(0, 7, (rows, table)).astype(np.float32)
     return Case(spec, reference, (random_half(r, rows, 2 * half * heads), np.cos(angle), np.sin(angle)))
 
 
@@ -75,6 +78,14 @@ def row(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
     return Case(spec, lambda x: x[index : index + 1], (random_half(r, rows, width),))
 
 
+def columns(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
+    before, behind, dtype = int(r.integers(0, 9)), int(r.integers(0, 9)), F32 if out is F32 else F16
+    source = Arg((rows, before + width + behind), dtype)
+    spec = spec_of("columns", (source,), Arg((rows, width), dtype), first=before, width=width)
+    x = r.standard_normal(source.shape).astype(dtype.numpy)
+    return Case(spec, lambda x: x[:, before : before + width], (x,))
+
+
 def kv_append(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case:
     heads, past = int(r.integers(1, 4)), int(r.integers(0, 6))
     cache = Arg((heads, past + rows, width), F16)
@@ -89,7 +100,7 @@ def kv_append(r: np.random.Generator, rows: int, width: int, out: Dtype) -> Case
     return Case(spec, reference, (random_half(r, rows, heads * width), random_half(r, *cache.shape)))
 
 
-MAKERS = (rms_norm, swiglu, quantise, add, rope, gather, row, kv_append)
+MAKERS = (rms_norm, swiglu, quantise, add, rope, gather, row, columns, kv_append)
 IN_DRAM = {"gather": (0,)}
 """Operands that the machine can only read from DRAM."""
 
