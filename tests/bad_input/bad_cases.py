@@ -377,6 +377,7 @@ def _control() -> None:
         {f"f{i}": [f"f{i + 1}"] * 2 for i in range(60)} | {"f60": ["Relu", "Relu"]}))  # fmt: skip
     case("20,000 nested functions", "calls others more than 64 deep", lambda: m.functions(
         {f"f{i}": [f"f{i + 1}"] for i in range(20_000)} | {"f20000": ["Relu"]}))  # fmt: skip
+    case("infinite scale inside a function", "scales are finite", _inside)
     case("two functions of one name", "two model-local functions", _twice)
     case(
         "subgraph that hides a value",
@@ -412,6 +413,23 @@ def _loops() -> ModelProto:
         body.node[1].CopyFrom(nest)
         inner = outer
     return inner
+
+
+def _inside() -> ModelProto:
+    """A function whose scales are given from outside, and are not finite."""
+    model = m.of_nodes(
+        [
+            helper.make_node("dequantise", ["q", "s"], ["w"], domain="own"),
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+        ],
+        q=np.ones((32, 32), np.int8),
+        s=np.full(32, np.inf, np.float32),
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    body = [helper.make_node("DequantizeLinear", ["a", "b"], ["c"])]
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.functions.append(helper.make_function("own", "dequantise", ["a", "b"], ["c"], body, opsets))
+    return model
 
 
 def _twice() -> ModelProto:

@@ -20,6 +20,8 @@ from firsttoken_compiler.frontend.alias import unchanged
 from firsttoken_compiler.frontend.bind import bound
 from firsttoken_compiler.frontend.branch import Branches
 from firsttoken_compiler.frontend.check_graph import label
+from firsttoken_compiler.frontend.check_operators import check_values
+from firsttoken_compiler.frontend.check_quantised import check_quantised
 from firsttoken_compiler.frontend.infer import Types
 from firsttoken_compiler.frontend.inline import inline, renamed
 from firsttoken_compiler.frontend.onnx_file import Initializer, OnnxStudent, with_nodes
@@ -44,12 +46,17 @@ def specialise(student: OnnxStudent, bindings: Mapping[str, int] | None = None) 
     """The student with static shapes for these values of its open dimensions (`bind.bind_dims`).
 
     float16 and bfloat16 become float32 (`widen`). Types of all values whose shape does not depend on data are in
-    `graph.value_info`. The result is never specialised again. Raises StudentError where shapes do not fit together.
+    `graph.value_info`. The result is never specialised again. Raises StudentError where shapes do not fit together, for
+    loops that need not end, and for values that no memory holds.
     """
     if student.specialised:
         return student
     opened = widen(bound(inline(student), bindings or {}))
-    return replace(Walk(opened).result(), specialised=True)
+    result = replace(Walk(opened).result(), specialised=True)
+    check_values(result, folded=True)
+    if student.model.functions:  # what is inside them was not to be seen before
+        check_quantised(result)
+    return result
 
 
 class Walk:
