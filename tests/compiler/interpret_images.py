@@ -34,6 +34,8 @@ def pool(p: list[Array], a: Mapping[str, Any]) -> Array:
     """The largest, or the scaled sum."""
     if a["mode"] == "max":
         return np.asarray(taps(p[0], a, -np.inf).max(axis=1).astype(a["out"]))
+    if a["mode"] == "depthwise":
+        return np.asarray(((taps(p[0], a, 0.0) * p[1][:-1]).sum(axis=1) + p[1][-1]).astype(a["out"]))
     factor = p[1] if len(p) > 1 else a["scale"]
     return np.asarray((taps(p[0], a, 0.0).sum(axis=1) * factor).astype(a["out"]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from firsttoken.onnx_backend import NpuRep, prepare
+from firsttoken.api import simulate
+from firsttoken.execution import Loaded, load
+from firsttoken_compiler.frontend.onnx_file import from_model
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.matmul import Matmul
+from firsttoken_compiler.isa.program import Program
 from firsttoken_compiler.options import Precision, resolve
+from firsttoken_compiler.pipeline import compile_onnx
+from firsttoken_compiler.target.target import Target
 
 Array = np.ndarray[Any, Any]
+EXACT = Precision("fp16", "fp16", "128", "fp16", storage="fp32")
 
 
 def graph(nodes: list[Any], weights: dict[str, Array], shape: tuple[int, ...], *outputs: str) -> onnx.ModelProto:
@@ -33,18 +40,29 @@ def graph(nodes: list[Any], weights: dict[str, Array], shape: tuple[int, ...], *
     return onnx.shape_inference.infer_shapes(model)
 
 
-def check(model: onnx.ModelProto, x: Array, tolerance: float = 2e-3, precision: Precision | None = None) -> NpuRep:
-    """Every output within `tolerance` of its range of onnxruntime's, no node on the host."""
-    rep = prepare(model) if precision is None else prepare(model, precision=precision)
-    assert set(rep.placement.values()) <= {"NPU", "folded"}, rep.reasons
-    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
-    for got, reference in zip(rep.run([x]), expected, strict=True):
-        assert got.shape == reference.shape
-        np.testing.assert_allclose(got, reference, rtol=0, atol=tolerance * max(1e-3, np.abs(reference).max()))
-    products = rep.loaded.program.code
-    products = products[products[:, word.OPCODE] == Matmul.OPCODE][:, word.DIMS : word.DIMS + 3]
-    assert int(products.prod(axis=1).sum()) == sum(op.macs for op in rep.loaded.program.ops)
-    return rep
+def loaded(model: onnx.ModelProto, precision: Precision = EXACT) -> Loaded:
+    """The model's program in the memory of a functional machine."""
+    student, target = from_model(model, Path(), "net"), Target.load("systolic-128")
+    program = compile_onnx(student, target, precision)
+    assert program is not None
+    return load(program, simulate(program, target), student, target)
+
+
+def check(model: onnx.ModelProto, x: Array, tolerance: float = 2e-3, precision: Precision = EXACT) -> Program:
+    """Every output within `tolerance` of its range of onnxruntime's, no node on the host; returns the program."""
+    ready = loaded(model, precision)
+    program = ready.program
+    assert not program.hosts, [host.reason for host in program.hosts]
+    names = [value.name for value in model.graph.output]
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(names, {"x": x})
+    results = ready.run({"x": x})
+    for name, reference in zip(names, expected, strict=True):
+        assert results[name].shape == reference.shape
+        atol = tolerance * max(1e-3, np.abs(reference).max())
+        np.testing.assert_allclose(results[name], reference, rtol=0, atol=atol)
+    products = program.code[program.code[:, word.OPCODE] == Matmul.OPCODE][:, word.DIMS : word.DIMS + 3]
+    assert int(products.prod(axis=1).sum()) == sum(op.macs for op in program.ops)
+    return program
 
 
 def random(*shape: int, seed: int = 0) -> Array:
@@ -117,22 +135,22 @@ def bottleneck(stride: int) -> tuple[list[Any], dict[str, Array]]:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_bottleneck_runs_on_the_npu_alone(stride: int) -> None:
     nodes, weights = bottleneck(stride)
-    rep = check(graph(nodes, weights, (1, 3, 24, 20), "y"), random(1, 3, 24, 20))
-    kinds = [op.kind for op in rep.loaded.program.ops]
+    program = check(graph(nodes, weights, (1, 3, 24, 20), "y"), random(1, 3, 24, 20))
+    kinds = [op.kind for op in program.ops]
     assert kinds.count("transpose") == 1  # the input alone is turned
     # A kernel of one pixel is a product of the image as it lies; the sum is in the last convolution's product.
     assert (kinds.count("conv"), kinds.count("linear")) == ((2, 3) if stride == 1 else (3, 2))
-    added = next(op for op in rep.loaded.program.ops if "s" in op.onnx_nodes)
+    added = next(op for op in program.ops if "s" in op.onnx_nodes)
     assert added.kind in ("linear", "conv")
 
 
 def test_integer_weights_and_activations_of_convolutions() -> None:
     nodes, weights = bottleneck(1)
     model = graph(nodes, weights, (1, 3, 16, 16), "y")
-    rep = check(model, random(1, 3, 16, 16), 0.05, resolve("int8", "int8", "channel", None))
-    assert "windows" in [op.kind for op in rep.loaded.program.ops]  # a scale per row of windows: they have to be there
-    rep = check(model, random(1, 3, 16, 16), 0.01, resolve("int8", "fp16", "channel", None))
-    assert "windows" not in [op.kind for op in rep.loaded.program.ops]
+    program = check(model, random(1, 3, 16, 16), 0.05, resolve("int8", "int8", "channel", None))
+    assert "windows" in [op.kind for op in program.ops]  # a scale per row of windows: they have to be there
+    program = check(model, random(1, 3, 16, 16), 0.01, resolve("int8", "fp16", "channel", None))
+    assert "windows" not in [op.kind for op in program.ops]
     check(model, random(1, 3, 16, 16), 0.15, resolve("int4", "fp16", "32", None))
 
 
@@ -144,8 +162,8 @@ def test_patches_become_tokens_without_a_copy() -> None:
     ]  # fmt: skip
     model = graph(nodes, {"w": random(16, 3, 4, 4), "b": random(16), "v": random(16, 8)}, (1, 3, 8, 12), "y")
     model.graph.initializer.append(numpy_helper.from_array(np.array([1, 16, 6]), "shape"))
-    rep = check(onnx.shape_inference.infer_shapes(model), random(1, 3, 8, 12))
-    assert [op.kind for op in rep.loaded.program.ops] == ["transpose", "conv", "linear"]
+    program = check(onnx.shape_inference.infer_shapes(model), random(1, 3, 8, 12))
+    assert [op.kind for op in program.ops] == ["transpose", "conv", "linear"]
 
 
 def test_a_class_token_goes_before_the_patches_and_comes_out_alone() -> None:
@@ -159,8 +177,23 @@ def test_a_class_token_goes_before_the_patches_and_comes_out_alone() -> None:
     model = graph(nodes, weights, (1, 3, 4, 6), "y", "p")
     for name, array in (("shape", np.array([1, 8, 6])), ("last", np.array(-7))):
         model.graph.initializer.append(numpy_helper.from_array(array, name))
-    rep = check(onnx.shape_inference.infer_shapes(model), random(1, 3, 4, 6))
-    assert "concat" in [op.kind for op in rep.loaded.program.ops]
+    program = check(onnx.shape_inference.infer_shapes(model), random(1, 3, 4, 6))
+    assert "concat" in [op.kind for op in program.ops]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_each_channel_for_itself_and_then_all_of_a_pixel(stride: int) -> None:
+    """MobileNet's block, with its shortcut."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], group=6, pads=[1, 1, 1, 1], strides=[stride, stride]),
+        helper.make_node("Clip", ["c", "low", "high"], ["a"]), helper.make_node("Conv", ["a", "v"], ["e"]),
+        helper.make_node("Conv", ["x", "u"], ["s"], group=6, strides=[stride, stride]),
+        helper.make_node("Add", ["e", "s"], ["y"]),
+    ]  # fmt: skip
+    weights = {"w": random(6, 1, 3, 3), "b": random(6), "v": random(6, 6, 1, 1), "u": random(6, 1, 1, 1)}
+    weights |= {"low": np.float32(0), "high": np.float32(6)}
+    program = check(graph(nodes, weights, (1, 6, 8, 10), "y"), random(1, 6, 8, 10))
+    assert [op.kind for op in program.ops].count("pool") == 2
 
 
 @pytest.mark.parametrize("axis", [1, 2, 3])
@@ -169,8 +202,8 @@ def test_images_are_concatenated_along_any_axis(axis: int) -> None:
         helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Relu", ["x"], ["b"]),
         helper.make_node("Concat", ["a", "b", "a"], ["y"], axis=axis),
     ]  # fmt: skip
-    rep = check(graph(nodes, {"w": random(4, 4, 1, 1)}, (1, 4, 3, 5), "y"), random(1, 4, 3, 5))
-    assert "concat" in [op.kind for op in rep.loaded.program.ops]
+    program = check(graph(nodes, {"w": random(4, 4, 1, 1)}, (1, 4, 3, 5), "y"), random(1, 4, 3, 5))
+    assert "concat" in [op.kind for op in program.ops]
 
 
 def test_signals_are_images_of_one_line() -> None:
@@ -181,7 +214,8 @@ def test_signals_are_images_of_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("attributes", "weight", "shape", "reason"),
-    [({"group": 2}, (4, 2, 1, 1), (1, 4, 5, 5), "2 groups"), ({}, (4, 4, 1, 1), (2, 4, 5, 5), "expected one of them"),
+    [({"group": 2}, (4, 2, 1, 1), (1, 4, 5, 5), "2 groups of several channels"),
+     ({}, (4, 4, 1, 1), (2, 4, 5, 5), "expected one of them"),
      ({}, (4, 4, 1, 1, 1), (1, 4, 5, 5, 5), "over 3 axes")],
 )  # fmt: skip
 def test_what_the_npu_does_not_convolve_runs_on_the_host(
@@ -189,7 +223,7 @@ def test_what_the_npu_does_not_convolve_runs_on_the_host(
 ) -> None:
     node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
     model = graph([node], {"w": random(*weight)}, shape, "y")
-    rep, x = prepare(model), random(*shape)
-    assert reason in rep.reasons["y"]
+    ready, x = loaded(model), random(*shape)
+    assert reason in ready.program.hosts[0].reason
     (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
-    np.testing.assert_allclose(rep.run([x])[0], expected, atol=1e-4)
+    np.testing.assert_allclose(ready.run({"x": x})["y"], expected, atol=1e-4)

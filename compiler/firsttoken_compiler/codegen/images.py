@@ -103,8 +103,8 @@ def rows_between(to: Buffer, to_row: int, of: Buffer, of_row: int, rows: int, wi
 def _by_lines(spec: KernelSpec, params: list[Buffer], spaces: tuple[Space, ...], lines: int) -> list[Statement]:
     """The loop over blocks of output lines."""
     shape, across = Windows.of(spec), spec.outs[0].shape[1]
-    image, out, average = params[0], params[-1], windows.sums(spec)
-    frame = Frame.of(shape, image, spaces[0], lines, LOWEST if spec.kind == "pool" and not average else 0.0)
+    image, out, adds = params[0], params[-1], windows.sums(spec)
+    frame = Frame.of(shape, image, spaces[0], lines, LOWEST if spec.kind == "pool" and not adds else 0.0)
     elements = lines * shape.out[1] * across
     stage, sums = local("block", out.dtype, elements), local("sums", Dtype.F32, elements)
     factors = local("factors", Dtype.F32, _elements(spec.args[1])) if len(spec.args) > 1 else None
@@ -118,9 +118,9 @@ def _by_lines(spec: KernelSpec, params: list[Buffer], spaces: tuple[Space, ...],
         into = Rows(stage, across, row) if spaces[-1] is Space.DRAM else Rows(out, across)
         if spec.kind == "windows":
             return list(gather(shape, source, into, shape.whole(first, last), (0, across)))
-        made = Rows(sums, across, row) if average else into
-        nests = list(_folded(shape, source, made, shape.whole(first, last), average=average))
-        return nests + ([_scaled(spec, made, into, factors, row, (last - first) * shape.out[1])] if average else [])
+        made = Rows(sums, across, row) if adds else into
+        nests = list(_folded(spec, source, made, shape.whole(first, last), factors))
+        return nests + ([_scaled(spec, made, into, factors, row, (last - first) * shape.out[1])] if adds else [])
 
     def put(env: list[int]) -> list[Nest]:
         first, last = block(env)
@@ -128,12 +128,12 @@ def _by_lines(spec: KernelSpec, params: list[Buffer], spaces: tuple[Space, ...],
 
     body: list[Statement] = frame.fetch(block)
     body += [Alloc(stage)] if spaces[-1] is Space.DRAM else []
-    body += [Alloc(sums)] if average else []
+    body += [Alloc(sums)] if adds else []
     body += [Computed(work)] + ([Computed(put)] if spaces[-1] is Space.DRAM else [])
     loop = Loop(0, -(-shape.out[0] // lines), "", 0, tuple(PIPELINE), body)
     if factors is None:
         return [loop]
-    return [Alloc(factors), rows_between(factors, 0, params[1], 0, spec.args[1].shape[0], 1), loop]
+    return [Alloc(factors), rows_between(factors, 0, params[1], 0, *spec.args[1].shape), loop]
 
 
 @dataclass(frozen=True)
@@ -204,23 +204,36 @@ def _met(shape: Windows, source: Lines, rect: Rect, tap: tuple[int, int], channe
     return source.access(rect.top * shape.stride[0] + y, rect.left * shape.stride[1] + x, channel, steps)
 
 
-def _folded(shape: Windows, source: Lines, into: Rows, rect: Rect, *, average: bool) -> Iterator[Nest]:
-    """Adds up, or takes the largest of, what all taps meet."""
+def _folded(spec: KernelSpec, source: Lines, into: Rows, rect: Rect, factors: Buffer | None) -> Iterator[Nest]:
+    """Adds up, or takes the largest of, what all taps meet; `depthwise` sums are weighted and start from the bias."""
+    shape, depthwise = Windows.of(spec), spec["mode"] == "depthwise"
     extents = (rect.bottom - rect.top, rect.right - rect.left, shape.channels)
     dst = into.access(rect.top * shape.out[1], 0, (shape.out[1] * into.pitch, into.pitch, 1))
-    for number, tap in enumerate(shape.taps()):
+
+    def weights(row: int) -> Value:
+        at = row * shape.channels
+        assert factors is not None
+        return ("load", Access(factors, lambda _env: at, (0, 0, 1)))
+
+    taps = list(shape.taps())
+    for number, tap in enumerate(taps):
         value: Value = ("load", _met(shape, source, rect, tap))
-        if number:
-            value = ("add" if average else "max", ("load", dst), value)
+        before: Value | None = ("load", dst) if number else None
+        if depthwise:
+            value, before = ("mul", value, weights(number)), before or weights(len(taps))
+        if before is not None:
+            value = ("max" if spec["mode"] == "max" else "add", before, value)
         yield Nest(extents, ("",) * 3, dst, value)
 
 
 def _scaled(spec: KernelSpec, sums: Rows, into: Rows, factors: Buffer | None, row: int, pixels: int) -> Nest:
     """The sums of a block times the scale, or the factor of each pixel, in the result's type."""
-    factor: Value = ("const", float(spec["scale"]))
-    if factors is not None:
-        factor = ("load", Access(factors, lambda _env: row, (1, 0)))
-    value: Value = ("mul", ("load", sums.access(row, 0, (sums.pitch, 1))), factor)
+    value: Value = ("load", sums.access(row, 0, (sums.pitch, 1)))
+    if spec["mode"] == "average":
+        factor: Value = ("const", float(spec["scale"]))
+        if factors is not None:
+            factor = ("load", Access(factors, lambda _env: row, (1, 0)))
+        value = ("mul", value, factor)
     return Nest((pixels, sums.pitch), ("",) * 2, into.access(row, 0, (into.pitch, 1)), value)
 
 

@@ -68,6 +68,8 @@ class Conv(Whole):
                 return None
             inner, residual = found
             value, covered = context.values[inner], [inner]
+            if int(value.attrs["group"]) != 1:
+                return None
         constant = all(context.is_weight(part) or context.known(part) is not None for part in value.args[2:])
         if not is_float(*value.args) or not context.is_weight(value.args[1]) or not constant:
             return None
@@ -79,10 +81,10 @@ class Conv(Whole):
         call, residual = match.captured["call"], match.captured["residual"]
         attrs = dialect.plain_attributes(call)
         n, channels, *kernel = shape_of(call.args[1])
-        if attrs["group"] != 1:
-            raise UnsupportedView(f"a convolution in {attrs['group']} groups")
         image, taps = image_of(builder, env[call.args[0]]), int(np.prod(kernel))
         base, pairs = image.base, _pairs(attrs)
+        if attrs["group"] != 1:
+            return self._depthwise(context, builder, call, image)
         if taps > 1 or pairs["stride_y"] > 1 or pairs["stride_x"] > 1 or _padded(attrs):
             base = context.emit(builder, "npu.windows", [base], width=image.line, out="float32", **pairs)
         args = [base, env[call.args[1]].base]
@@ -93,6 +95,22 @@ class Conv(Whole):
             builder, "npu.linear", args, n=n, k=taps * channels, transposed=0, kernel=taps,
             bias=int(len(call.args) > 2), residual=int(residual is not None), out="float32",
         )  # fmt: skip
+        return views.image(made, pairs["out_y"], pairs["out_x"], n)
+
+    def _depthwise(self, context: Context, builder: Any, call: Any, image: View) -> View:
+        """Each channel for itself, on the vector unit: sums of pixels times rows of weights, the last row the bias."""
+        attrs, (n, inner, *_) = dialect.plain_attributes(call), shape_of(call.args[1])
+        if not attrs["group"] == n == image.features or inner != 1:
+            raise UnsupportedView(f"a convolution in {attrs['group']} groups of several channels")
+        arrays = [context.known(part) for part in call.args[1:]]
+        if any(array is None for array in arrays):
+            raise UnsupportedView("a convolution of each channel for itself whose weights are not here")
+        bias = arrays[1] if len(arrays) > 1 else np.zeros(n)
+        rows = np.concatenate([np.reshape(np.asarray(arrays[0]), (n, -1)).T, np.reshape(np.asarray(bias), (1, n))])
+        args, pairs = [image.base, context.constant(rows.astype(np.float32), "taps")], _pairs(attrs)
+        made = context.emit(
+            builder, "npu.pool", args, width=image.line, mode="depthwise", scale=1.0, out="float32", **pairs
+        )
         return views.image(made, pairs["out_y"], pairs["out_x"], n)
 
 

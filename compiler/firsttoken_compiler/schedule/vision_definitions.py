@@ -33,20 +33,23 @@ def _windows(spec: KernelSpec, p: list[Any]) -> list[Any]:
 
 
 def _pool(spec: KernelSpec, p: list[Any]) -> list[Any]:
-    """The largest pixel under the kernel, or the sum times `scale`, or times a factor per output pixel."""
-    shape, average = Windows.of(spec), spec["mode"] == "average"
+    """What mode says of the pixels under the kernel; see `npu.pool` in `tvm.dialect`."""
+    shape, mode = Windows.of(spec), spec["mode"]
     ky, kx = (te.reduce_axis((0, extent), name) for extent, name in zip(shape.kernel, ("ky", "kx"), strict=True))
-    fold, outside = (te.sum, 0.0) if average else (te.max, float("-inf"))
-    folded = te.compute(
-        spec.outs[0].shape,
-        lambda i, c: fold(_pixel(shape, p[0], i, ky, kx, c, outside), axis=[ky, kx]),
-        name="folded",
-    )
+    fold, outside = (te.max, float("-inf")) if mode == "max" else (te.sum, 0.0)
+
+    def met(i: Any, c: Any) -> Any:
+        value = _pixel(shape, p[0], i, ky, kx, c, outside)
+        return value * p[1][ky * shape.kernel[1] + kx, c] if mode == "depthwise" else value
+
+    folded = te.compute(spec.outs[0].shape, lambda i, c: fold(met(i, c), axis=[ky, kx]), name="folded")
 
     def element(i: Any, c: Any) -> Any:
         value = folded[i, c]
-        if average:
+        if mode == "average":
             value = value * (p[1][i, 0] if len(p) > 1 else float(spec["scale"]))
+        if mode == "depthwise":
+            value = value + p[1][shape.kernel[0] * shape.kernel[1], c]
         return value.astype(NAMES[spec.outs[0].dtype])
 
     return [te.compute(spec.outs[0].shape, element, name="out")]

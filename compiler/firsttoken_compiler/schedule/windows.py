@@ -187,8 +187,8 @@ def staged(shape: Windows, space: Space) -> bool:
 
 
 def sums(spec: KernelSpec) -> bool:
-    """Whether a pool adds up in fp32 before it scales and stores."""
-    return spec.kind == "pool" and spec["mode"] == "average"
+    """Whether a pool adds up in fp32 before it stores: an average, or a convolution of each channel for itself."""
+    return spec.kind == "pool" and spec["mode"] != "max"
 
 
 def choose_block(

@@ -237,7 +237,9 @@ CANONICAL: dict[str, Infer] = {
     # Images are matrices [height * width, channels]. width; kernel, stride, pad (before), dilation, out as _y and _x.
     "npu.windows": _windows,  # (image) -> [pixels, taps * channels], zero in the padding
     "npu.conv": _conv,  # (image, weight, as of npu.linear); the product of the image's windows, which exist nowhere
-    "npu.pool": _pool,  # (image[, factors [pixels, 1]]); mode max, average (sum times scale or factor) -> [pixels, c]
+    # (image[, factors]) -> [pixels, c]; mode max; average: the sum times scale, or factors [pixels, 1]; depthwise: the
+    # sum weighted by factors [taps + 1, c], plus their last row
+    "npu.pool": _pool,
     "npu.concat": _concat,  # (matrices); axis 0 by rows, 1 by columns -> [m, n]
     "npu.transpose": _transpose,  # (x [m, n]) -> [n, m]
     "npu.row": _row,  # (x [m, h]); index -> [1, h]

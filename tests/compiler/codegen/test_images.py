@@ -34,7 +34,7 @@ def executed(spec: KernelSpec, spaces: tuple[Space, ...], arrays: list[np.ndarra
     return Bench(spec, spaces, TARGET, (*spec.args, *spec.outs)).run(template, arrays)[0].astype(np.float64)
 
 
-MODES = st.sampled_from(("max", "average", "factors"))
+MODES = st.sampled_from(("max", "average", "factors", "depthwise"))
 LIMITS = st.sampled_from((2048, 4096, 1 << 20))
 
 
@@ -52,14 +52,18 @@ def test_windows(shape: Windows, spaces: tuple[Space, Space], dtype: Dtype, limi
 def test_pools(shape: Windows, spaces: tuple[Space, ...], mode: str, limit: int, seed: int) -> None:
     x = image(shape, seed, Dtype.F16)
     taps = padded_taps(x.reshape(shape.height, shape.width, -1), shape, -np.inf if mode == "max" else 0.0)
-    factors = np.random.default_rng(seed).uniform(0.1, 1, (shape.pixels, 1)).astype(np.float32)
-    more = (Arg(factors.shape, Dtype.F32),) if mode == "factors" else ()
-    spec = windows_spec("pool", shape, Dtype.F16, *more, mode="max" if mode == "max" else "average", scale=0.25)
-    scaled = taps.sum(axis=1) * (factors if mode == "factors" else 0.25)
-    expected = taps.max(axis=1) if mode == "max" else scaled
-    places = spaces if mode == "factors" else spaces[:2]
-    got = executed(spec, places, [x, factors][: len(spec.args)], limit)
-    np.testing.assert_allclose(got, expected, rtol=2**-10, atol=1e-5)
+    rows = (taps.shape[1] + 1, shape.channels) if mode == "depthwise" else (shape.pixels, 1)
+    factors = np.random.default_rng(seed).uniform(0.1, 1, rows).astype(np.float32)
+    more = (Arg(factors.shape, Dtype.F32),) if mode in ("factors", "depthwise") else ()
+    name = "average" if mode == "factors" else mode
+    spec = windows_spec("pool", shape, Dtype.F16, *more, mode=name, scale=0.25)
+    expected = {
+        "max": lambda: taps.max(axis=1), "average": lambda: taps.sum(axis=1) * 0.25,
+        "factors": lambda: taps.sum(axis=1) * factors,
+        "depthwise": lambda: (taps * factors[:-1]).sum(axis=1) + factors[-1],
+    }[mode]()  # fmt: skip
+    got = executed(spec, spaces if more else spaces[:2], [x, factors][: len(spec.args)], limit)
+    np.testing.assert_allclose(got, expected, rtol=2**-10, atol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
