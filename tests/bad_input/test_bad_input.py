@@ -14,8 +14,10 @@ from bad_cases import CASES, Case
 
 from firsttoken import api
 from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend import check_graph, check_operators, check_tensors, onnx_file, wire
 
 CHECK = Path(__file__).with_name("check.py")
+ROOT = CHECK.parents[2]
 THROUGH_THE_COMMAND = ("20,000 nested subgraphs", "external data in a link to a device", "Loop whose count is an input")
 
 
@@ -53,3 +55,13 @@ def test_refused_on_the_command_line(name: str) -> None:
 
 def test_the_text_of_a_case_is_its_own() -> None:
     assert len(CASES) > 150
+
+def test_the_page_states_the_limits() -> None:
+    page = (ROOT / "docs" / "untrusted.md").read_text(encoding="utf-8")
+    for limit in (
+        f"{wire.MAX_FIELDS:,} fields", f"| {check_graph.MAX_NODES:,} |", f"| {check_graph.MAX_NAME:,} |",
+        f"| {check_graph.MAX_NESTING}; {check_graph.MAX_CALL_DEPTH} |", f"| {check_operators.MAX_TRIPS:,}, and",
+        f"| {check_tensors.MAX_RANK}; {check_tensors.MAX_TENSOR_BYTES >> 30} GiB |",
+        f"| {onnx_file.MAX_INNER_BYTES >> 20} MiB |", f"| {onnx_file.MAX_PROTO_BYTES >> 30} GiB,",
+    ):  # fmt: skip
+        assert limit in page
