@@ -379,14 +379,16 @@ def test_a_target_without_the_pair_leaves_the_product_to_the_host() -> None:
     assert_near(made.run(loaded), made, 1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
 @pytest.mark.parametrize("direction", ["QuantizeLinear", "DequantizeLinear"])
-def test_quantisation_on_its_own(direction: str) -> None:
+def test_quantisation_on_its_own(direction: str, dtype: str) -> None:
     """Half to even, saturating."""
-    given = {"x": np.array([[-40, 0.25, 0.75, 1.25, 1.74, 900, -0.25, 2.5]], np.float32)}
+    given = {"x": np.array([[-40, 0.25, 0.75, 1.25, 1.74, 9e4, -0.25, 2.5, -9e4]], np.float32)}
     if direction == "DequantizeLinear":
-        given = {"x": np.arange(-128, 128, dtype=np.int8).reshape(4, 64)}
-    weights = {"s": np.asarray(np.float32(0.5)), "z": np.asarray(np.int8(3))}
-    made = graph([node(direction, "x s z", "y")], given, weights, "int8" if direction == "QuantizeLinear" else "float")
+        limits = np.iinfo(dtype)
+        given = {"x": np.linspace(limits.min, limits.max, 256).astype(dtype).reshape(4, 64)}
+    weights = {"s": np.asarray(np.float32(0.5)), "z": np.asarray(3).astype(dtype)}
+    made = graph([node(direction, "x s z", "y")], given, weights, dtype if direction == "QuantizeLinear" else "float")
     assert np.array_equal(made.on_npu(), made.reference()[0])
 
 

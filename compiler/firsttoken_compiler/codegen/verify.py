@@ -47,7 +47,7 @@ _ENGINE = {
     _HOST_STORE: Engine.HOST,
 }
 _ANY = tuple(Dtype)
-_LANES = (*(dtype for dtype in COMPUTED if dtype is not Dtype.I4), Dtype.BOOL)
+_LANES = (*(dtype for dtype in COMPUTED if dtype is not Dtype.I4), Dtype.BOOL, Dtype.U8, Dtype.U16)
 _FACTORS = (Dtype.F32, Dtype.F16, Dtype.I16, Dtype.I8)
 _INTEGER = (Dtype.I16, Dtype.I8, Dtype.I4)
 _OPERANDS: dict[int, tuple[tuple[tuple[Space, ...], tuple[Dtype, ...]], ...]] = {

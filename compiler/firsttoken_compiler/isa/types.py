@@ -12,8 +12,8 @@ import numpy as np
 class Dtype(IntEnum):
     """Element type of an operand. `I4` and `U4` are packed two to a byte, low nibble first.
 
-    Matrix and vector unit compute on `F32` to `I4`, the lanes also on `I64` and `BOOL`; the others are stored, copied,
-    and read by the host.
+    Matrix and vector unit compute on `F32` to `I4`, the lanes also on `I64`, `BOOL`, `U8` and `U16`; the others
+    are stored, copied, and read by the host.
     """
 
     F32 = 1

@@ -451,8 +451,8 @@ class Requantise(Rule):
         scalars = _Scalars.of(context, call)
         turns = call.op.name == "npu.raw_quantise"
         integers = dtype_of(call) if turns else dtype_of(c["source"])
-        if integers not in ("int8", "int16"):
-            raise UnsupportedView(f"{integers} that leaves the NPU, which has int8 and int16")
+        if integers not in RANGES:
+            raise UnsupportedView(f"values of {integers}: the vector unit has {', '.join(RANGES)}")
         text = QUANTISE.format(low=RANGES[integers][0], high=RANGES[integers][1]) if turns else DEQUANTISE
         out = integers if turns else ""
         return _elementwise(
