@@ -330,6 +330,21 @@ def test_static_quantisation_rounds_to_the_same_integers(
     assert (np.abs(ours - expected) > step / 2).mean() <= (0.0 if k == 48 and step == 0.25 else 0.05)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
+def test_integers_from_outside_are_multiplied_as_they_are(dtype: str) -> None:
+    r = np.random.default_rng(1)
+    weights = {
+        "s": np.asarray(np.float32(0.01)), "z": np.asarray(9).astype(dtype), "w": integers(r, "int8", 48, 20),
+        "ws": np.asarray(np.float32(0.01)),
+    }  # fmt: skip
+    nodes = [
+        node("DequantizeLinear", "x s z", "a"), node("DequantizeLinear", "w ws", "d"), node("MatMul", "a d", "y"),
+    ]  # fmt: skip
+    made = graph(nodes, {"x": integers(r, dtype, 6, 48)}, weights)
+    expected = (made.feeds["x"].astype(np.int64) - 9) @ weights["w"].astype(np.int64)
+    assert np.allclose(made.on_npu() * 1e4, expected, rtol=1e-6, atol=0)
+
+
 def operators(kind: str) -> Graph:
     """One QLinear operator between QuantizeLinear and DequantizeLinear."""
     r = np.random.default_rng(3)

@@ -44,11 +44,11 @@ DEQUANTISE: Final = "mul(sub({value}, s2), s1)"
 
 @dataclass(frozen=True)
 class Activations:
-    """The float value that a product's activations come from, and how they are quantised; `kind` empty: not at all."""
+    """The value that a product's activations come from, and how they are quantised; `kind` empty: not at all."""
 
     source: Any
     kind: str = ""
-    """`static` or `dynamic`."""
+    """`static`, `dynamic`, or `given` when `source` is the integers themselves."""
     scale: float = 1.0
     zero: float = 0.0
     dtype: str = "float32"
@@ -59,7 +59,7 @@ class Activations:
     """Variables between the quantisation and its inverse."""
 
     def view(self, context: Context, builder: Any, env: Env) -> View:
-        """The float value as it lies where it is read."""
+        """The value as it lies where it is read."""
         view = env[self.source]
         for call in self.moves:
             view = reshaped_view(context, builder, {"x": call.args[0], "call": call}, {call.args[0]: view})
@@ -176,17 +176,18 @@ def _matmul(context: Context, value: Any) -> Product | None:
     if found is None:
         return None
     weight, stored, inner = found
-    activations = static_input(context, value.args[0])
+    activations = static_input(context, value.args[0], given=True)
     if activations is None or not _multiplies(context, activations, stored):
         activations = Activations(resolved(context, value.args[0]))
     covered = [part for part in (value.args[0], *activations.inside) if activations.kind]
     return Product(activations, weight, stored, covered=(*inner, *(v for v in covered if isinstance(v, relax.Var))))
 
 
-def static_input(context: Context, value: Any) -> Activations | None:
+def static_input(context: Context, value: Any, given: bool = False) -> Activations | None:
     """What DequantizeLinear(QuantizeLinear(x)) quantises, with one scale for all; None for anything else.
 
-    Integers that are only reshaped or transposed on the way count too.
+    Integers that are only reshaped or transposed on the way count too; where they come from elsewhere, they are taken
+    themselves if `given` says so.
     """
     call = operand_call(context, value, "npu.raw_dequantise")
     if call is None:
@@ -200,13 +201,23 @@ def static_input(context: Context, value: Any) -> Activations | None:
         inside.append(quantised)
         made = context.values.get(quantised)
     if not isinstance(made, Call) or made.op.name != "npu.raw_quantise":
-        return None
+        return _given_input(context, call) if given else None
     scale, zero = number(context, call.args[1]), number(context, call.args[2]) if len(call.args) > 2 else 0.0
     before = number(context, made.args[1]), number(context, made.args[2]) if len(made.args) > 2 else 0.0
     if scale is None or zero is None or before != (scale, zero) or dtype_of(made) not in RANGES:
         return None
     source = resolved(context, made.args[0])
     return Activations(source, "static", scale, zero, dtype_of(made), tuple(moves), tuple(inside))
+
+
+def _given_input(context: Context, call: Any) -> Activations | None:
+    """Integers that the host or an input provides, with one scale for all."""
+    source, scale = resolved(context, call.args[0]), number(context, call.args[1])
+    zero = number(context, call.args[2]) if len(call.args) > 2 else 0.0
+    integers = isinstance(source, relax.Var) and not context.is_weight(source) and dtype_of(source) in RANGES
+    if not integers or scale is None or zero is None:
+        return None
+    return Activations(source, "given", scale, zero, dtype_of(source))
 
 
 def _dynamic(context: Context, value: Any) -> Product | None:
@@ -315,10 +326,14 @@ def _activations(context: Context, builder: Any, kind: Activations, view: View) 
             scale, zero = (_number(context, value) for value in (kind.scale, kind.zero - kind.shift))
         low, high = (bound - kind.shift for bound in RANGES[kind.dtype])
         text = QUANTISE.format(low=low, high=high)
-        a = emit_exact(context, builder, [x, scale, zero], text, shape_of(x), kind.stored)
+        if kind.kind != "given":
+            a = emit_exact(context, builder, [x, scale, zero], text, shape_of(x), kind.stored)
+        else:
+            less = f"sub(s0, {kind.shift}.0)"
+            a = emit_exact(context, builder, [x], less, shape_of(x), kind.stored) if kind.shift else x
         made[key] = {"a": a, "a_scale": scale, "a_zero": zero}
     operands = dict(made[key])
-    if kind.kind == "static" and kind.zero == kind.shift:
+    if kind.kind != "dynamic" and kind.zero == kind.shift:
         del operands["a_zero"]
     return operands
 
