@@ -169,3 +169,38 @@ def test_truth_values_come_and_go(target: str) -> None:
     assert not program.hosts
     assert error < 2e-3
     assert any(op.kind == "map" and program.tensor("c").dtype is Dtype.BOOL for op in program.ops)
+
+
+DEGENERATE = [
+    "z = Sub(x, x) y = Exp(z)", "z = Mul(x, zero) y = Add(z, one)", "c = Equal(x, x) y = Where(c, x, one)",
+    "c = Less(x, x) y = Where(c, x, one)", "c = IsNaN(x) y = Where(c, one, x)", "z = Div(zero, x) y = Add(z, one)",
+    "c = Less(one, zero) y = Where(c, x, one)", "z = Max(x, x) y = Sub(z, x)", "z = Pow(x, zero) y = Neg(z)",
+    "c = IsInf<detect_negative=0>(x) d = Not(c) y = Where(d, x, one)", "c = Less(x, one) y = Where(c, one, one)",
+    "c = Less(x, one) d = And(c, no) y = Where(d, x, one)", "c = LessOrEqual(x, x) y = Cast<to=1>(c)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", DEGENERATE)
+def test_what_a_simplifier_takes_for_a_constant(body: str) -> None:
+    """NaN and infinity included, which nothing may take for granted; a constant is written like any result."""
+    arrays: Arrays = {"zero": np.float32(0), "one": np.float32(1), "no": np.array(False)}  # type: ignore[dict-item]
+    model = written(
+        "(float[3,5] x) => (float[3,5] y)", body, 18, **{n: a for n, a in arrays.items() if n in body.replace("(", " ")}
+    )
+    x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    x[0, :3], x[1, 0] = [np.nan, np.inf, -np.inf], 0
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    machine, student = load_target(TARGETS[0]), from_model(model, Path(), "written")
+    program = compile_onnx(student, machine, resolve("fp16", None, "channel", None))
+    assert program is not None
+    got = load(program, simulate_program(program, machine), student, machine).run({"x": x})
+    np.testing.assert_allclose(got["y"], session.run(["y"], {"x": x})[0], rtol=1e-6)
+
+
+def test_a_layer_norm_with_its_statistics() -> None:
+    arrays = random_weights(g=(40,), b=(40,))
+    signature = "(float[1,6,40] x) => (float[1,6,40] y, float[1,6,1] mean, float[1,6,1] scale)"
+    model = written(signature, "y, mean, scale = LayerNormalization(x, g, b)", 18, **arrays)
+    program, error = compare(model, TARGETS[0])
+    assert not program.hosts
+    assert error < 1e-3

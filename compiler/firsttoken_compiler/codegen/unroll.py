@@ -72,6 +72,8 @@ class _Unroller:
     turn: dict[Buffer, int] = field(default_factory=dict)
     pending: dict[Buffer, float] = field(default_factory=dict)
     """Buffers that were set to a constant which no instruction has written yet."""
+    unwritten: dict[Buffer, list[tuple[Nest, Piece, Stream]]] = field(default_factory=dict)
+    """What would write them."""
 
     def run(self, body: list[Statement]) -> None:
         for statement in body:
@@ -148,7 +150,9 @@ class _Unroller:
     def _nest(self, nest: Nest) -> None:
         if nest.value[0] == "const" and nest.dst.buffer.param < 0:
             self.pending[nest.dst.buffer] = nest.value[1]
+            self.unwritten[nest.dst.buffer] = [(nest, p, self._stream(nest.dst, *p[1:])) for p in self._pieces(nest)]
             return
+        self._write_constants(nest.value, nest.dst.buffer)
         initial = self.pending.pop(nest.dst.buffer, None)
         for extents, first, narrow in self._pieces(nest):
             dst = self._stream(nest.dst, first, narrow)
@@ -158,6 +162,16 @@ class _Unroller:
                     self._copy(extents, dst, source)
                     continue
             self._vector(nest, extents, first, narrow, dst, initial)
+
+    def _write_constants(self, value: Value, own: Buffer) -> None:
+        """Writes constants that are read elsewhere than where the result `own` starts from them."""
+        if value[0] == "load" and value[1].buffer is not own and value[1].buffer in self.pending:
+            del self.pending[value[1].buffer]
+            for nest, piece, dst in self.unwritten.pop(value[1].buffer):
+                self._vector(nest, *piece, dst, None)
+        elif value[0] not in ("load", "const", "index"):
+            for part in value[1:]:
+                self._write_constants(part, own)
 
     def _vector(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from firsttoken_compiler.errors import StudentError
-from firsttoken_compiler.tvm.api import dtype_of, relax, shape_of
+from firsttoken_compiler.tvm.api import dtype_of, onnx_frontend, relax, shape_of
 
 
 def _const(value: float, like: Any) -> Any:
@@ -138,6 +138,32 @@ def group_normalization(builder: Any, inputs: Any, attrs: dict[str, Any], _param
     return _scaled(builder, normed, scale, bias)
 
 
+def layer_normalization(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any:
+    """Results: the norm, the mean and the reciprocal deviation, over the axes from `axis` on."""
+    x = inputs[0]
+    _floats(attrs, x)
+    normed, *_ = onnx_frontend.LayerNormalization._impl_v17(builder, inputs, attrs, params).fields
+    rank = len(shape_of(x))
+    axes = list(range(int(attrs.get("axis", -1)) % rank, rank))
+    middle = builder.emit(relax.op.mean(x, axis=axes, keepdims=True))
+    apart = builder.emit(relax.op.subtract(x, middle))
+    spread = builder.emit(relax.op.mean(builder.emit(relax.op.multiply(apart, apart)), axis=axes, keepdims=True))
+    raised = builder.emit(relax.op.add(spread, _const(float(attrs.get("epsilon", 1e-5)), x)))
+    return relax.Tuple([builder.emit(normed), middle, builder.emit(relax.op.rsqrt(raised))])
+
+
+def is_inf(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """Either infinity, or the one that the attributes leave."""
+    x = inputs[0]
+    _floats(attrs, x)
+    wanted = [int(attrs.get(f"detect_{name}", 1)) for name in ("positive", "negative")]
+    if wanted == [1, 1]:
+        return relax.op.isinf(x)
+    if wanted == [0, 0]:
+        raise StudentError(f"node {attrs['tvm_custom']['name']}: IsInf that detects nothing")
+    return relax.op.equal(x, _const(math.inf if wanted[0] else -math.inf, x))
+
+
 def lp_normalization(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """Divided by the sum of magnitudes (p 1) or the root of the sum of squares (p 2); rows of zeros stay zeros."""
     x = inputs[0]
@@ -156,6 +182,8 @@ CONVERTERS: dict[str, Callable[[Any, Any, dict[str, Any], Any], Any]] = {
     "Elu": elu,
     "GroupNormalization": group_normalization,
     "InstanceNormalization": instance_normalization,
+    "IsInf": is_inf,
+    "LayerNormalization": layer_normalization,
     "LpNormalization": lp_normalization,
     "Max": _variadic(relax.op.maximum),
     "Mean": mean,

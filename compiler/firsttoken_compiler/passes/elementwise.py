@@ -84,6 +84,40 @@ def _convert(call: Any, p: list[Expr]) -> Expr | None:
     return p[0] if dtype_of(call) in LANES else None
 
 
+def _compared(name: str, swapped: bool = False) -> Make:
+    """A comparison; with itself a value is only compared for being a number, which TVM would take for granted."""
+
+    def make(_call: Any, p: list[Expr]) -> Expr:
+        a, b = p[::-1] if swapped else p
+        if a == b:
+            return ("lt", math.inf, ("abs", a)) if name == "lt" else _is_number(a)
+        return (name, a, b)
+
+    return make
+
+
+def _is_number(expr: Expr) -> Expr:
+    return ("le", ("abs", expr), math.inf)
+
+
+def _times(_call: Any, p: list[Expr]) -> Expr | None:
+    """TVM would make 0 of a product with 0, also where NaN and infinity are multiplied."""
+    return None if 0.0 in p else ("mul", *p)
+
+
+def _less(_call: Any, p: list[Expr]) -> Expr | None:
+    """TVM would make 0 of a value less itself, which may be NaN or infinite."""
+    return None if p[0] == p[1] else ("sub", *p)
+
+
+def _bound(name: str) -> Make:
+    return lambda _call, p: p[0] if p[0] == p[1] else (name, *p)
+
+
+def _where(_call: Any, p: list[Expr]) -> Expr:
+    return (p[1] if p[0] else p[2]) if isinstance(p[0], float) else ("select", *p)
+
+
 def _not(expr: Expr) -> Expr:
     return ("eq", expr, 0.0)
 
@@ -93,8 +127,9 @@ def _plain(name: str) -> Make:
 
 
 MAKERS: Final[dict[str, Make]] = {
-    "add": _plain("add"), "subtract": _plain("sub"), "multiply": _plain("mul"), "divide": _plain("div"),
-    "maximum": _plain("max"), "minimum": _plain("min"), "power": _power, "negative": _plain("neg"),
+    "add": _plain("add"), "subtract": _less, "multiply": _times,
+    "divide": lambda _call, p: None if p[0] == 0.0 else ("div", *p),
+    "maximum": _bound("max"), "minimum": _bound("min"), "power": _power, "negative": _plain("neg"),
     "abs": _plain("abs"), "exp": _plain("exp"), "log": _plain("log"), "sqrt": _plain("sqrt"),
     "rsqrt": _plain("rsqrt"), "tanh": _plain("tanh"), "sigmoid": _plain("sigmoid"), "erf": _plain("erf"),
     "floor": _plain("floor"), "ceil": _plain("ceil"), "round": _plain("round"), "trunc": _plain("i32"),
@@ -105,12 +140,12 @@ MAKERS: Final[dict[str, Make]] = {
     "nn.gelu": lambda _call, p: ("mul", ("mul", p[0], 0.5), ("add", 1.0, ("erf", ("mul", p[0], math.sqrt(0.5))))),
     "nn.gelu_tanh": _gelu_tanh,
     "nn.leakyrelu": lambda call, p: ("select", ("lt", p[0], 0.0), ("mul", p[0], float(call.attrs.alpha)), p[0]),
-    "where": _plain("select"), "less": _plain("lt"), "less_equal": _plain("le"), "equal": _plain("eq"),
-    "greater": lambda _call, p: ("lt", p[1], p[0]), "greater_equal": lambda _call, p: ("le", p[1], p[0]),
-    "not_equal": lambda _call, p: _not(("eq", *p)), "logical_not": lambda _call, p: _not(p[0]),
+    "where": _where, "less": _compared("lt"), "less_equal": _compared("le"), "equal": _compared("eq"),
+    "greater": _compared("lt", swapped=True), "greater_equal": _compared("le", swapped=True),
+    "not_equal": lambda call, p: _not(_compared("eq")(call, p) or 0.0), "logical_not": lambda _call, p: _not(p[0]),
     "logical_and": _plain("and"), "logical_or": _plain("or"),
     "logical_xor": lambda _call, p: _not(("eq", *(_not(part) for part in p))),
-    "isnan": lambda _call, p: _not(("eq", p[0], p[0])), "isinf": lambda _call, p: ("eq", ("abs", p[0]), math.inf),
+    "isnan": lambda _call, p: _not(_is_number(p[0])), "isinf": lambda _call, p: ("eq", ("abs", p[0]), math.inf),
     "isfinite": lambda _call, p: ("lt", ("abs", p[0]), math.inf), "astype": _convert,
     "broadcast_to": lambda _call, p: p[0],
 }  # fmt: skip
