@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,8 @@ class Case:
     residual: bool = False
     silu: bool = False
     factor: bool = False
+    act: str = ""
+    """A function of the result, as a microprogram."""
     out: Dtype = Dtype.F32
     on_chip: frozenset[str] = frozenset()
     seed: int = 0
@@ -68,6 +71,7 @@ class Case:
             ("acts", self.acts), ("bias", int(self.bias)), ("bits", self.bits), ("factor", int(self.factor)),
             ("group", self.group), ("k", self.k), ("n", self.n), ("out", self.out.text),
             ("residual", int(self.residual)), ("silu", int(self.silu)),
+            *((("act", self.act),) if self.act else ()),
         )  # fmt: skip
         return KernelSpec("linear", params, tuple(args), (Arg((self.m, self.n), self.out),))
 
@@ -198,6 +202,28 @@ def test_results_equal_numpy_to_rounding(case: Case) -> None:
     # Every sum, product and conversion rounds once to fp32: groups + 6 of them on the way.
     bound = (case.k + 12) * 2.0**-24 * size + eps
     assert (np.abs(got - expected) <= bound).all()
+
+
+GELU = "mul(mul(s0, 0.5), add(1.0, erf(mul(s0, 0.7071067811865475))))"
+FUNCTIONS = {
+    GELU: lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "max(s0, 0.0)": lambda x: np.maximum(x, 0),
+    "select(lt(s0, 0.0), mul(s0, 0.1), min(s0, 6.0))": lambda x: np.where(x < 0, 0.1 * x, np.minimum(x, 6)),
+}
+
+
+@pytest.mark.parametrize("act", FUNCTIONS)
+@pytest.mark.parametrize(("acts", "bits", "group"), [("int8", 8, 22), ("int8", 4, 8), ("fp16", 16, 0)])
+def test_a_function_of_the_result(act: str, acts: str, bits: int, group: int) -> None:
+    """Behind scales, bias and residual, before the factor."""
+    case = Case(5, 19, 22, acts, bits, group, Tile(2, 2, group or 11), (4, 8), True, True, factor=True, act=act)
+    arrays = case.arrays()
+    w = arrays["w"].astype(np.float64)
+    if group:
+        w = w * np.repeat(arrays["w_scale"].astype(np.float64), group, axis=0)[:22]
+    sums = (arrays["a"].astype(np.float64) @ w) * (arrays["a_scale"] if group else 1.0)
+    expected = FUNCTIONS[act](sums + arrays["bias"] + arrays["residual"]) * arrays["factor"]
+    np.testing.assert_allclose(case.run(arrays), expected, rtol=1e-4, atol=1e-4)
 
 
 MOVABLE = ("a", "out", "a_scale", "residual", "bias")
