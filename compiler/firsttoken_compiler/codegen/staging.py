@@ -85,7 +85,7 @@ def _moved(statement: Statement, staged: dict[int, Buffer], row: dict[int, int],
 def _value(value: Value, staged: dict[int, Buffer], row: dict[int, int], rows: int) -> Value:
     if value[0] == "load":
         return ("load", _access(value[1], staged, row, rows))
-    if value[0] in ("const", "index"):
+    if value[0] in ("const", "index", "fill"):
         return value
     return (value[0], *(_value(part, staged, row, rows) for part in value[1:]))
 

@@ -169,7 +169,7 @@ class _Unroller:
             del self.pending[value[1].buffer]
             for nest, piece, dst in self.unwritten.pop(value[1].buffer):
                 self._vector(nest, *piece, dst, None)
-        elif value[0] not in ("load", "const", "index"):
+        elif value[0] not in ("load", "const", "index", "fill"):
             for part in value[1:]:
                 self._write_constants(part, own)
 
