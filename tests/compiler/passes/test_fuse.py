@@ -79,3 +79,40 @@ def test_a_gate_that_something_else_reads_is_left_alone() -> None:
     after, _ = Fuse().run(typed, Canonical(typed.module))
     assert len(calls(after.module, "npu.swiglu")) == 1
     assert not any(int(dict(call.attrs).get("silu", 0)) for _, call in calls(after.module, "npu.linear"))
+
+
+def activated(expr: str, width: int = 8, shared: bool = False) -> tuple[Quantised, Canonical]:
+    """The module of a product and a function of it, after the pass, and its provenance."""
+    x, w = relax.Var("x", dialect.tensor([4, 8], "float16")), relax.Var("w", dialect.tensor([8, 8], "float16"))
+    attributes = {
+        "n": 8, "k": 8, "bias": 0, "residual": 0, "acts": "fp16", "bits": 16, "group": 0, "out": "float16",
+    }  # fmt: skip
+    builder = relax.BlockBuilder()
+    with builder.function("main", params=[x, w]):
+        with builder.dataflow():
+            product = builder.emit(dialect.call("npu.linear", [x, w], **attributes))
+            source = product if width == 8 else builder.emit(relax.op.reshape(product, (32 // width, width)))
+            call = dialect.call("npu.map", [source], expr=expr, rows=32 // width, width=width, out="float32")
+            mapped = builder.emit(call)
+            result = builder.emit_output(relax.Tuple([mapped, product] if shared else [mapped]))
+        builder.emit_func_output(result)
+    nodes = {product.name: ("matmul",), mapped.name: ("activation",)}
+    return Fuse().run(Quantised(builder.get(), {}, {}), Canonical(builder.get(), nodes))
+
+
+def test_an_activation_moves_into_its_product() -> None:
+    after, provenance = activated("max(s0, 0.0)")
+    [(variable, call)] = calls(after.module, "npu.linear")
+    assert not calls(after.module, "npu.map")
+    assert (str(call.attrs["act"]), str(call.attrs["out"])) == ("max(s0, 0.0)", "float32")
+    assert provenance.nodes[after.names[variable.name]] == ("matmul", "activation")
+
+
+@pytest.mark.parametrize(
+    ("expr", "width", "shared"),
+    [("max(s0, 0.0)", 16, False), ("max(s0, 0.0)", 8, True), ("mul(s0, mul(s0, mul(s0, mul(s0, s0))))", 8, False)],
+)
+def test_an_activation_stays(expr: str, width: int, shared: bool) -> None:
+    """Of other rows, of a product that is read elsewhere, of too many uses of its operand."""
+    after, _ = activated(expr, width, shared)
+    assert len(calls(after.module, "npu.map")) == 1
