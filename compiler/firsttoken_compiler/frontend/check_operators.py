@@ -95,10 +95,9 @@ def check_types(model: Any, name: str) -> None:
     """
     from onnx import shape_inference
 
-    # ONNX makes the numbers of a Range while it propagates data, however many they are.
-    bounded = all(node.op_type != "Range" for node in (*all_nodes(model.graph.node), *_function_nodes(model)))
+    # Without propagation of data: that makes the numbers of every Range and sum, however many they are.
     try:
-        typed = shape_inference.infer_shapes(_skeleton(model), check_type=True, strict_mode=True, data_prop=bounded)
+        typed = shape_inference.infer_shapes(_skeleton(model), check_type=True, strict_mode=True)
     except Exception as error:  # the inference's own errors derive from nothing narrower
         own = {function.name for function in model.functions}
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -109,11 +108,6 @@ def check_types(model: Any, name: str) -> None:
             f"{name}: types or shapes contradict one another: {shown(reasons[0], 400)[1:-1]}: export the model again"
         ) from error
     _check_extents(typed.graph.value_info, model.graph, name)
-
-
-def _function_nodes(model: Any) -> Iterator[Any]:
-    for function in model.functions:
-        yield from all_nodes(function.node)
 
 
 def _check_extents(values: Any, graph: Any, name: str) -> None:
