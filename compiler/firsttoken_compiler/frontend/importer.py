@@ -242,7 +242,7 @@ def _unreadable(node: Any) -> str | None:
     """Why TVM must not see a node; None when it may try."""
     if node.op_type in MISREAD:
         return MISREAD[node.op_type]
-    if "Sequence" in node.op_type or node.op_type.startswith("Optional"):
+    if ("Sequence" in node.op_type and node.op_type != "ReverseSequence") or node.op_type.startswith("Optional"):
         return f"no sequences on the NPU: {node.op_type}"
     if node.op_type in CONTROL:
         return f"no control flow on the NPU: {node.op_type}"
