@@ -13,7 +13,7 @@ FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint bench gemm dram bad-input precision smollm2 clean
+.PHONY: help demo test fuzz lint bench gemm dram bad-input precision smollm2 clean onnx-backend docs
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,12 @@ bad-input: .venv/installed ## Set up, then write reports/bad-input: what is said
 
 precision: .venv/installed ## Set up, then write reports/precision: fp16 against int8 and int4.
 	$(PY) reports/precision.py
+
+onnx-backend: .venv/installed ## Set up, then write reports/onnx-backend: ONNX's own backend tests on the functional machine.
+	$(PY) reports/onnx_backend.py
+
+docs: .venv/installed ## Set up, then write the pages of docs/ that are made out of the code: docs/operators.md.
+	$(PY) -m firsttoken.operators docs/operators.md
 
 smollm2: .venv/installed ## Set up, then write reports/smollm2: answers per number format beside onnxruntime's.
 	$(PY) reports/smollm2.py

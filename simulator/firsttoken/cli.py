@@ -317,6 +317,22 @@ def diff(
         raise typer.Exit(1)
 
 
+@app.command()
+def ops(as_json: AsJson = False) -> None:
+    """List ONNX operators: where they run, in which forms, and why not on the NPU."""
+    from firsttoken.operators import document
+
+    rows = document()
+    if as_json:
+        _print_json(rows)
+    else:
+        columns = ["operator", "domain", "operator sets", "runs on", "how, or why not"]
+        cells = [
+            [r["name"], r["domain"] or "ai.onnx", ", ".join(map(str, r["versions"])), r["runs"], r["why"]] for r in rows
+        ]
+        _table(columns, cells)
+
+
 @targets_app.callback()
 def targets(context: typer.Context, as_json: AsJson = False) -> None:
     """List the targets that come with the package."""

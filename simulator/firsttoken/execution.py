@@ -44,7 +44,9 @@ class Loaded:
             array = self._feed(feeds, tensor.name)
             if is_bits(array.dtype.name) and tensor.dtype in (Dtype.U8, Dtype.U16):
                 array = np.asarray(array).copy().view(tensor.dtype.numpy)
-            self.machine.write_tensor(tensor.name, array.reshape(tensor.shape).astype(tensor.dtype.numpy))
+            with np.errstate(over="ignore"):  # beyond float16 is infinite, as on the machine
+                stored = array.reshape(tensor.shape).astype(tensor.dtype.numpy)
+            self.machine.write_tensor(tensor.name, stored)
         for past, present in kv.items():
             self._write_rows(present, self._feed(feeds, past)[0])
         self.machine.run(self.timeline.completion_order)
