@@ -54,7 +54,8 @@ class _Rewriting:
         """The statements of the convolution."""
         arg = self.spec.args[0]
         image = Buffer("image", "param", arg.dtype, arg.shape[0] * arg.shape[1], 0)
-        self.frame = Frame.of(self.shape, image, self.space, conv.lines_of(self.shape, self.tile.m))
+        part, lines = conv.part_of(self.shape, self.tile.m), conv.lines_of(self.shape, self.tile.m)
+        self.frame = Frame.of(self.shape, image, self.space, lines, part=part)
         self.done = 0
         made = self._body(body, -1)
         if self.done != 1:
@@ -82,11 +83,14 @@ class _Rewriting:
         stages = STAGES if own and rows >= 0 else loop.stages
         return replace(loop, stages=stages, body=self._body(loop.body, rows))
 
-    def _lines(self, env: list[int], loop: Loop) -> tuple[int, int]:
-        """Output lines that a tile of pixels touches."""
+    def _lines(self, env: list[int], loop: Loop) -> tuple[int, int, int]:
+        """Output lines that a tile of pixels touches, and where in its line it starts when it is a part of one."""
         first = env[loop.depth] * loop.step
         last = min(first + loop.step, self.shape.pixels)
-        return first // self.shape.out[1], (last - 1) // self.shape.out[1] + 1
+        return first // self.shape.out[1], (last - 1) // self.shape.out[1] + 1, self._pixel(first)
+
+    def _pixel(self, row: int) -> int:
+        return row % self.shape.out[1] if self.frame.part else 0
 
     def _fetches(self, nest: Nest) -> bool:
         return nest.value[0] == "load" and nest.value[1].buffer is self.params[0]
@@ -102,7 +106,7 @@ class _Rewriting:
             row, column = divmod(of.base(env), depth)
             rows = row, min(row + self.tile.m, self.shape.pixels)
             columns = column, min(column + self.tile.k, int(self.spec["k"]))
-            lines = self.frame.lines(row // self.shape.out[1])
+            lines = self.frame.lines(row // self.shape.out[1], self._pixel(row))
             into = Rows(dst.buffer, pitch, row, column)
             return [
                 part for rect in self.shape.rows(*rows) for part in gather(self.shape, lines, into, rect, columns)

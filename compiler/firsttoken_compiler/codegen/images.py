@@ -148,31 +148,33 @@ class Frame:
     band: Buffer | None
     outside: float
     """What the padding holds."""
+    part: int = 0
+    """Output pixels of a line that a block has; 0 for whole lines."""
 
     @staticmethod
-    def of(shape: Windows, image: Buffer, space: Space, lines: int, outside: float = 0.0) -> Frame:
-        """The frame for blocks of at most so many output lines."""
-        high, wide = shape.band(lines)
+    def of(shape: Windows, image: Buffer, space: Space, lines: int, outside: float = 0.0, part: int = 0) -> Frame:
+        """The frame for blocks of at most so many output lines, or of a part of one."""
+        high, wide = shape.band(lines, part)
         band = local("band", image.dtype, high * wide * shape.channels) if windows.staged(shape, space) else None
-        return Frame(shape, image, band, outside)
+        return Frame(shape, image, band, outside, part)
 
-    def lines(self, first: int) -> Lines:
-        """The lines of the block that starts at an output line."""
+    def lines(self, first: int, pixel: int = 0) -> Lines:
+        """The lines of the block that starts at an output line, and at a pixel of it."""
         shape = self.shape
         if self.band is None:
             return Lines(self.image, shape.width, shape.channels)
-        top, left = first * shape.stride[0] - shape.before[0], -shape.before[1]
-        return Lines(self.band, shape.band(1)[1], shape.channels, top, left)
+        top, left = first * shape.stride[0] - shape.before[0], pixel * shape.stride[1] - shape.before[1]
+        return Lines(self.band, shape.band(1, self.part)[1], shape.channels, top, left)
 
-    def fetch(self, block: Callable[[list[int]], tuple[int, int]]) -> list[Statement]:
-        """Fills the frame for the output lines of `block`."""
+    def fetch(self, block: Callable[[list[int]], tuple[int, ...]]) -> list[Statement]:
+        """Fills the frame for the output lines of `block`: first, last, and the first pixel of a part of a line."""
         if self.band is None:
             return []
         return [Alloc(self.band), Computed(lambda env: list(self._fill(*block(env))))]
 
-    def _fill(self, first: int, last: int) -> Iterator[Nest]:
-        shape, lines = self.shape, self.lines(first)
-        high, wide = shape.band(last - first)
+    def _fill(self, first: int, last: int, pixel: int = 0) -> Iterator[Nest]:
+        shape, lines = self.shape, self.lines(first, pixel)
+        high, wide = shape.band(last - first, self.part)
         frame = Rect(lines.first, lines.first + high, lines.left, lines.left + wide)
         inside = frame.within(Rect(0, shape.height, 0, shape.width))
         steps = (lines.width * lines.channels, lines.channels, 1)

@@ -20,8 +20,15 @@ BAND_SLOTS = 3
 """Slots of a frame: it is fetched while the vector unit still reads the one before the last."""
 
 
+def part_of(shape: Windows, pixels: int) -> int:
+    """Pixels of a line that a tile is, where several tiles make up a line; 0 for tiles of lines, or across lines."""
+    return pixels if pixels < shape.out[1] and shape.out[1] % pixels == 0 else 0
+
+
 def lines_of(shape: Windows, pixels: int) -> int:
     """Output lines that so many pixels in a row can touch, starting at a multiple of their number."""
+    if part_of(shape, pixels):
+        return 1
     if pixels % shape.out[1] == 0:
         return pixels // shape.out[1]
     return min(shape.out[0], ceil_div(pixels - 1, shape.out[1]) + 1)
@@ -40,7 +47,7 @@ def choose(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Ro
         for tile in _tiles(product, shape, target):
             scratch, acc = tiling.linear_bytes(product, where, tile, target)
             if scratch + _band_bytes(spec, shape, spaces[0], tile) <= limit and acc <= accumulators:
-                costs[tile] = _cost(product, where, shape, tile, target)
+                costs[tile] = _cost(spec, product, where, shape, tile, target)
         if costs:
             return min(costs, key=lambda tile: (costs[tile], -tile.m, -tile.k, -tile.panels))
     raise AllocationError(
@@ -56,6 +63,7 @@ def _tiles(product: KernelSpec, shape: Windows, target: Target) -> Any:
     lines = {min(shape.out[0], 1 << i) for i in range(shape.out[0].bit_length() + 1)}
     lines |= {ceil_div(shape.out[0], parts) for parts in range(1, 9)}
     rows = {line * count for count in lines if line * count <= 2048} | {min(line, part) for part in (16, 32, 64, 128)}
+    rows |= {part for part in range(16, min(line, 512)) if line % part == 0}
     yield from tiling.linear_tiles(product, target, tuple(rows))
 
 
@@ -63,11 +71,13 @@ def _band_bytes(spec: KernelSpec, shape: Windows, space: Space, tile: Tile) -> i
     """The frame of padding in its slots."""
     if not windows.staged(shape, space):
         return 0
-    high, wide = shape.band(lines_of(shape, tile.m))
+    high, wide = shape.band(lines_of(shape, tile.m), part_of(shape, tile.m))
     return BAND_SLOTS * (spec.args[0].dtype.nbytes(high * wide * shape.channels) + 64)
 
 
-def _cost(product: KernelSpec, where: tuple[Space, ...], shape: Windows, tile: Tile, target: Target) -> float:
+def _cost(
+    spec: KernelSpec, product: KernelSpec, where: tuple[Space, ...], shape: Windows, tile: Tile, target: Target
+) -> float:
     """Cycles: the product's, and the vector unit's for the windows, which no other unit's time hides for sure."""
     sizes = Shape.of(product)
     across = ceil_div(sizes.n, tile.panels * panel_of(target))
@@ -78,4 +88,6 @@ def _cost(product: KernelSpec, where: tuple[Space, ...], shape: Windows, tile: T
     gathering = across * cut * (each + (runs - runs // rects) * target.vector.startup_cycles)
     # Fetching the windows from the DRAM is not paid for: the lines of the image are, once per tile of rows.
     resident = (Space.SPAD, *where[1:])
-    return tiling.linear_cost(product, resident, tile, target) + gathering
+    rate = min(target.dram.peak_bytes_per_s / target.clock_hz, target.dma.bus_bytes_per_cycle)
+    fetching = across * ceil_div(sizes.m, tile.m) * _band_bytes(spec, shape, Space.DRAM, tile) / BAND_SLOTS / rate
+    return tiling.linear_cost(product, resident, tile, target) + gathering + fetching

@@ -102,11 +102,15 @@ class Windows:
         """The output lines `[first, last)`."""
         return Rect(first, last, 0, self.out[1])
 
-    def band(self, lines: int) -> tuple[int, int]:
-        """(lines, pixels of a line) of the padded image that so many output lines need, whether inside or outside."""
+    def band(self, lines: int, pixels: int = 0) -> tuple[int, int]:
+        """(lines, pixels of a line) of the padded image that so many output lines need, whether inside or outside.
+
+        `pixels` of each output line, by default all.
+        """
+        counts = lines, pixels or self.out[1]
         y, x = (
             (count - 1) * s + (k - 1) * d + 1
-            for count, s, k, d in zip((lines, self.out[1]), self.stride, self.kernel, self.dilation, strict=True)
+            for count, s, k, d in zip(counts, self.stride, self.kernel, self.dilation, strict=True)
         )
         return y, x
 

@@ -14,6 +14,7 @@ from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.schedule.conv import part_of
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
 from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.schedule.windows import Windows
@@ -65,6 +66,13 @@ def test_tiles_of_lines_and_of_parts_of_lines(limit: int) -> None:
     shape = Windows(9, 40, 16, (3, 3), (1, 1), (1, 1), (1, 1), (9, 40))
     tile = check(shape, 24, (Space.DRAM,) * 5, Dtype.F16, limit, 1)
     assert int(tile.split("x")[0]) < shape.pixels
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_parts_of_a_line_fetch_the_pixels_that_they_need(stride: int) -> None:
+    shape = Windows(4, 240 * stride, 8, (3, 5), (stride, stride), (1, 2), (1, 1), (4 // stride, 240))
+    tile = check(shape, 8, (Space.DRAM,) * 5, Dtype.F16, 14000, 2)
+    assert part_of(shape, int(tile.split("x")[0])) > 0
 
 
 def test_no_tile_that_fits_names_the_remedy() -> None:
