@@ -212,6 +212,14 @@ def test_signals_are_images_of_one_line() -> None:
     check(graph(nodes, {"w": random(6, 4, 3), "b": random(6)}, (1, 4, 10), "y"), random(1, 4, 10))
 
 
+def test_a_computed_weight_is_the_reason_to_convolve_on_the_host() -> None:
+    nodes = [helper.make_node("Exp", ["w"], ["v"]), helper.make_node("Conv", ["x", "v"], ["y"])]
+    model = graph(nodes, {"w": random(2, 3, 2, 2)}, (1, 3, 4, 4), "y")
+    model.graph.input.append(helper.make_tensor_value_info("w", 1, [2, 3, 2, 2]))
+    model.graph.ClearField("initializer")
+    assert "weight or bias is computed" in loaded(model).program.hosts[0].reason
+
+
 @pytest.mark.parametrize(
     ("attributes", "weight", "shape", "reason"),
     [({"group": 2}, (4, 2, 1, 1), (1, 4, 5, 5), "2 groups of several channels"),

@@ -72,7 +72,9 @@ class Conv(Whole):
                 return None
         constant = all(context.is_weight(part) or context.known(part) is not None for part in value.args[2:])
         if not is_float(*value.args) or not context.is_weight(value.args[1]) or not constant:
-            return None
+            if residual is not None:
+                return None
+            raise UnsupportedView("a convolution whose weight or bias is computed, an input, or stored quantised")
         leaves = [part for part in (*value.args, residual) if isinstance(part, relax.Var)]
         return Match({"call": value, "residual": residual}, tuple(leaves), (*covered, variable))
 
