@@ -250,6 +250,17 @@ def test_weights_behind_dequantisation(made: Graph) -> None:
     assert_near(made.on_npu(), made, 4 * SUMS)
 
 
+def test_a_tied_head_that_is_quantised_again_keeps_its_integers() -> None:
+    r = np.random.default_rng(5)
+    weights = {"w": integers(r, "int8", 24, 48), "s": np.asarray(np.float32(0.01)), "z": np.asarray(np.int8(3))}
+    nodes = [
+        node("DequantizeLinear", "w s z", "f"), node("Transpose", "f", "t", perm=[1, 0]),
+        node("QuantizeLinear", "t s z", "q"), node("DequantizeLinear", "q s z", "d"), node("MatMul", "x d", "y"),
+    ]  # fmt: skip
+    made = graph(nodes, {"x": halves(r, 5, 48)}, weights)
+    assert_near(made.on_npu(), made)
+
+
 # Dynamic quantisation.
 
 

@@ -101,8 +101,16 @@ def is_turn(call: Any | None) -> bool:
 def dequantised(context: Context, value: Any) -> tuple[Any, Stored, list[Any]] | None:
     """(parameter, recipe, variables on the way) of a matrix behind DequantizeLinear; None when it is no such thing.
 
-    Transposed before or after. Raises UnsupportedView when it is one with scales or types that no product takes.
+    Transposed before or after, or quantised again by the same scale, as a tied head is. Raises UnsupportedView when it
+    is one with scales or types that no product takes.
     """
+    again = operand_call(context, value, "npu.raw_dequantise")
+    made = operand_call(context, again.args[0], "npu.raw_quantise") if again is not None else None
+    if again is not None and made is not None:
+        behind = dequantised(context, made.args[0])
+        if behind is None or not _one_scale(context, [again, made, _inner(context, behind[2])]):
+            return None
+        return behind[0], behind[1], [value, again.args[0], *behind[2]]
     outer, inside = operand_call(context, value, "relax.permute_dims"), [value]
     if is_turn(outer):
         assert outer is not None
@@ -125,6 +133,20 @@ def dequantised(context: Context, value: Any) -> tuple[Any, Stored, list[Any]] |
         is_turn(inner) != is_turn(outer),
     )  # fmt: skip
     return weight, made, [part for part in inside if isinstance(part, relax.Var)]
+
+
+def _inner(context: Context, inside: list[Any]) -> Any:
+    """The call among these variables that makes floats of the stored integers."""
+    calls = (operand_call(context, part, "npu.raw_dequantise") for part in reversed(inside))
+    return next(call for call in calls if call is not None)
+
+
+def _one_scale(context: Context, calls: list[Any]) -> bool:
+    """Whether all have the same one scale and zero point."""
+    found = {
+        (number(context, call.args[1]), number(context, call.args[2]) if len(call.args) > 2 else 0.0) for call in calls
+    }
+    return len(found) == 1 and None not in next(iter(found))
 
 
 def matrix(
