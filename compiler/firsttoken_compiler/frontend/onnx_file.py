@@ -167,9 +167,10 @@ class OnnxStudent:
             path = (folder / entry.external[0]).resolve()
             path.is_file()
         except (OSError, ValueError, RuntimeError) as error:  # too long, NUL inside, a loop of links
+            loop = "a loop of links" if isinstance(error, RuntimeError) else str(error)[:80]
             raise StudentError(
                 f"{self.name}: weight {shown(entry.name)[1:-1]} points to {shown(entry.external[0])}, which is no file "
-                f"name ({getattr(error, 'strerror', None) or str(error)[:80]}): export the model again"
+                f"name ({getattr(error, 'strerror', None) or loop}): export the model again"
             ) from error
         if folder not in path.parents:
             raise StudentError(
