@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from firsttoken import RunOptions, Target
-from firsttoken.generation import OrtSession, greedy, ort_session
 from firsttoken.execution import Loaded
+from firsttoken.generation import OrtSession, greedy, ort_session
 from firsttoken.npu_session import NpuSession
 from firsttoken.student import StudentConfig, WeightStore
 from firsttoken_compiler.isa.program import Program, Tensor
