@@ -214,8 +214,8 @@ def test_forty_thousand_instructions_take_less_than_two_seconds() -> None:
         ]
     code = encode(tile)
     insert_semaphores(code[:10])  # compiles
-    begin = time.perf_counter()
+    begin = time.process_time()
     insert_semaphores(code)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     print(f"expected < 2 s, measured {seconds:.2f} s for {len(code)} instructions")
     assert seconds < 2

@@ -275,8 +275,8 @@ def test_forty_thousand_instructions_take_less_than_three_seconds() -> None:
         Target, SimpleNamespace(cores=1, scratchpad=replace(SCRATCHPAD, bytes=1 << 20, accumulator_bytes=1 << 16))
     )
     verify(good.with_code(good.code[:10]), target)  # compiles
-    begin = time.perf_counter()
+    begin = time.process_time()
     verify(good, target)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     print(f"expected < 3 s, measured {seconds:.2f} s for {len(code)} instructions")
     assert seconds < 3

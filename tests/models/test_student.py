@@ -98,10 +98,10 @@ def test_canonical_text_follows_the_content(llama: StudentConfig, uneven: Studen
 
 
 def test_a_search_can_build_thousands(llama: StudentConfig) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for width in range(1, 2001):
         dataclasses.replace(llama, per_layer=(LayerConfig(4, 2, width), LayerConfig(2, 2, width)))
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_import_is_light() -> None:

@@ -222,9 +222,9 @@ def test_every_node_of_an_export_belongs_to_a_call(path: Path) -> None:
 @pytest.mark.parametrize("config", STUDENTS.values(), ids=lambda config: config.name)
 def test_large_students_take_less_than_a_second(config: StudentConfig, tokens: int, past: int) -> None:
     imported = import_onnx(from_model(build_graph(config, tokens=tokens, past=past), Path("/nonexistent"), config.name))
-    start = time.perf_counter()
+    start = time.process_time()
     canonical = Canonicalise().run(imported)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert_all_nodes_belong(imported, canonical)
     found = operators(canonical)
     assert (found["linear"], found["attention"]) == (7 * config.layers + 1, config.layers)
