@@ -36,7 +36,7 @@ ON_HOST = [
     "scatter_elements_with_axis", "shape", "size", "slice", "slice_start_out_of_bounds", "tile",
     "transpose_default", "where_example", "xor2d", "range_int32_type_negative_delta",
     "attention_23_boolmask_fullymasked_row_nan_robustness", "castlike_FLOAT_to_FLOAT16", "top_k",
-    "tril_one_row_neg", "reduce_mean_keepdims_random",
+    "tril_one_row_neg", "reduce_mean_keepdims_random", "ai_onnx_ml_binarizer", "adagrad",
 ]  # fmt: skip
 """With the host or on it: integers, booleans, narrow types, empty tensors, control flow, old and new operator sets."""
 

@@ -187,6 +187,8 @@ def with_nodes(student: OnnxStudent, nodes: list[Any]) -> OnnxStudent:
     model, old = ModelProto(), student.model
     model.ir_version = old.ir_version
     model.opset_import.extend(old.opset_import)
+    if all(entry.domain not in ("", "ai.onnx") for entry in old.opset_import):
+        model.opset_import.add(domain="", version=MAX_OPSET)  # the new nodes may be of the default domain
     model.functions.extend(old.functions)
     model.metadata_props.extend(old.metadata_props)
     graph = model.graph
