@@ -13,10 +13,14 @@ import making
 import mutate
 from fuzz import Worker, corpus
 
+from firsttoken import api
+from firsttoken.options import RunOptions
 from firsttoken_compiler.errors import FirsttokenError
 from firsttoken_compiler.frontend.bind import bind_dims
 from firsttoken_compiler.frontend.onnx_file import open_student
 from firsttoken_compiler.frontend.specialise import specialise
+
+FOUND = sorted((Path(__file__).parents[1] / "fixtures" / "fuzz").glob("*.onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +31,13 @@ def models() -> list[bytes]:
 def read(path: Path) -> None:
     student = open_student(path)
     specialise(student, bind_dims(student, prompt=4, past=2))
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
+def test_what_fuzzing_found_stays_mended(path: Path) -> None:
+    """Each of these once ended in an error of the compiler itself; now it is refused or compiled."""
+    with contextlib.suppress(FirsttokenError):
+        api.compile(path, "systolic-128", options=RunOptions(weights_absent=True))
 
 
 def test_the_corpus_itself_is_sound(models: list[bytes], tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ class StoredProduct(Rule):
         """Emits the quantisation of the activations, once for all that share it, and the product."""
         found: Product = match.captured["product"]
         view = found.activations.view(context, builder, env)
+        if not found.activations.kind and not is_float(found.activations.source):
+            raise UnsupportedView(f"activations of {dtype_of(found.activations.source)} without a scale")
         stored = _chunked(found)
         _require_pair(context, found.activations, stored)
         operands = _activations(context, builder, found.activations, view)
