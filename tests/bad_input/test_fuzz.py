@@ -22,6 +22,9 @@ from firsttoken_compiler.frontend.specialise import specialise
 
 FOUND = sorted((Path(__file__).parents[1] / "fixtures" / "fuzz").glob("*.onnx"))
 
+FOUND = sorted((Path(__file__).parent / "found").glob("*.onnx"))
+"""Files for which the fuzzer once got something else: see README.md beside them."""
+
 
 @pytest.fixture(scope="module")
 def models() -> list[bytes]:
@@ -54,6 +57,13 @@ def test_damaged_models_are_refused_or_read(models: list[bytes], seed: int, tmp_
             path = making.save(mutate.damaged(chance.choice(models), chance), tmp_path)
             with contextlib.suppress(FirsttokenError):
                 read(path)
+
+
+@pytest.mark.parametrize("path", FOUND, ids=[path.stem for path in FOUND])
+def test_what_was_found_before_is_refused_or_compiled(path: Path) -> None:
+    with contextlib.suppress(FirsttokenError):
+        program = api.compile(path, "systolic-128", options=RunOptions(weights_absent=True))
+        assert len(api.simulate(program, "systolic-128").start_fs) == len(program)
 
 
 def test_damage_reaches_every_kind_of_field(models: list[bytes]) -> None:

@@ -162,6 +162,7 @@ def check_values(student: Any, folded: bool = False) -> None:
     if folded:
         _check_extents((*student.graph.value_info, *student.graph.output), student.graph, student.name)
     _check_indices(student, shapes)
+    _check_heads(student, shapes)
     constants: dict[str, int] | None = None
     for node in student.graph.node:
         if any(True for _ in subgraphs(node)):
@@ -220,6 +221,28 @@ def check_interface(student: Any) -> None:
                     f"{where} declares shape {extents[: MAX_RANK + 1]} in {rank} dimensions; limits are {MAX_RANK} "
                     f"dimensions of 0 or more elements, {MAX_TENSOR_BYTES} bytes in all"
                 )
+
+
+def _check_heads(student: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises StudentError for numbers of heads that do not divide the features of the input that they are of."""
+    for node in student.graph.node:
+        numbers = {a.name: int(a.i) for a in node.attribute}
+        for name, index in _HEADS.get(node.op_type, ()):
+            shape = shapes.get(node.input[index]) if index < len(node.input) else None
+            heads = numbers.get(name, 0)
+            if heads < 0 or (heads and shape is not None and len(shape) == 3 and shape[2] % heads):
+                raise StudentError(
+                    f"{student.name}: node {label(node)} has {name} {heads}, which must divide the features of its "
+                    f"input {shown(node.input[index])} of shape {list(shape or ())}: export the model again"
+                )
+
+
+_HEADS: Final = {
+    "RotaryEmbedding": (("num_heads", 0),),
+    "Attention": (("q_num_heads", 0), ("kv_num_heads", 1)),
+    "MultiHeadAttention": (("num_heads", 0),),
+}
+"""Attributes that are numbers of heads, and the input whose last axis they divide."""
 
 
 def _check_indices(student: Any, shapes: dict[str, tuple[int, ...]]) -> None:

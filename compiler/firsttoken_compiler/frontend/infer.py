@@ -23,13 +23,15 @@ class Types:
     """Types of the values of one graph; grows as its nodes are visited."""
 
     def __init__(self, student: OnnxStudent) -> None:
+        from onnx.helper import make_opsetid
+
         self.student = student
         self._protos: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, ...] | None] = {}
         self._declared = {value.name: value.type for value in (*student.graph.output, *student.graph.value_info)}
         self._versions = {entry.domain: entry.version for entry in student.model.opset_import}
         self._versions[""] = student.opset
-        self._opsets = [type(student.model.opset_import[0])(domain=d, version=v) for d, v in self._versions.items()]
+        self._opsets = [make_opsetid(domain, version) for domain, version in self._versions.items()]
         for value in student.graph.input:
             self.set(value.name, value.type)
         for name, entry in student.initializers.items():

@@ -38,7 +38,8 @@ def _rotary(context: Context, builder: Any, view: View, cos: Any, sin: Any) -> V
     if view.dims is not None:
         raise UnsupportedView(f"rotary embedding of a tensor {list(view.dims)}")
     tables = {shape_of(table)[-1] for table in (cos, sin)}
-    if view.width % 2 or len(tables) != 1 or not tables <= {view.width // 2, view.width}:
+    whole = view.width > 0 and view.features % view.heads == 0
+    if not whole or view.width % 2 or len(tables) != 1 or not tables <= {view.width // 2, view.width}:
         raise UnsupportedView(f"rotary embedding of heads of {view.width} by tables of {sorted(tables)}")
     axes = next((known for known in ("mn", "mhd") if view.is_laid_out(known)), "hmd")
     base = context.emit(builder, "npu.rope", [laid_out(view, axes), cos, sin], heads=view.heads, out="float32")
