@@ -37,6 +37,19 @@ class _HostInstruction(Instruction):
         """Which operand or result of the call."""
         return self.flags & ((1 << SLOT_BITS) - 1)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Transfer(_HostInstruction):
+    """Moves operand 0: `s0` contiguous bytes of DRAM."""
+
+    WRITES: ClassVar[bool]
+
+    @classmethod
+    def regions(cls, index: np.ndarray, code: np.ndarray) -> np.ndarray:
+        """See `Instruction.regions`."""
+        kind, address, nbytes, _, _ = columns(code, 0)
+        return region(index, cls.WRITES, kind, address, 1, 0, 1, 0, 1, 0, nbytes)
+
     def _bytes(self, memory: Memory) -> np.ndarray:
         """The operand's bytes; raises ValueError outside the memory."""
         operand = self.operand(0)
@@ -47,18 +60,13 @@ class _HostInstruction(Instruction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostLoad(_HostInstruction):
+class HostLoad(_Transfer):
     """Operand `slot` of a call: `src.s0` bytes of DRAM at `src` (`core.host`)."""
 
     OPCODE: ClassVar[int] = 6
     MNEMONIC: ClassVar[str] = "host_load"
     OPERAND_NAMES: ClassVar[tuple[str, ...]] = ("src",)
-
-    @classmethod
-    def regions(cls, index: np.ndarray, code: np.ndarray) -> np.ndarray:
-        """See `Instruction.regions`."""
-        kind, address, nbytes, _, _ = columns(code, 0)
-        return region(index, False, kind, address, 1, 0, 1, 0, 1, 0, nbytes)
+    WRITES: ClassVar[bool] = False
 
     def execute(self, memory: Memory) -> None:
         """See `Instruction.execute`."""
@@ -85,18 +93,13 @@ class HostRun(_HostInstruction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostStore(_HostInstruction):
+class HostStore(_Transfer):
     """Result `slot` of a call: `dst.s0` bytes of DRAM at `dst` (`core.host`)."""
 
     OPCODE: ClassVar[int] = 8
     MNEMONIC: ClassVar[str] = "host_store"
     OPERAND_NAMES: ClassVar[tuple[str, ...]] = ("dst",)
-
-    @classmethod
-    def regions(cls, index: np.ndarray, code: np.ndarray) -> np.ndarray:
-        """See `Instruction.regions`."""
-        kind, address, nbytes, _, _ = columns(code, 0)
-        return region(index, True, kind, address, 1, 0, 1, 0, 1, 0, nbytes)
+    WRITES: ClassVar[bool] = True
 
     def execute(self, memory: Memory) -> None:
         """See `Instruction.execute`."""
