@@ -386,7 +386,7 @@ def attention_rules() -> list[Rule]:
 
 
 ROPE = _decomposed_rope()
-RAW_ROPE = RawRope(None, {}, lambda *_: None)  # type: ignore[arg-type]
-RAW_ATTENTION = RawAttention(None, {}, lambda *_: None)  # type: ignore[arg-type]
-APPEND = Append(None, {}, lambda *_: None)  # type: ignore[arg-type]
-TUPLE_ITEM = TupleItem(None, {}, lambda *_: None)  # type: ignore[arg-type]
+RAW_ROPE = RawRope()
+RAW_ATTENTION = RawAttention()
+APPEND = Append()
+TUPLE_ITEM = TupleItem()

@@ -57,4 +57,4 @@ def _operand(context: Context, argument: Any, env: Env) -> View:
     return views.dense(context.constant(array.reshape(base_shape(array.shape)), "host"), array.shape)
 
 
-RAW_HOST = RawHost(None, {}, lambda *_: None)  # type: ignore[arg-type]
+RAW_HOST = RawHost()

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from firsttoken_compiler.passes.elementwise import operator_of, resolved
-from firsttoken_compiler.passes.patterns import Captured, Context, Env, Match, is_float, like, matrix_of
-from firsttoken_compiler.passes.vector_patterns import Whole, dense, reshaped
+from firsttoken_compiler.passes.patterns import Captured, Context, Env, Match, Rule, is_float, like, matrix_of
+from firsttoken_compiler.passes.vector_patterns import dense, reshaped
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm.api import relax, shape_of
 
 
-class LayerNorm(Whole):
+class LayerNorm(Rule):
     """relax.nn.layer_norm, or its parts: (x - mean) / sqrt(mean((x - mean)^2) + eps) * gamma + beta."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:

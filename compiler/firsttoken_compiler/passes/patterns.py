@@ -5,6 +5,7 @@ docs; a new one is a new rule here.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -102,8 +103,20 @@ class Match:
     covered: tuple[Any, ...]
 
 
+class Rule(ABC):
+    """What may cover a value: a match rooted at its binding, and the canonical calls that the match becomes."""
+
+    @abstractmethod
+    def match(self, context: Context, variable: Any, value: Any) -> Match | None:
+        """The match rooted at a binding, or None."""
+
+    @abstractmethod
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """Emits the canonical calls and returns the view of the result; raises UnsupportedView."""
+
+
 @dataclass(frozen=True)
-class Rule:
+class PatternRule(Rule):
     """A pattern, the names of its captures, an extra condition, and the emission."""
 
     pattern: Any
@@ -112,7 +125,7 @@ class Rule:
     condition: Callable[[Context, Captured], bool] = lambda _context, _captured: True
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
-        """The match rooted at a binding, or None."""
+        """See `Rule.match`."""
         found = self.pattern.extract_matched_expr(value, context.bindings)
         if found is None:
             return None
@@ -126,7 +139,7 @@ class Rule:
         return Match(captured, leaves, (*covered, variable))
 
     def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
-        """Emits the canonical call and returns the view of its result."""
+        """See `Rule.emit`."""
         return self.build(context, builder, match.captured, env)
 
 
@@ -161,7 +174,7 @@ def token_list(builder: Any, ids: View) -> Any:
 
 
 _table, _ids = wildcard(), wildcard()
-GATHER = Rule(
+GATHER = PatternRule(
     _op("take", _table, _ids),
     {"table": _table, "ids": _ids},
     _build_gather,
@@ -247,7 +260,7 @@ INNER: Final = ("turned", "norm", "mean", "low", "high", "weights")
 """Captures that are values inside their pattern."""
 
 
-class LookThrough(Rule):
+class LookThrough(PatternRule):
     """A rule whose captures include values inside the pattern, wanted for their attributes only."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
@@ -260,8 +273,12 @@ class LookThrough(Rule):
         return Match(found.captured, leaves, (*inside, *found.covered))
 
 
-class _CallRule(Rule):
-    """A rule whose emission looks at the matched call's own arguments."""
+@dataclass(frozen=True)
+class CallRule(Rule):
+    """A rule for one call, whose emission looks at the call's own arguments."""
+
+    build: Callable[[Context, Any, Captured, Env], View]
+    condition: Callable[[Context, Captured], bool]
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
         """The match with the call itself among the captures."""
@@ -272,11 +289,15 @@ class _CallRule(Rule):
             return None
         return Match(captured, (value.args[0],), (variable,))
 
+    def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
+        """See `Rule.emit`."""
+        return self.build(context, builder, match.captured, env)
+
 
 TURNED_GATHER = _turned_gather()
-ROW = _CallRule(None, {}, _build_row, _is_row)
-COLUMNS = _CallRule(None, {}, _build_columns, _is_columns)
-PART = _CallRule(None, {}, _build_part, _is_part)
+ROW = CallRule(_build_row, _is_row)
+COLUMNS = CallRule(_build_columns, _is_columns)
+PART = CallRule(_build_part, _is_part)
 
 # Norms.
 
@@ -449,7 +470,7 @@ def _swiglu() -> Rule:
     def condition(_context: Context, c: Captured) -> bool:
         return is_float(c["gate"], c["up"]) and shape_of(c["gate"]) == shape_of(c["up"])
 
-    return Rule(_op("multiply", silu, up), {"gate": gate, "up": up}, _build_swiglu, condition)
+    return PatternRule(_op("multiply", silu, up), {"gate": gate, "up": up}, _build_swiglu, condition)
 
 
 def _build_add(context: Context, builder: Any, c: Captured, env: Env) -> View:
@@ -467,7 +488,7 @@ def _add() -> Rule:
         computed = all(isinstance(c[name], relax.Var) for name in "ab")
         return computed and is_float(c["a"], c["b"]) and shape_of(c["a"]) == shape_of(c["b"])
 
-    return Rule(_op("add", a, b), {"a": a, "b": b}, _build_add, condition)
+    return PatternRule(_op("add", a, b), {"a": a, "b": b}, _build_add, condition)
 
 
 SWIGLU, ADD = _swiglu(), _add()
@@ -504,4 +525,4 @@ def _is_view(_context: Context, c: Captured) -> bool:
     return isinstance(c["x"], relax.Var) and (not converts or is_float(c["x"], c["call"]))
 
 
-VIEW = _CallRule(None, {}, reshaped_view, _is_view)
+VIEW = CallRule(reshaped_view, _is_view)

@@ -174,4 +174,4 @@ def _constant(context: Context, value: float) -> Any:
     return context.constant(np.full((1, 1), value, np.float32), "quantisation")
 
 
-STORED_GATHER = StoredGather(None, {}, lambda *_: None)  # type: ignore[arg-type]
+STORED_GATHER = StoredGather()

@@ -491,5 +491,5 @@ def _elementwise(
     return replace(view, base=base) if plain else like(builder, view, base)
 
 
-STORED_PRODUCT = StoredProduct(None, {}, lambda *_: None)  # type: ignore[arg-type]
-REQUANTISE = Requantise(None, {}, lambda *_: None)  # type: ignore[arg-type]
+STORED_PRODUCT = StoredProduct()
+REQUANTISE = Requantise()

@@ -32,17 +32,10 @@ FOLD_BLOCK: Final = 1 << 14
 """Elements that one fold takes at a time; longer ones are folded in two steps."""
 
 
-class Whole(Rule):
-    """A rule that finds its match itself."""
-
-    def __init__(self) -> None:
-        super().__init__(None, {}, lambda *_: None)  # type: ignore[arg-type]
-
-
 # --- elementwise --------------------------------------------------------------------------------------------
 
 
-class Elementwise(Whole):
+class Elementwise(Rule):
     """A tree of elementwise operators becomes one npu.map."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
@@ -162,7 +155,7 @@ def _operand(context: Context, builder: Any, operand: View | np.ndarray, shape: 
     return base if shape_of(base) == wanted else builder.emit(relax.op.reshape(base, wanted))
 
 
-class Outer(Whole):
+class Outer(Rule):
     """A product over one term, as of positions and frequencies, multiplies element by element."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
@@ -183,7 +176,7 @@ class Outer(Whole):
         return emit_map(context, builder, tree, env, shape_of(match.captured["root"]))
 
 
-class Broadcast(Whole):
+class Broadcast(Rule):
     """Repeated heads of keys and values are a view; any other broadcast is a copy."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
@@ -205,7 +198,7 @@ class Broadcast(Whole):
 # --- folds --------------------------------------------------------------------------------------------------
 
 
-class Fold(Whole):
+class Fold(Rule):
     """Sum, mean, maximum, minimum over neighbouring axes; what is folded may be an expression of one tensor."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
@@ -279,7 +272,7 @@ def _folded_axes(call: Any, shape: tuple[int, ...]) -> tuple[int, int, int]:
 # --- softmax ------------------------------------------------------------------------------------------------
 
 
-class Softmax(Whole):
+class Softmax(Rule):
     """Softmax or its logarithm over the last axis."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:

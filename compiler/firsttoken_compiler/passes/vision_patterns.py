@@ -49,14 +49,7 @@ def _pairs(attrs: dict[str, Any]) -> dict[str, int]:
     return {f"{name}_{axis}": int(attrs[f"{name}_{axis}"]) for name in AXES for axis in "yx"}
 
 
-class Whole(Rule):
-    """A rule that finds its match itself."""
-
-    def __init__(self) -> None:
-        super().__init__(None, {}, lambda *_: None)  # type: ignore[arg-type]
-
-
-class Conv(Whole):
+class Conv(Rule):
     """npu.raw_conv, or its sum with another image, as a product of the windows."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
@@ -140,7 +133,7 @@ def _one_conv(context: Context, value: Any) -> tuple[Any, Any] | None:
     return None
 
 
-class Pool(Whole):
+class Pool(Rule):
     """npu.raw_pool."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
@@ -178,7 +171,7 @@ def _counts(attrs: dict[str, Any], axis: str, extent: int) -> np.ndarray:
     return np.asarray(((at >= low) & (at < high)).sum(axis=1))
 
 
-class BatchNorm(Whole):
+class BatchNorm(Rule):
     """npu.raw_batch_norm, a relu behind it included, as a factor and a shift per channel."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
@@ -216,7 +209,7 @@ class BatchNorm(Whole):
         return replace(view, base=made)
 
 
-class Concat(Whole):
+class Concat(Rule):
     """A concatenation of floats: by rows where nothing lies before its axis, else by columns."""
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
