@@ -1,10 +1,11 @@
 """Attention and rotary embedding: ONNX's own operators, and the decomposed spellings of torch's exporter."""
 
 import math
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
+from firsttoken_compiler.frontend.masks import MASKED
 from firsttoken_compiler.passes import views
 from firsttoken_compiler.passes.patterns import (
     Captured,
@@ -13,6 +14,7 @@ from firsttoken_compiler.passes.patterns import (
     LookThrough,
     Match,
     Rule,
+    calls,
     is_float,
     laid_out,
     matrix_of,
@@ -22,14 +24,6 @@ from firsttoken_compiler.passes.patterns import (
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, dtype_of, is_op, relax, shape_of, wildcard
-
-MASKED: Final = -1e30
-"""Added to a score it leaves a weight of exactly 0."""
-
-
-def _op(name: str, *args: Any) -> Any:
-    return is_op(f"relax.{name}")(*args)
-
 
 # --- rotary embedding ---------------------------------------------------------------------------------------
 
@@ -63,8 +57,8 @@ def _decomposed_rope() -> Rule:
     x, cos, sin = wildcard(), wildcard(), wildcard()
     low = is_op("relax.strided_slice")(x, varg_default_wildcard=True)
     high = is_op("relax.strided_slice")(x, varg_default_wildcard=True)
-    turned = _op("concat", relax_tuple(_op("negative", low), high))
-    pattern = _op("add", _op("multiply", x, cos), _op("multiply", turned, sin))
+    turned = calls("concat", relax_tuple(calls("negative", low), high))
+    pattern = calls("add", calls("multiply", x, cos), calls("multiply", turned, sin))
 
     def condition(context: Context, c: Captured) -> bool:
         shape = shape_of(c["x"])
@@ -137,7 +131,7 @@ class RawRope(Rule):
         if positions is not None and known is not None:
             return context.constant(known[positions.reshape(-1)].astype(np.float32), "rotary")
         key = (c[part], c["positions"])
-        cache: dict[Any, Any] = context.__dict__.setdefault("gathered", {})
+        cache = context.table("gathered")
         if key not in cache:
             table = env[c[part]].base if c[part] in env else context.constant(np.asarray(known), "rotary")
             if positions is None:
@@ -226,8 +220,7 @@ class RawAttention(Rule):
         )
         axes = "1mn" if len(shape_of(call.args[0])) == 3 else "1hmd"
         view = View(output, axes, query.tokens, query.features, 1 if axes == "1mn" else query.heads)
-        kept: dict[Any, list[View]] = context.__dict__.setdefault("presents", {})
-        kept[view.base] = presents
+        context.table("presents")[view.base] = presents
         return view
 
 
@@ -321,26 +314,29 @@ class TupleItem(Rule):
         if source.op.name == "npu.raw_host":
             shape = dialect.decode_results(str(source.attrs["results"]))[index][0]
             return views.dense(builder.emit(relax.TupleGetItem(view.base, index)), shape)
-        return view if index == 0 else context.__dict__["presents"][view.base][index - 1]
+        if index == 0:
+            return view
+        present: View = context.table("presents")[view.base][index - 1]
+        return present
 
 
 def _scores(query: Any, key: Any, scale: Any, scale_k: Any, mask: Any, form: str, masked: bool) -> Any:
     if form == "both":  # SDPA scales queries and keys by the root of the scale
-        scores = _op("matmul", _op("multiply", query, scale), _op("multiply", key, scale_k))
+        scores = calls("matmul", calls("multiply", query, scale), calls("multiply", key, scale_k))
     else:
-        scores = _op("matmul", query, key)
+        scores = calls("matmul", query, key)
         if form == "multiply":
-            scores = _op("multiply", scores, scale)
+            scores = calls("multiply", scores, scale)
         elif form == "divide":
-            scores = _op("divide", scores, scale)
-    return _op("add", scores, mask) if masked else scores
+            scores = calls("divide", scores, scale)
+    return calls("add", scores, mask) if masked else scores
 
 
 def _decomposed_attention(form: str, masked: bool, guarded: bool) -> Rule:
     """matmul(softmax(scores [+ mask]), v) with the spelling's way of scaling, with or without SDPA's NaN guard."""
     query, key, value, scale, scale_k, mask, zero = (wildcard() for _ in range(7))
-    softmax = _op("nn.softmax", _scores(query, key, scale, scale_k, mask, form, masked))
-    weights = _op("where", _op("isnan", softmax), zero, softmax) if guarded else softmax
+    softmax = calls("nn.softmax", _scores(query, key, scale, scale_k, mask, form, masked))
+    weights = calls("where", calls("isnan", softmax), zero, softmax) if guarded else softmax
     captures = {"q": query, "k": key, "v": value, "weights": softmax}
     if form != "none":
         captures["scale"] = scale
@@ -372,7 +368,7 @@ def _decomposed_attention(form: str, masked: bool, guarded: bool) -> Rule:
         output = emit_attention(context, builder, query_, key_, value_, scale=factor, causal=causal, mask=mask_)
         return View(output, "1hmd", query_.tokens, query_.features, query_.heads)
 
-    return LookThrough(_op("matmul", weights, value), captures, build, condition)
+    return LookThrough(calls("matmul", weights, value), captures, build, condition)
 
 
 def attention_rules() -> list[Rule]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from firsttoken_compiler.isa.vector_kernel import MAX_SOURCES, OPERATIONS, Expr
 from firsttoken_compiler.passes.axis_split import common
-from firsttoken_compiler.tvm.api import Call, GenericConst, dtype_of, relax, shape_of
+from firsttoken_compiler.tvm.api import GenericConst, dtype_of, operator_name, relax, shape_of
 
 if TYPE_CHECKING:
     from firsttoken_compiler.passes.patterns import Context
@@ -257,21 +257,18 @@ class _Grower:
             return True
         name = operator_of(self.context.values[value])
         whole = math.prod(shape_of(value)) == math.prod(self.shape) or name == "broadcast_to"
-        return self._alone(value) and whole and not self.wanted(value)
-
-    def _alone(self, value: Any) -> bool:
-        return uses(self.context).get(value, 0) == 1 and value not in self.context.returned
+        return self.context.read_once(value) and whole and not self.wanted(value)
 
     def _limit(self, value: Any, twice: bool) -> int:
         """Operations that may be computed again where a value is read more than once, in the tree or outside."""
         if twice:
             return CHEAP
-        return MAX_OPERATIONS * 8 if self._alone(value) else FEW
+        return MAX_OPERATIONS * 8 if self.context.read_once(value) else FEW
 
 
 def operator_of(value: Any) -> str:
     """Name of a call's Relax operator without `relax.`; empty for everything else."""
-    return str(getattr(value.op, "name", "")).removeprefix("relax.") if isinstance(value, Call) else ""
+    return operator_name(value).removeprefix("relax.")
 
 
 def resolved(context: Context, value: Any) -> Any:
@@ -279,22 +276,6 @@ def resolved(context: Context, value: Any) -> Any:
     while isinstance(context.values.get(value), (relax.Var, GenericConst)):
         value = context.values[value]
     return value
-
-
-def uses(context: Context) -> dict[Any, int]:
-    """How often each variable is read."""
-    counts: dict[Any, int] | None = context.__dict__.get("uses")
-    if counts is None:
-        counts = context.__dict__.setdefault("uses", {})
-        for value in context.values.values():
-            if isinstance(value, Call):
-                read = value.args
-            else:
-                read = getattr(value, "fields", None) or [getattr(value, "tuple_value", value)]
-            for part in read:
-                if isinstance(part, relax.Var):
-                    counts[part] = counts.get(part, 0) + 1
-    return counts
 
 
 def is_constant(context: Context, value: Any) -> bool:

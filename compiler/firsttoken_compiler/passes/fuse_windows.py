@@ -12,7 +12,7 @@ from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call
+from firsttoken_compiler.tvm.api import Call, operator_name
 
 
 @dataclass(frozen=True)
@@ -23,22 +23,22 @@ class FuseWindows:
         """The rewritten module; the provenance stays, as both have the convolution's nodes."""
         bindings = [binding for block in quantised.module["main"].body.blocks for binding in block.bindings]
         values = {binding.var: binding.value for binding in bindings}
-        products = [value for value in values.values() if _operator(value) == "npu.linear"]
+        products = [value for value in values.values() if operator_name(value) == "npu.linear"]
         fused = {
             product.args[0]
             for product in products
-            if _operator(values.get(product.args[0])) == "npu.windows" and str(product.attrs["acts"]) == "fp16"
+            if operator_name(values.get(product.args[0])) == "npu.windows" and str(product.attrs["acts"]) == "fp16"
         }
         for value in values.values():  # what anything else reads has to be there
             read = list(value.args) if isinstance(value, Call) else list(getattr(value, "fields", ()))
-            fused -= {part for i, part in enumerate(read) if i > 0 or _operator(value) != "npu.linear"}
+            fused -= {part for i, part in enumerate(read) if i > 0 or operator_name(value) != "npu.linear"}
         if not fused:
             return quantised, canonical
 
         def visit(state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
             if variable in fused:
                 return args[0]
-            if _operator(call) == "npu.linear" and call.args[0] in fused:
+            if operator_name(call) == "npu.linear" and call.args[0] in fused:
                 attributes = {**dialect.plain_attributes(values[call.args[0]]), **dialect.plain_attributes(call)}
                 return state.emit(dialect.call("npu.conv", args, **attributes))
             return state.emit(Call(call.op, args, call.attrs))
@@ -47,7 +47,3 @@ class FuseWindows:
         module, names = rebuild(quantised.module, parameters, {p: p for p in parameters}, visit)
         traced = {new: quantised.names.get(old, old) for new, old in names.items()}
         return replace(quantised, module=module, names=traced), canonical
-
-
-def _operator(value: Any) -> str:
-    return str(value.op.name) if isinstance(value, Call) else ""

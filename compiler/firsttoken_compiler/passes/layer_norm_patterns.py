@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from firsttoken_compiler.passes.elementwise import operator_of, resolved
-from firsttoken_compiler.passes.patterns import Captured, Context, Env, Match, Rule, is_float, like, matrix_of
-from firsttoken_compiler.passes.vector_patterns import dense, reshaped
+from firsttoken_compiler.passes.patterns import Captured, Context, Env, Match, Rule, is_float, like, matrix_of, reshaped
+from firsttoken_compiler.passes.vector_patterns import dense
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm.api import relax, shape_of
 

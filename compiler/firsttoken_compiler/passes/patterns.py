@@ -38,6 +38,7 @@ class Context:
     """`host.HostSite` of every call of the host by its segment."""
     returned: frozenset[Any] = frozenset()
     """Values that the graph returns."""
+    _tables: dict[str, dict[Any, Any]] = field(default_factory=dict)
     _emitted: list[str] = field(default_factory=list)
     _inverse: dict[Any, Any] | None = None
 
@@ -45,6 +46,34 @@ class Context:
     def bindings(self) -> Any:
         """`values` as TVM's own map: handing over a dictionary copies all of it at every match."""
         return tvm_ffi.convert(self.values)
+
+    @cached_property
+    def uses(self) -> dict[Any, int]:
+        """How often each variable is read."""
+        counts: dict[Any, int] = {}
+        for value in self.values.values():
+            if isinstance(value, Call):
+                read = value.args
+            else:
+                read = getattr(value, "fields", None) or [getattr(value, "tuple_value", value)]
+            for part in read:
+                if isinstance(part, relax.Var):
+                    counts[part] = counts.get(part, 0) + 1
+        return counts
+
+    @cached_property
+    def initialisers(self) -> dict[Any, str]:
+        """By Relax expression the initialiser that it is."""
+        known = self.imported.student.initializers
+        return {expr: name for name, expr in self.imported.values.items() if name in known}
+
+    def read_once(self, value: Any) -> bool:
+        """Whether one value reads it, and the graph does not return it."""
+        return self.uses.get(value, 0) == 1 and value not in self.returned
+
+    def table(self, what: str) -> dict[Any, Any]:
+        """What rules of one kind have emitted for each other, by what it is."""
+        return self._tables.setdefault(what, {})
 
     def variable(self, value: Any) -> Any:
         """The variable that a value is bound to; the value itself when it is not bound."""
@@ -81,6 +110,10 @@ class Context:
         """A constant with one element."""
         array = self.known(value) if isinstance(value, GenericConst) else None
         return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+    def number(self, value: float, hint: str) -> Any:
+        """A parameter `[1, 1]` that holds one number."""
+        return self.constant(np.full((1, 1), value, np.float32), hint)
 
     def constant(self, array: np.ndarray, hint: str) -> Any:
         """A parameter that holds `array`; equal arrays share one."""
@@ -143,7 +176,8 @@ class PatternRule(Rule):
         return self.build(context, builder, match.captured, env)
 
 
-def _op(name: str, *args: Any) -> Any:
+def calls(name: str, *args: Any) -> Any:
+    """The pattern of a call of a Relax operator."""
     return is_op(f"relax.{name}")(*args)
 
 
@@ -170,12 +204,12 @@ def token_list(builder: Any, ids: View) -> Any:
     """Token or position numbers `[1, m]` as `[m]`; raises UnsupportedView for a batch of several prompts."""
     if not ids.is_laid_out("n") or dtype_of(ids.base) != "int64":
         raise UnsupportedView(f"{dtype_of(ids.base)} numbers of shape {list(ids.shape)}, expected int64 [1, tokens]")
-    return ids.base if len(shape_of(ids.base)) == 1 else builder.emit(relax.op.reshape(ids.base, (ids.features,)))
+    return reshaped(builder, ids.base, (ids.features,))
 
 
 _table, _ids = wildcard(), wildcard()
 GATHER = PatternRule(
-    _op("take", _table, _ids),
+    calls("take", _table, _ids),
     {"table": _table, "ids": _ids},
     _build_gather,
     lambda context, c: context.is_weight(c["table"]) and len(shape_of(c["table"])) == 2 and is_float(c["table"]),
@@ -185,7 +219,7 @@ GATHER = PatternRule(
 def _turned_gather() -> Rule:
     """Rows of a table that the file holds transposed, as the head of a student with tied embeddings."""
     table, ids = wildcard(), wildcard()
-    turned = _op("permute_dims", table)
+    turned = calls("permute_dims", table)
 
     def condition(context: Context, c: Captured) -> bool:
         if not context.is_weight(c["table"]) or len(shape_of(c["table"])) != 2 or not is_float(c["table"]):
@@ -193,7 +227,7 @@ def _turned_gather() -> Rule:
         return [int(axis) for axis in context.values[c["turned"]].attrs.axes or (1, 0)] == [1, 0]
 
     captures = {"table": table, "ids": ids, "turned": turned}
-    return LookThrough(_op("take", turned, ids), captures, _build_gather, condition)
+    return LookThrough(calls("take", turned, ids), captures, _build_gather, condition)
 
 
 def slice_bounds(call: Any) -> tuple[int, int, int] | None:
@@ -310,6 +344,11 @@ def _build_norm(context: Context, builder: Any, c: Captured, env: Env) -> View:
     return like(builder, view, base)
 
 
+def reshaped(builder: Any, base: Any, shape: tuple[int, ...]) -> Any:
+    """A base seen as a tensor of another shape; itself where it has that."""
+    return base if shape_of(base) == shape else builder.emit(relax.op.reshape(base, shape))
+
+
 def matrix_of(builder: Any, view: View) -> Any:
     """The matrix `[prod(shape[:-1]), shape[-1]]` that a row-major tensor is, or that a transposed matrix becomes.
 
@@ -318,7 +357,7 @@ def matrix_of(builder: Any, view: View) -> Any:
     view = row_major(builder, view)
     width = view.shape[-1] if view.shape else 1
     wanted = (math.prod(view.shape) // max(1, width), width)
-    return view.base if shape_of(view.base) == wanted else builder.emit(relax.op.reshape(view.base, wanted))
+    return reshaped(builder, view.base, wanted)
 
 
 def row_major(builder: Any, view: View) -> View:
@@ -329,8 +368,7 @@ def row_major(builder: Any, view: View) -> View:
         raise UnsupportedView(f"an operand of shape {list(view.shape)} laid out as {view.axes}, expected rows")
     turned = builder.emit(dialect.call("npu.transpose", [view.base], out="float32"))
     wanted = (math.prod(view.shape[:-1]), view.shape[-1])
-    turned = turned if shape_of(turned) == wanted else builder.emit(relax.op.reshape(turned, wanted))
-    return views.dense(turned, view.shape)
+    return views.dense(reshaped(builder, turned, wanted), view.shape)
 
 
 def like(builder: Any, view: View, base: Any, width: int | None = None) -> View:
@@ -341,7 +379,7 @@ def like(builder: Any, view: View, base: Any, width: int | None = None) -> View:
     if width is not None:
         return View(base, view.axes, view.tokens, width)
     whole = (view.tokens, view.features)
-    return replace(view, base=base if shape_of(base) == whole else builder.emit(relax.op.reshape(base, whole)))
+    return replace(view, base=reshaped(builder, base, whole))
 
 
 def is_float(*values: Any) -> bool:
@@ -363,10 +401,10 @@ def _vector(context: Context, env: Env, value: Any) -> Any:
 
 def _decomposed_norm() -> Rule:
     x, gamma, eps, power, one = (wildcard() for _ in range(5))
-    mean = _op("mean", _op("power", x, power))
-    root = _op("sqrt", _op("add", mean, eps))
-    scaled = _op("multiply", x, _op("divide", one, root)) | _op("divide", x, root)
-    pattern = _op("multiply", gamma, scaled)
+    mean = calls("mean", calls("power", x, power))
+    root = calls("sqrt", calls("add", mean, eps))
+    scaled = calls("multiply", x, calls("divide", one, root)) | calls("divide", x, root)
+    pattern = calls("multiply", gamma, scaled)
     captures = {"x": x, "gamma": gamma, "eps": eps, "power": power, "mean": mean, "one": one}
 
     def condition(context: Context, c: Captured) -> bool:
@@ -387,7 +425,7 @@ def _has_gamma(context: Context, c: Captured) -> bool:
 
 def _fused_norm() -> Rule:
     x, gamma = wildcard(), wildcard()
-    pattern = _op("nn.rms_norm", x, gamma)
+    pattern = calls("nn.rms_norm", x, gamma)
     return LookThrough(pattern, {"x": x, "gamma": gamma, "norm": pattern}, _build_norm, _has_gamma)
 
 
@@ -424,13 +462,13 @@ def _linear_rules(*, sums: bool) -> tuple[Rule, ...]:
         for with_turn in (True, False):
             x, w = wildcard(), wildcard()
             captures = {"x": x, "w": w}
-            turned = _op("permute_dims", w)
-            pattern = _op("matmul", x, turned if with_turn else w)
+            turned = calls("permute_dims", w)
+            pattern = calls("matmul", x, turned if with_turn else w)
             if with_turn:
                 captures["turned"] = turned
             for name in added:
                 captures[name] = wildcard()
-                pattern = _op("add", pattern, captures[name])
+                pattern = calls("add", pattern, captures[name])
             rules.append(LookThrough(pattern, captures, _build_linear, _is_linear))
     return tuple(rules)
 
@@ -465,12 +503,12 @@ def _build_swiglu(context: Context, builder: Any, c: Captured, env: Env) -> View
 
 def _swiglu() -> Rule:
     gate, up = wildcard(), wildcard()
-    silu = _op("multiply", gate, _op("sigmoid", gate)) | _op("nn.silu", gate)
+    silu = calls("multiply", gate, calls("sigmoid", gate)) | calls("nn.silu", gate)
 
     def condition(_context: Context, c: Captured) -> bool:
         return is_float(c["gate"], c["up"]) and shape_of(c["gate"]) == shape_of(c["up"])
 
-    return PatternRule(_op("multiply", silu, up), {"gate": gate, "up": up}, _build_swiglu, condition)
+    return PatternRule(calls("multiply", silu, up), {"gate": gate, "up": up}, _build_swiglu, condition)
 
 
 def _build_add(context: Context, builder: Any, c: Captured, env: Env) -> View:
@@ -488,7 +526,7 @@ def _add() -> Rule:
         computed = all(isinstance(c[name], relax.Var) for name in "ab")
         return computed and is_float(c["a"], c["b"]) and shape_of(c["a"]) == shape_of(c["b"])
 
-    return PatternRule(_op("add", a, b), {"a": a, "b": b}, _build_add, condition)
+    return PatternRule(calls("add", a, b), {"a": a, "b": b}, _build_add, condition)
 
 
 SWIGLU, ADD = _swiglu(), _add()

@@ -14,12 +14,13 @@ from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.options import Precision
 from firsttoken_compiler.passes.canonicalise import Canonical
+from firsttoken_compiler.passes.patterns import reshaped
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
 from firsttoken_compiler.passes.stored import Stored, parts
 from firsttoken_compiler.schedule.linear import panel_of
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, dtype_of, relax, shape_of
+from firsttoken_compiler.tvm.api import Call, dtype_of, operator_name, relax, shape_of
 
 INTEGER = ("int8", "int16")
 _LAYER = re.compile(r"layers?[._](\d+)")
@@ -64,7 +65,7 @@ class _State:
         outputs = zip(bindings[-1].value.fields, self.canonical.outputs, strict=True)
         self.results = {value for value, name in outputs if name not in self.canonical.narrow}
         self.residual = _residual_stream(bindings)
-        self.angles = {a for b in bindings if _operator(b.value) == "npu.rope" for a in b.value.args[1:3]}
+        self.angles = {a for b in bindings if operator_name(b.value) == "npu.rope" for a in b.value.args[1:3]}
         self.uses = _uses(bindings)
         items = [binding for binding in bindings if isinstance(binding.value, relax.TupleGetItem)]
         self.items = {(item.value.tuple_value, int(item.value.index)): item.var for item in items}
@@ -89,7 +90,7 @@ class _State:
         dtype = str(parameter.ty.dtype.dtype)
         if self.uses.get(parameter) == {"npu.host"}:
             return dtype
-        masks = (list(b.value.args[3:]) for b in bindings if _operator(b.value) == "npu.attention")
+        masks = (list(b.value.args[3:]) for b in bindings if operator_name(b.value) == "npu.attention")
         if not dtype.startswith("float") or parameter in self.angles or any(parameter in mask for mask in masks):
             return dtype
         uses = self.uses.get(parameter, set())
@@ -112,7 +113,7 @@ class _State:
     def _declare_weights(self, bindings: list[Any], env: dict[Any, Any]) -> None:
         """One parameter per use of a weight: packed for products, converted for everything else."""
         for binding in bindings[:-1]:
-            call, name = binding.value, _operator(binding.value)
+            call, name = binding.value, operator_name(binding.value)
             for index, argument in enumerate(call.args if hasattr(call, "args") else ()):
                 if not isinstance(argument, relax.Var) or argument in env:
                     continue
@@ -251,7 +252,7 @@ class _State:
         while isinstance(bound, Call) and bound.op.name == "relax.reshape":
             source = bound.args[0]
             bound = state.builder.lookup_binding(source)
-        return source if shape_of(source) == shape else state.emit(relax.op.reshape(source, shape))
+        return reshaped(state, source, shape)
 
     def _host(self, state: Rebuild, variable: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
         """The host converts: floats that the NPU goes on with arrive in its types, everything else as ONNX has it."""
@@ -303,7 +304,7 @@ def _uses(bindings: list[Any]) -> dict[Any, set[str]]:
             for value in getattr(call, "fields", ()):
                 uses.setdefault(value, set()).add("output")
             continue
-        name = _operator(call)
+        name = operator_name(call)
         through = uses.get(binding.var, set()) if name in ("relax.reshape", "npu.row", "npu.columns") else None
         for index, argument in enumerate(call.args):
             if through is not None:
@@ -321,7 +322,7 @@ def _residual_stream(bindings: list[Any]) -> set[Any]:
     sums: set[Any] = set()
     other: set[Any] = set()
     for binding in bindings:
-        call, name = binding.value, _operator(binding.value)
+        call, name = binding.value, operator_name(binding.value)
         if name == "npu.add" or (name == "npu.linear" and int(call.attrs["residual"])):
             sums.add(binding.var)
         last = len(call.args) - 1 if isinstance(call, Call) else 0
@@ -332,7 +333,7 @@ def _residual_stream(bindings: list[Any]) -> set[Any]:
                 other.add(argument)
         if not isinstance(call, Call):
             other.update(getattr(call, "fields", ()))
-    rows = {b.var: b.value.args[0] for b in bindings if _operator(b.value) == "npu.row"}
+    rows = {b.var: b.value.args[0] for b in bindings if operator_name(b.value) == "npu.row"}
     return {
         value
         for value in sums
@@ -340,8 +341,6 @@ def _residual_stream(bindings: list[Any]) -> set[Any]:
     }
 
 
-def _operator(value: Any) -> str:
-    return str(value.op.name) if isinstance(value, Call) else ""
 
 
 def layer_of(name: str) -> int | None:

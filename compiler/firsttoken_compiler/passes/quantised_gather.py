@@ -6,11 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
 from firsttoken_compiler.passes import views
 from firsttoken_compiler.passes.elementwise import resolved
-from firsttoken_compiler.passes.patterns import Context, Env, Match, Rule, token_list
+from firsttoken_compiler.passes.patterns import Context, Env, Match, Rule, reshaped, token_list
 from firsttoken_compiler.passes.stored import BITS, Stored, Vectors, float_type, number, operand_call, source_of
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm.api import Call, dtype_of, relax, shape_of
@@ -71,11 +69,10 @@ class StoredGather(Rule):
         args = _parameters(context, builder, env, table, ids)
         rows = shape_of(values)[0] * (table.width // table.block if table.block else 1)
         width = table.block or table.width
-        blocks = values if shape_of(values) == (rows, width) else builder.emit(relax.op.reshape(values, (rows, width)))
+        blocks = reshaped(builder, values, (rows, width))
         base = context.emit(builder, "npu.map", [blocks, *args], expr=FLOAT, rows=rows, width=width, out="float32")
         whole = (shape_of(values)[0], table.width)
-        base = base if shape_of(base) == whole else builder.emit(relax.op.reshape(base, whole))
-        return views.dense(base, shape_of(match.captured["root"]))
+        return views.dense(reshaped(builder, base, whole), shape_of(match.captured["root"]))
 
 
 def _table(context: Context, call: Any | None, weight: Any | None = None) -> Table | None:
@@ -138,11 +135,11 @@ def _parameters(context: Context, builder: Any, env: Env, table: Table, ids: Any
         if given[0] is None or given[1] is None:
             raise UnsupportedView("a table whose scale is computed")
         shift = 0 if table.zero is None else table.shift
-        return [_constant(context, given[0]), _constant(context, given[1] - shift)]
+        return [context.number(given[0], "quantisation"), context.number(given[1] - shift, "quantisation")]
     blocks = table.width // table.block
     scales = _column(context, builder, env, table, ids, table.scale, float_type(context, table.scale), 0)
     if table.zero is None:
-        return [scales, _constant(context, zero)]
+        return [scales, context.number(zero, "quantisation")]
     packed = math.prod(shape_of(table.zero)) != table.rows * blocks
     return [scales, _column(context, builder, env, table, ids, table.zero, "int8", table.shift, packed)]
 
@@ -168,10 +165,6 @@ def _gather(
     return context.emit(
         builder, "npu.gather", [env[weight].base, ids], out=dtype, exact=1, stored=stored, width=width
     )
-
-
-def _constant(context: Context, value: float) -> Any:
-    return context.constant(np.full((1, 1), value, np.float32), "quantisation")
 
 
 STORED_GATHER = StoredGather()

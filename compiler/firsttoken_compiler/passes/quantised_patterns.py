@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from firsttoken_compiler.passes import views
-from firsttoken_compiler.passes.elementwise import constant_array, resolved, uses
+from firsttoken_compiler.passes.elementwise import constant_array, resolved
 from firsttoken_compiler.passes.host import base_shape
 from firsttoken_compiler.passes.patterns import (
     Captured,
@@ -156,7 +156,7 @@ def _sum(context: Context, variable: Any, value: Any, sums: int) -> Product | No
     for inner, other in (value.args, value.args[::-1]):
         inner = resolved(context, inner)
         made = context.values.get(inner)
-        alone = isinstance(inner, relax.Var) and uses(context).get(inner, 0) == 1 and inner not in context.returned
+        alone = isinstance(inner, relax.Var) and context.read_once(inner)
         found = find(context, inner, made, sums) if alone and made is not None else None
         if found is None or found.residual is not None:
             continue
@@ -318,14 +318,14 @@ def _activations(context: Context, builder: Any, kind: Activations, view: View) 
     """Operands by name: the matrix, and where it is quantised its scale and, unless it is 0, its zero point."""
     if not kind.kind:
         return {"a": matrix_of(builder, view)}
-    made: dict[Any, dict[str, Any]] = context.__dict__.setdefault("quantised", {})
+    made: dict[Any, dict[str, Any]] = context.table("quantised")
     key = (view.base, view.axes, view.shape, kind.kind, kind.scale, kind.zero, kind.dtype)
     if key not in made:
         x = matrix_of(builder, view)
         if kind.kind == "dynamic":
             scale, zero = _dynamic_range(context, builder, x)
         else:
-            scale, zero = (_number(context, value) for value in (kind.scale, kind.zero - kind.shift))
+            scale, zero = (context.number(value, "quantisation") for value in (kind.scale, kind.zero - kind.shift))
         low, high = (bound - kind.shift for bound in RANGES[kind.dtype])
         text = QUANTISE.format(low=low, high=high)
         if kind.kind != "given":
@@ -362,13 +362,9 @@ def emit_exact(
     return context.emit(builder, "npu.map", args, expr=text, rows=shape[0], width=shape[1], out=out, exact=1)
 
 
-def _number(context: Context, value: float) -> Any:
-    return context.constant(np.full((1, 1), value, np.float32), "quantisation")
-
-
 def _sums(context: Context, builder: Any, operands: dict[str, Any], stored: Stored) -> Any:
     """Sums of the activations per group, once for all products that share them."""
-    made: dict[Any, Any] = context.__dict__.setdefault("group_sums", {})
+    made: dict[Any, Any] = context.table("group_sums")
     groups = -(-stored.k // stored.group)
     args = [operands[name] for name in ("a", "a_zero") if name in operands]
     key = (*args, groups)
@@ -482,7 +478,7 @@ def _elementwise(
 ) -> View:
     plain = len(shape_of(view.base)) == 2 and not views.is_row_major(view)
     x = view.base if plain else matrix_of(builder, view)  # element by element, whatever their order
-    args = [x, _number(context, scale), _number(context, zero)]
+    args = [x, context.number(scale, "quantisation"), context.number(zero, "quantisation")]
     rows, width = shape_of(x)
     if out:
         base = emit_exact(context, builder, args, text, (rows, width), out)

@@ -76,12 +76,7 @@ def source_of(context: Context, value: Any) -> str | None:
         return str(context.imported.weights[value.name])
     if not isinstance(value, GenericConst):
         return None
-    names: dict[Any, str] | None = context.__dict__.get("initialisers")
-    if names is None:
-        known = context.imported.student.initializers
-        found = ((name, expr) for name, expr in context.imported.values.items() if name in known)
-        names = context.__dict__.setdefault("initialisers", {expr: name for name, expr in found})
-    return names.get(value)
+    return context.initialisers.get(value)
 
 
 def number(context: Context, value: Any) -> float | None:

@@ -22,9 +22,8 @@ from firsttoken_compiler.passes.elementwise import (
     is_constant,
     operator_of,
     resolved,
-    uses,
 )
-from firsttoken_compiler.passes.patterns import Context, Env, Match, Rule, is_float, like, matrix_of
+from firsttoken_compiler.passes.patterns import Context, Env, Match, Rule, is_float, like, matrix_of, reshaped
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm.api import dtype_of, relax, shape_of
 
@@ -106,7 +105,7 @@ def _map(context: Context, builder: Any, bases: list[Any], text: str, shape: tup
 def dense(builder: Any, base: Any, shape: tuple[int, ...]) -> View:
     """The view of a row-major result."""
     wanted = (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
-    return views.dense(base if shape_of(base) == wanted else builder.emit(relax.op.reshape(base, wanted)), shape)
+    return views.dense(reshaped(builder, base, wanted), shape)
 
 
 def _one_layout(operands: list[View | np.ndarray], shape: tuple[int, ...]) -> View | None:
@@ -151,8 +150,7 @@ def _operand(context: Context, builder: Any, operand: View | np.ndarray, shape: 
         return context.constant(operand.reshape(wanted), "operand")
     if shape_of(operand.base) == wanted and views.is_row_major(operand):
         return operand.base
-    base = matrix_of(builder, operand)
-    return base if shape_of(base) == wanted else builder.emit(relax.op.reshape(base, wanted))
+    return reshaped(builder, matrix_of(builder, operand), wanted)
 
 
 class Outer(Rule):
@@ -210,7 +208,7 @@ class Fold(Rule):
             return None
         tree, covered = Tree("s0", [source]), []
         inner = operator_of(context.values.get(source))
-        if inner and uses(context).get(source, 0) == 1 and source not in context.returned:
+        if inner and context.read_once(source):
             grown = grow(context, source, lambda part: _wanted(context, part)) if not _wanted(context, source) else None
             one = grown is not None and len(grown.leaves) == 1 and isinstance(grown.leaves[0], relax.Var)
             if grown is not None and one and shape_of(grown.leaves[0]) == shape_of(source):
@@ -249,11 +247,6 @@ def emit_fold(
     return context.emit(
         builder, "npu.reduce", [base], fold=fold, expr=text, scale=float(scale), inner=inner, out="float32"
     )
-
-
-def reshaped(builder: Any, base: Any, shape: tuple[int, ...]) -> Any:
-    """A dense base seen as a matrix of other rows."""
-    return base if shape_of(base) == shape else builder.emit(relax.op.reshape(base, shape))
 
 
 def _folded_axes(call: Any, shape: tuple[int, ...]) -> tuple[int, int, int]:

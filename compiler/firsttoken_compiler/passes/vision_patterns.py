@@ -13,11 +13,10 @@ from typing import Any, Final
 import numpy as np
 
 from firsttoken_compiler.passes import views
-from firsttoken_compiler.passes.elementwise import uses
-from firsttoken_compiler.passes.patterns import Context, Env, Match, Rule, is_float, row_major
+from firsttoken_compiler.passes.patterns import Context, Env, Match, Rule, is_float, reshaped, row_major
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, relax, shape_of
+from firsttoken_compiler.tvm.api import operator_name, relax, shape_of
 
 LARGEST_ROW: Final = 1 << 15
 """Elements of a row that a concatenation moves."""
@@ -31,17 +30,13 @@ def image_of(builder: Any, view: View) -> View:
         raise UnsupportedView(f"images of shape {list(shape)}, expected one of them")
     _, channels, lines, line = shape
     if len(shape_of(view.base)) == 2 and view.repeat == 1 and view.is_laid_out("nm"):
-        base = _reshaped(builder, view.base, (lines * line, channels))
+        base = reshaped(builder, view.base, (lines * line, channels))
         return views.image(base, lines, line, channels)
-    flat = _reshaped(builder, row_major(builder, view).base, (channels, lines * line))
+    flat = reshaped(builder, row_major(builder, view).base, (channels, lines * line))
     if channels == 1 or lines * line == 1:
-        return views.image(_reshaped(builder, flat, (lines * line, channels)), lines, line, channels)
+        return views.image(reshaped(builder, flat, (lines * line, channels)), lines, line, channels)
     turned = builder.emit(dialect.call("npu.transpose", [flat], out="float32"))
     return views.image(turned, lines, line, channels)
-
-
-def _reshaped(builder: Any, base: Any, shape: tuple[int, ...]) -> Any:
-    return base if shape_of(base) == shape else builder.emit(relax.op.reshape(base, shape))
 
 
 def _pairs(attrs: dict[str, Any]) -> dict[str, int]:
@@ -55,7 +50,7 @@ class Conv(Rule):
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
         """Captures the call, and what is added to it."""
         residual, covered = None, []
-        if _name(value) == "relax.add":
+        if operator_name(value) == "relax.add":
             found = _one_conv(context, value)
             if found is None:
                 return None
@@ -113,10 +108,6 @@ def _known(context: Context, value: Any) -> np.ndarray:
     return np.asarray(context.known(value))
 
 
-def _name(value: Any) -> str:
-    return str(getattr(value.op, "name", "")) if isinstance(value, Call) else ""
-
-
 def _padded(attrs: dict[str, Any]) -> bool:
     return any(int(attrs[f"{name}_{axis}"]) for name in ("pad", "after") for axis in "yx")
 
@@ -127,7 +118,7 @@ def _one_conv(context: Context, value: Any) -> tuple[Any, Any] | None:
         return None
     for inner, other in (tuple(value.args), tuple(value.args)[::-1]):
         bound = context.values.get(inner) if isinstance(inner, relax.Var) else None
-        alone = _name(bound) == "npu.raw_conv" and uses(context).get(inner, 0) == 1 and inner not in context.returned
+        alone = operator_name(bound) == "npu.raw_conv" and context.read_once(inner)
         if alone and isinstance(other, relax.Var) and shape_of(other) == shape_of(inner) and is_float(other):
             return inner, other
     return None
@@ -177,10 +168,10 @@ class BatchNorm(Rule):
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
         """Captures the call where its statistics are weights."""
         covered: list[Any] = []
-        if _name(value) == "relax.nn.relu":
+        if operator_name(value) == "relax.nn.relu":
             inner = value.args[0]
             bound = context.values.get(inner) if isinstance(inner, relax.Var) else None
-            if _name(bound) != "npu.raw_batch_norm" or uses(context).get(inner, 0) != 1 or inner in context.returned:
+            if operator_name(bound) != "npu.raw_batch_norm" or not context.read_once(inner):
                 return None
             value, covered = bound, [inner]
         if not is_float(value.args[0]) or not isinstance(value.args[0], relax.Var):
@@ -235,12 +226,12 @@ class Concat(Rule):
         bases = []
         for view in operands:
             rows = math.prod(view.shape[:-1]) if by_rows else before
-            bases.append(_reshaped(builder, row_major(builder, view).base, (rows, math.prod(view.shape) // rows)))
+            bases.append(reshaped(builder, row_major(builder, view).base, (rows, math.prod(view.shape) // rows)))
         if max(shape_of(base)[1] for base in bases) > LARGEST_ROW:
             raise UnsupportedView(f"a concatenation of rows of more than {LARGEST_ROW} elements")
         base = context.emit(builder, "npu.concat", bases, axis=int(not by_rows), out="float32")
         wanted = (math.prod(shape[:-1]), shape[-1])
-        return views.dense(_reshaped(builder, base, wanted if len(shape) > 1 else shape), shape)
+        return views.dense(reshaped(builder, base, wanted if len(shape) > 1 else shape), shape)
 
     @staticmethod
     def _operand(context: Context, part: Any, env: Env) -> View:

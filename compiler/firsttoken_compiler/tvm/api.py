@@ -42,6 +42,11 @@ def shape_of(expr: Any) -> tuple[int, ...]:
     return tuple(int(extent) for extent in expr.ty.shape)
 
 
+def operator_name(value: Any) -> str:
+    """Name of a call's operator, such as `npu.linear`; empty for everything that is no call of one."""
+    return str(getattr(value.op, "name", "")) if isinstance(value, Call) else ""
+
+
 def is_static(expr: Any) -> bool:
     """Whether every extent of a tensor is known."""
     shape = expr.ty.shape  # a variable where the shape is computed

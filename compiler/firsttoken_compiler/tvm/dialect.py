@@ -139,7 +139,8 @@ def _gather(c: Any, _context: Any) -> Any:
     return tensor([ids.shape[0], table.shape[0 if "turned" in c.attrs else 1]], str(c.attrs["out"]))
 
 
-def _out_like_first(c: Any, _context: Any) -> Any:
+def declared(c: Any, _context: Any) -> Any:
+    """A tensor of the first operand's shape and of the type `out`."""
     return tensor(shape_of(c.args[0]), str(c.attrs["out"]))
 
 
@@ -214,13 +215,13 @@ CANONICAL: dict[str, Infer] = {
     "npu.gather": _gather,  # (table [v, h], or [h, v] with turned, ids [m]) -> [m, h]
     "npu.rms_norm": _quantised,  # (x [m, h], gamma [h]); eps -> [m, h], with int8/int16 out: ([m, h], scale [m, 1])
     "npu.linear": _linear,  # (a [m, k], weight[, a_scale, w_scale][, bias][, residual]) -> [m, n]
-    "npu.rope": _out_like_first,  # (x [m, heads*d], cos [m, d/2], sin [m, d/2]); heads
+    "npu.rope": declared,  # (x [m, heads*d], cos [m, d/2], sin [m, d/2]); heads
     "npu.kv_append": _kv_append,  # (x [m, kv*d][, past [kv, c, d]]); kv_heads, past -> [kv, c + m, d], in place
     # (q [m, heads*d], k, v[, mask [m, t]]) -> [m, heads*d]; k and v are caches [kv, t, d], or [t, kv*d] without past
-    "npu.attention": _out_like_first,
+    "npu.attention": declared,
     "npu.swiglu": _quantised,  # (gate [m, i], up [m, i]) -> [m, i], with int8/int16 out: ([m, i], scale [m, 1])
     "npu.quantise": _quantised,  # (x [m, h]) -> ([m, h], scale [m, 1])
-    "npu.add": _out_like_first,  # (a, b) of one shape
+    "npu.add": declared,  # (a, b) of one shape
     "npu.host": _host_results,  # (any tensors); segment, results -> the results as a tuple, row-major
     "npu.columns": _columns,  # (x [m, h]); first, width -> [m, width]
     # (x [m, h], gamma [h][, beta [h]]); eps -> [m, h], with int8/int16 out: ([m, h], scale [m, 1])
@@ -233,7 +234,7 @@ CANONICAL: dict[str, Infer] = {
     # (x [m, h][, zero [1, 1]]); groups -> [m, groups], sums of neighbouring columns less their zero point
     "npu.group_sums": _group_sums,
     "npu.unpack": _unpack,  # (bytes [m, w]) -> [m, 2 w] int8, their signed halves, low ones first
-    "npu.softmax": _out_like_first,  # (x [m, h]); log 0 or 1 -> [m, h]
+    "npu.softmax": declared,  # (x [m, h]); log 0 or 1 -> [m, h]
     # Images are matrices [height * width, channels]. width; kernel, stride, pad (before), dilation, out as _y and _x.
     "npu.windows": _windows,  # (image) -> [pixels, taps * channels], zero in the padding
     "npu.conv": _conv,  # (image, weight, as of npu.linear); the product of the image's windows, which exist nowhere

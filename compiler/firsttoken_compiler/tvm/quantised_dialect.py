@@ -5,11 +5,7 @@ from typing import Any
 import numpy as np
 
 from firsttoken_compiler.tvm.api import dtype_of, relax, shape_of
-from firsttoken_compiler.tvm.dialect import register, tensor
-
-
-def _declared(c: Any, _context: Any) -> Any:
-    return tensor(shape_of(c.args[0]), str(c.attrs["out"]))
+from firsttoken_compiler.tvm.dialect import declared, register, tensor
 
 
 def _dynamic(c: Any, _context: Any) -> Any:
@@ -30,8 +26,8 @@ def _block_gather(c: Any, _context: Any) -> Any:
     return tensor((*shape_of(c.args[1]), int(c.attrs["width"])), str(c.attrs["out"]))
 
 
-register("npu.raw_quantise", -1, _declared)  # (x, scale[, zero point]); axis, block, out
-register("npu.raw_dequantise", -1, _declared)  # (x, scale[, zero point]); axis, block, out
+register("npu.raw_quantise", -1, declared)  # (x, scale[, zero point]); axis, block, out
+register("npu.raw_dequantise", -1, declared)  # (x, scale[, zero point]); axis, block, out
 register("npu.raw_dynamic_quantise", 1, _dynamic)  # (x) -> (uint8, scale, zero point)
 register("npu.raw_integer_matmul", -1, _integer_matmul)  # (a, b[, zero point of a][, of b]); a_zero, b_zero
 register("npu.raw_nbits", -1, _nbits)  # (a, b, scales[, zero points][, bias]); n, k, bits, block, zero, bias: positions
