@@ -16,7 +16,8 @@ from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.weights import packed_bytes
 from firsttoken_compiler.errors import AllocationError, StudentError
 from firsttoken_compiler.frontend.importer import host_dtype
-from firsttoken_compiler.frontend.partition import Segment, TensorType
+from firsttoken_compiler.frontend.partition import Segment
+from firsttoken_compiler.frontend.values import TensorType
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.host_call import HostCall
 from firsttoken_compiler.isa.program import OpInfo, Packing, Program, Tensor

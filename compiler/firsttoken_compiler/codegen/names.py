@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from firsttoken_compiler.frontend.importer import Imported, onnx_dtype
-from firsttoken_compiler.frontend.partition import Segment, value_types
+from firsttoken_compiler.frontend.partition import Segment
+from firsttoken_compiler.frontend.values import value_types
 from firsttoken_compiler.frontend.widen import declared_types
 from firsttoken_compiler.isa.program import OpInfo
 from firsttoken_compiler.isa.types import Space

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from firsttoken_compiler.frontend.onnx_file import Initializer, OnnxStudent, with_nodes
-from firsttoken_compiler.frontend.partition import TensorType
+from firsttoken_compiler.frontend.values import TensorType
 
 
 @dataclass
@@ -22,12 +22,13 @@ class Additions:
     """Values that serve several nodes, by what they are."""
 
     def node(
-        self, kind: str, inputs: list[str], name: str, shape: tuple[int, ...], elem_type: int, **attributes: object
-    ) -> str:
-        """Appends a node whose result carries its name; returns that."""
+        self, kind: str, inputs: list[str], name: str, shape: tuple[int, ...], elem_type: int, label: str = "",
+        **attributes: object,
+    ) -> str:  # fmt: skip
+        """Appends a node, named `label` or as its result; returns the result's name."""
         from onnx import helper
 
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=label or name, **attributes))
         self.infos.append(helper.make_tensor_value_info(name, elem_type, shape))
         self.types[name] = TensorType(elem_type, shape)
         return name

@@ -9,6 +9,7 @@ from typing import Any
 from firsttoken_compiler.frontend.check_graph import subgraphs
 from firsttoken_compiler.frontend.inline import fresh, renamed
 from firsttoken_compiler.frontend.onnx_file import Initializer, OnnxStudent, describe
+from firsttoken_compiler.frontend.values import copied
 
 
 class Branches:
@@ -41,8 +42,7 @@ class Branches:
 
     def _named(self, node: Any, otherwise: str) -> Any:
         """A copy with a name that no other node has."""
-        copy = type(node)()
-        copy.CopyFrom(node)
+        copy = copied(node)
         copy.name = fresh(node.name or otherwise, self._nodes)
         copy.domain = "" if copy.domain == "ai.onnx" else copy.domain
         self._nodes.add(copy.name)

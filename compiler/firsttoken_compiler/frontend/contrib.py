@@ -10,8 +10,8 @@ from typing import Any, Final
 from firsttoken_compiler.frontend import contrib_masks
 from firsttoken_compiler.frontend.additions import Additions
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
-from firsttoken_compiler.frontend.partition import read_names, value_types
 from firsttoken_compiler.frontend.prepared import DOMAIN, INPUTS, SOURCE
+from firsttoken_compiler.frontend.values import copied, read_names, value_types
 
 GROUP_QUERY_ATTENTION: Final = f"{DOMAIN}.GroupQueryAttention"
 MULTI_HEAD_ATTENTION: Final = f"{DOMAIN}.MultiHeadAttention"
@@ -43,8 +43,7 @@ def prepare(student: OnnxStudent) -> OnnxStudent:
 
 def _with_inputs(node: Any, added: dict[str, str], work: Additions) -> Any:
     """The node in its new domain; caches without rows are no inputs of it."""
-    copy = type(node)()
-    copy.CopyFrom(node)
+    copy = copied(node)
     copy.domain = DOMAIN
     inputs = [*node.input, *[""] * (INPUTS + len(ADDED) - len(node.input))]
     at = PAST.get(node.op_type, 0)

@@ -17,10 +17,12 @@ from typing import Any, Final
 import numpy as np
 
 from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.check_graph import GRAPHS
 from firsttoken_compiler.frontend.check_operators import check_nodes
 from firsttoken_compiler.frontend.converters import CONVERTERS
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
-from firsttoken_compiler.frontend.partition import OPERATOR, Segment, TensorType, read_names, value_types
+from firsttoken_compiler.frontend.partition import OPERATOR, Segment
+from firsttoken_compiler.frontend.values import TensorType, read_names, value_types
 from firsttoken_compiler.isa.host_call import AS_BITS
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, GenericConst, is_static, onnx_frontend, relax, shape_of, tvm
@@ -246,7 +248,7 @@ def _unreadable(node: Any) -> str | None:
         return f"no sequences on the NPU: {node.op_type}"
     if node.op_type in CONTROL:
         return f"no control flow on the NPU: {node.op_type}"
-    if any(attribute.type in (5, 10) for attribute in node.attribute):
+    if any(attribute.type in GRAPHS for attribute in node.attribute):
         return f"no subgraphs on the NPU: {node.op_type}"
     if node.op_type not in _known():
         return f"no NPU operator for {node.op_type}"

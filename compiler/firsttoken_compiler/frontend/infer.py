@@ -11,7 +11,7 @@ from firsttoken_compiler.frontend.check_graph import label
 from firsttoken_compiler.frontend.contrib_shapes import STANDARD, Kind, Operands, Shape, contrib_types
 from firsttoken_compiler.frontend.loops import carried_types
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
-from firsttoken_compiler.frontend.partition import read_names
+from firsttoken_compiler.frontend.values import read_names
 
 DATA_ELEMENTS: Final = 256
 """Known values up to this size may decide shapes."""

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.check_graph import subgraphs
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent, with_nodes
+from firsttoken_compiler.frontend.values import copied
 
 
 def inline(student: OnnxStudent) -> OnnxStudent:
@@ -47,8 +49,7 @@ def renamed(node: Any, names: Mapping[str, str]) -> Any:
     """A copy of a node in which values have other names, in its subgraphs too; the node itself where none occurs."""
     if not _mentions(node, names):
         return node
-    copy = type(node)()
-    copy.CopyFrom(node)
+    copy = copied(node)
     _rename(copy, names)
     return copy
 
@@ -58,9 +59,8 @@ def _mentions(node: Any, names: Mapping[str, str]) -> bool:
         return True
     return any(
         any(_mentions(inner, names) for inner in graph.node) or any(v.name in names for v in graph.output)
-        for attribute in node.attribute if attribute.type in (5, 10)
-        for graph in (attribute.g, *attribute.graphs)
-    )  # fmt: skip
+        for graph in subgraphs(node)
+    )
 
 
 def _rename(node: Any, names: Mapping[str, str]) -> None:
@@ -70,9 +70,8 @@ def _rename(node: Any, names: Mapping[str, str]) -> None:
     for index, name in enumerate(node.output):
         if name in names:
             node.output[index] = names[name]
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
-            for inner in graph.node:
-                _rename(inner, names)
-            for value in (*graph.output, *graph.value_info):
-                value.name = names.get(value.name, value.name)
+    for graph in subgraphs(node):
+        for inner in graph.node:
+            _rename(inner, names)
+        for value in (*graph.output, *graph.value_info):
+            value.name = names.get(value.name, value.name)

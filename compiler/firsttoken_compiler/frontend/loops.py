@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
-from firsttoken_compiler.frontend.partition import read_names
+from firsttoken_compiler.frontend.values import read_names
 
 INT64, BOOL = 7, 9
 COUNTERS: Final = 2

@@ -1,58 +1,50 @@
 """Boolean masks of ONNX Attention become masks that are added to the scores, once per mask, as the NPU takes them."""
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
-from firsttoken_compiler.frontend.onnx_file import Initializer, OnnxStudent, with_nodes
-from firsttoken_compiler.frontend.partition import value_types
+from firsttoken_compiler.frontend.additions import Additions
+from firsttoken_compiler.frontend.onnx_file import OnnxStudent, with_nodes
+from firsttoken_compiler.frontend.values import copied, value_types
 
 BOOL, FLOAT = 9, 1
 MASK: Final = 3
 """Which input of Attention the mask is."""
 MASKED: Final = -1e30
 """Added to a score it leaves a weight of exactly 0, unless all of a row is masked."""
-ZERO_NAME, MASKED_NAME = "firsttoken.allowed", "firsttoken.masked"
+ALLOWED, NEVER = "firsttoken-allowed", "firsttoken-masked"
+"""Names of the two numbers, up to a dot."""
 
 
 def add_masks(student: OnnxStudent) -> OnnxStudent:
     """The student with a Where behind every computed boolean mask of an Attention; itself if there is none."""
-    from onnx import helper, numpy_helper
-
-    masked = [node for node in student.graph.node if node.op_type == "Attention" and not node.domain]
-    if not any(len(node.input) > MASK and node.input[MASK] for node in masked):
+    if not any(_mask_of(node) for node in student.graph.node):
         return student
-    types = value_types(student)
-    nodes: list[Any] = []
-    added: dict[str, str] = {}
-    infos = []
+    work = Additions(value_types(student))
     for node in student.graph.node:
-        copy = node
-        name = node.input[MASK] if node.op_type == "Attention" and not node.domain and len(node.input) > MASK else ""
-        kind = types.get(name)
-        if kind is not None and kind.elem_type == BOOL and name not in student.initializers:
-            if name not in added:
-                added[name] = f"{name}.added"
-                inputs = [name, ZERO_NAME, MASKED_NAME]
-                nodes.append(helper.make_node("Where", inputs, [added[name]], name=f"{node.name}.mask"))
-                infos.append(helper.make_tensor_value_info(added[name], FLOAT, kind.shape))
-            copy = type(node)()
-            copy.CopyFrom(node)
-            copy.input[MASK] = added[name]
-        nodes.append(copy)
-    if not added:
-        return student
-    values = {ZERO_NAME: np.float32(0), MASKED_NAME: np.float32(MASKED)}
-    tensors = {name: numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()}
-    changed = replace(
-        with_nodes(student, nodes),
-        initializers={**student.initializers, **{name: Initializer(name, (), FLOAT, None) for name in tensors}},
-        _embedded={**student._embedded, **tensors},
-    )
-    changed.graph.value_info.extend(infos)
-    return changed
+        mask = _mask_of(node)
+        kind = work.types.get(mask)
+        if kind is not None and kind.elem_type == BOOL and mask not in student.initializers:
+            if mask not in work.made:
+                choice = [mask, work.constant(ALLOWED, np.float32(0)), work.constant(NEVER, np.float32(MASKED))]
+                work.made[mask] = work.node("Where", choice, f"{mask}.added", kind.shape, FLOAT, f"{node.name}.mask")
+            node = _masked_by(node, work.made[mask])
+        work.nodes.append(node)
+    return work.applied(student) if work.made else student
+
+
+def _mask_of(node: Any) -> str:
+    """The mask of an Attention; empty where there is none."""
+    attention = node.op_type == "Attention" and not node.domain and len(node.input) > MASK
+    return str(node.input[MASK]) if attention else ""
+
+
+def _masked_by(node: Any, mask: str) -> Any:
+    copy = copied(node)
+    copy.input[MASK] = mask
+    return copy
 
 
 def without_masks(student: OnnxStudent, names: Collection[str]) -> OnnxStudent:
@@ -63,16 +55,14 @@ def without_masks(student: OnnxStudent, names: Collection[str]) -> OnnxStudent:
     made = {
         node.output[0]: node.input[0]
         for node in student.graph.node
-        if node.op_type == "Where" and list(node.input[1:]) == [ZERO_NAME, MASKED_NAME]
+        if node.op_type == "Where" and [name.partition(".")[0] for name in node.input[1:]] == [ALLOWED, NEVER]
     }
     if not made:
         return student
-    nodes = []
-    for node in student.graph.node:
-        copy = node
-        if node.op_type == "Attention" and node.name in names and len(node.input) > MASK and node.input[MASK] in made:
-            copy = type(node)()
-            copy.CopyFrom(node)
-            copy.input[MASK] = made[node.input[MASK]]
-        nodes.append(copy)
-    return with_nodes(student, nodes)
+    return with_nodes(
+        student,
+        [
+            _masked_by(node, made[_mask_of(node)]) if node.name in names and _mask_of(node) in made else node
+            for node in student.graph.node
+        ],
+    )

@@ -6,7 +6,7 @@ and back. In the graph that goes on to the importer each segment is one node of 
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.check_graph import all_nodes
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent, with_nodes
 from firsttoken_compiler.frontend.prepared import restored
+from firsttoken_compiler.frontend.values import TensorType, read_names, value_types
 
 OPERATOR: Final = "firsttoken.HostSegment"
 EMBEDDED_BYTES: Final = 1 << 14
@@ -21,26 +22,6 @@ EMBEDDED_BYTES: Final = 1 << 14
 MAX_CONTRACTED: Final = 1 << 50
 
 
-@dataclass(frozen=True)
-class TensorType:
-    """ONNX element type and static shape."""
-
-    elem_type: int
-    shape: tuple[int, ...]
-
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes when packed."""
-        return self.elements * _BITS.get(self.elem_type, 32) // 8
-
-
-_BITS: Final = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 13: 64, 16: 16, 21: 4, 22: 4}
-"""By ONNX element type; 32 for the rest."""
 _FLOATS: Final = (1, 10, 11, 16)
 _FREE: Final = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators of floats that are views on the NPU."""
@@ -63,32 +44,6 @@ class Segment:
     flops: int
     nbytes: int
     model: bytes
-
-
-def value_types(student: OnnxStudent) -> dict[str, TensorType]:
-    """Types of all values whose shape is static."""
-    found = {name: TensorType(entry.onnx_type, entry.shape) for name, entry in student.initializers.items()}
-    graph = student.graph
-    for value in (*graph.value_info, *graph.output, *graph.input):
-        tensor = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
-            continue
-        extents = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
-        if min(extents, default=0) >= 0:
-            found[value.name] = TensorType(tensor.elem_type, tuple(extents))
-    return found
-
-
-def read_names(node: Any) -> Iterator[str]:
-    """Values that a node reads, those that its subgraphs take from outside included."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
-            inside = {value.name for value in (*graph.input, *graph.initializer)}
-            for inner in graph.node:
-                yield from (name for name in read_names(inner) if name not in inside)
-                inside.update(inner.output)
-            yield from (value.name for value in graph.output if value.name not in inside)
 
 
 def extract(student: OnnxStudent, reasons: Mapping[str, str]) -> tuple[OnnxStudent, tuple[Segment, ...]]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
+from firsttoken_compiler.frontend.values import copied
+
 DOMAIN: Final = "firsttoken"
 """Domain of prepared nodes."""
 SOURCE: Final = "com.microsoft"
@@ -16,8 +18,7 @@ def restored(nodes: Iterable[Any]) -> list[Any]:
     found = []
     for node in nodes:
         if node.domain == DOMAIN:
-            copy = type(node)()
-            copy.CopyFrom(node)
+            copy = copied(node)
             copy.domain = SOURCE
             del copy.input[INPUTS:]
             while copy.input and not copy.input[-1]:

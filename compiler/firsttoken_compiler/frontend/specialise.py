@@ -25,7 +25,8 @@ from firsttoken_compiler.frontend.check_quantised import check_quantised
 from firsttoken_compiler.frontend.infer import Types
 from firsttoken_compiler.frontend.inline import inline, renamed
 from firsttoken_compiler.frontend.onnx_file import Initializer, OnnxStudent, with_nodes
-from firsttoken_compiler.frontend.partition import TensorType, operations, read_names
+from firsttoken_compiler.frontend.partition import operations
+from firsttoken_compiler.frontend.values import TensorType, copied, read_names
 from firsttoken_compiler.frontend.widen import widen
 
 MAX_READ: Final = 1 << 20
@@ -148,8 +149,7 @@ class Walk:
         full = [name for name in node.input if 0 not in (self.types.shape(name) or (1,))]
         if not full or len(full) == len(node.input):
             return node
-        copy = type(node)()
-        copy.CopyFrom(node)
+        copy = copied(node)
         del copy.input[:]
         copy.input.extend(full)
         return copy

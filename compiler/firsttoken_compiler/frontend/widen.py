@@ -8,15 +8,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from firsttoken_compiler.frontend.check_graph import all_nodes, subgraphs
 from firsttoken_compiler.frontend.onnx_file import Initializer, OnnxStudent, with_nodes
-from firsttoken_compiler.frontend.partition import read_names, value_types
+from firsttoken_compiler.frontend.values import copied, read_names, value_types
 
 FLOAT, HALF, BRAIN = 1, 10, 16
 NARROW: Final = (HALF, BRAIN)
 _TYPED: Final = ("to", "dtype", "output_dtype", "stash_type", "softmax_precision")
 """Attributes that hold an element type."""
-_TENSOR, _GRAPH, _GRAPHS = 4, 5, 10
-"""Kinds of attributes."""
+_TENSOR: Final = 4
+"""The kind of attribute that holds a tensor."""
 
 
 def widen(student: OnnxStudent) -> OnnxStudent:
@@ -32,9 +33,7 @@ def widen(student: OnnxStudent) -> OnnxStudent:
         with_nodes(student, [_widened(node) for node in graph.node]), initializers=initializers,
         declared={**declared, **student.declared},
     )  # fmt: skip
-    for value in (*wide.graph.input, *wide.graph.output, *wide.graph.value_info):
-        if value.type.tensor_type.elem_type in NARROW:
-            value.type.tensor_type.elem_type = FLOAT
+    _widen_values(wide.graph)
     return _without_casts(wide)
 
 
@@ -51,34 +50,35 @@ def _wide(entry: Initializer) -> Initializer:
 
 def _widened(node: Any) -> Any:
     """A copy of a node in which attributes name float32, subgraphs included."""
-    from onnx import numpy_helper
-
-    copy = type(node)()
-    copy.CopyFrom(node)
+    copy = copied(node)
     for attribute in _attributes(copy):
         if attribute.name in _TYPED and attribute.i in NARROW:
             attribute.i = FLOAT
-        if attribute.type == _TENSOR and attribute.t.data_type in NARROW:
-            array = numpy_helper.to_array(attribute.t).astype("float32")
-            attribute.t.CopyFrom(numpy_helper.from_array(array, attribute.t.name))
-        for graph in (attribute.g, *attribute.graphs) if attribute.type in (_GRAPH, _GRAPHS) else ():
-            for tensor in graph.initializer:
-                if tensor.data_type in NARROW:
-                    array = numpy_helper.to_array(tensor).astype("float32")
-                    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-            for value in (*graph.input, *graph.output, *graph.value_info):
-                if value.type.tensor_type.elem_type in NARROW:
-                    value.type.tensor_type.elem_type = FLOAT
+        if attribute.type == _TENSOR:
+            _widen_tensor(attribute.t)
+    for graph in (graph for inner in all_nodes([copy]) for graph in subgraphs(inner)):
+        for tensor in graph.initializer:
+            _widen_tensor(tensor)
+        _widen_values(graph)
     return copy
+
+
+def _widen_tensor(tensor: Any) -> None:
+    from onnx import numpy_helper
+
+    if tensor.data_type in NARROW:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
+
+
+def _widen_values(graph: Any) -> None:
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type in NARROW:
+            value.type.tensor_type.elem_type = FLOAT
 
 
 def _attributes(node: Any) -> Iterator[Any]:
     """Attributes of a node and of all nodes in its subgraphs."""
-    for attribute in node.attribute:
-        yield attribute
-        for graph in (attribute.g, *attribute.graphs) if attribute.type in (_GRAPH, _GRAPHS) else ():
-            for inner in graph.node:
-                yield from _attributes(inner)
+    return (attribute for inner in all_nodes([node]) for attribute in inner.attribute)
 
 
 def _without_casts(student: OnnxStudent) -> OnnxStudent:

@@ -17,12 +17,10 @@ from firsttoken_compiler.frontend.partition import (
     MAX_CONTRACTED,
     OPERATOR,
     Segment,
-    TensorType,
     extract,
     operations,
-    read_names,
-    value_types,
 )
+from firsttoken_compiler.frontend.values import TensorType, read_names, value_types
 
 
 def student_of(model: onnx.ModelProto, folder: Path = Path()) -> OnnxStudent:

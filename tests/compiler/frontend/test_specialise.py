@@ -17,8 +17,8 @@ from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend import fold
 from firsttoken_compiler.frontend.bind import bind_dims, bound
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent, from_model, open_student
-from firsttoken_compiler.frontend.partition import value_types
 from firsttoken_compiler.frontend.specialise import Walk, specialise
+from firsttoken_compiler.frontend.values import value_types
 
 ROUTES = sorted((Path(__file__).parents[2] / "fixtures" / "routes").glob("*/model.onnx"))
 X = "(float[2,3,4] x)"
