@@ -1,6 +1,6 @@
 """ONNX nodes and constants that are added to a student, with the types of their results."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,6 @@ class Additions:
         entries = {
             name: Initializer(name, tuple(tensor.dims), tensor.data_type, None) for name, tensor in self.tensors.items()
         }
-        changed = replace(
-            with_nodes(student, self.nodes), initializers={**student.initializers, **entries},
-            _embedded={**student._embedded, **self.tensors},
-        )  # fmt: skip
+        changed = with_nodes(student, self.nodes).with_initializers(entries, self.tensors)
         changed.graph.value_info.extend(self.infos)
         return changed

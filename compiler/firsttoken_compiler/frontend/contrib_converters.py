@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.contrib import (
     ADDED,
     ATTENTION,
@@ -17,22 +16,14 @@ from firsttoken_compiler.frontend.contrib import (
     GROUP_QUERY_ATTENTION,
     MULTI_HEAD_ATTENTION,
 )
+from firsttoken_compiler.frontend.conversion import given, refused
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import dtype_of, relax, shape_of
 
 
-def _name(attrs: dict[str, Any]) -> str:
-    return str(attrs["tvm_custom"]["name"])
-
-
-def _given(inputs: Any, index: int) -> Any | None:
-    """An input, or None where the node does not have it."""
-    return inputs[index] if index < len(inputs) else None
-
-
 def _last_axis(attrs: dict[str, Any], rank: int) -> None:
     if int(attrs.get("axis", -1)) not in (-1, rank - 1):
-        raise StudentError(f"node {_name(attrs)}: normalisation from axis {attrs['axis']} on, expected the last axis")
+        raise refused(attrs, f"normalisation from axis {attrs['axis']} on, expected the last axis")
 
 
 def simplified_layer_norm(_builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
@@ -43,7 +34,7 @@ def simplified_layer_norm(_builder: Any, inputs: Any, attrs: dict[str, Any], _pa
 
 def _skip_sum(builder: Any, inputs: Any, bias_at: int) -> Any:
     total = builder.emit(relax.op.add(inputs[0], inputs[1]))
-    bias = _given(inputs, bias_at)
+    bias = given(inputs, bias_at)
     return total if bias is None else builder.emit(relax.op.add(total, bias))
 
 
@@ -57,7 +48,7 @@ def skip_simplified_layer_norm(builder: Any, inputs: Any, attrs: dict[str, Any],
 def skip_layer_norm(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """LayerNorm of a sum; results as above."""
     total = _skip_sum(builder, inputs, 4)
-    norm = builder.emit(_layer_norm(total, inputs[2], _given(inputs, 3), float(attrs.get("epsilon", 1e-5))))
+    norm = builder.emit(_layer_norm(total, inputs[2], given(inputs, 3), float(attrs.get("epsilon", 1e-5))))
     return relax.Tuple([norm, total, total, total])
 
 
@@ -79,7 +70,7 @@ def gelu(_builder: Any, inputs: Any, _attrs: dict[str, Any], _params: Any) -> An
 
 def fast_gelu(builder: Any, inputs: Any, _attrs: dict[str, Any], _params: Any) -> Any:
     """GELU by the hyperbolic tangent, of a sum where a bias is given."""
-    bias = _given(inputs, 1)
+    bias = given(inputs, 1)
     return relax.op.nn.gelu_tanh(inputs[0] if bias is None else builder.emit(relax.op.add(inputs[0], bias)))
 
 
@@ -94,7 +85,7 @@ def fused_matmul(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any)
     """A product with the second operand transposed or not, without any other of its options."""
     for key, plain in (("alpha", 1.0), ("transA", 0), ("transBatchA", 0), ("transBatchB", 0)):
         if float(attrs.get(key, plain)) != plain:
-            raise StudentError(f"node {_name(attrs)}: FusedMatMul with {key} {attrs[key]}")
+            raise refused(attrs, f"FusedMatMul with {key} {attrs[key]}")
     right = inputs[1]
     if int(attrs.get("transB", 0)):
         rank = len(shape_of(right))
@@ -108,14 +99,14 @@ def rotary_embedding(_builder: Any, inputs: Any, attrs: dict[str, Any], _params:
     width = 2 * shape_of(cos)[1]
     shape = shape_of(x)
     if int(attrs.get("interleaved", 0)) or int(attrs.get("rotary_embedding_dim", 0)) not in (0, width):
-        raise StudentError(f"node {_name(attrs)}: RotaryEmbedding interleaved or of a part of the head")
+        raise refused(attrs, "RotaryEmbedding interleaved or of a part of the head")
     if float(attrs.get("scale", 1.0)) != 1.0 or len(shape_of(positions)) != 2:
-        raise StudentError(f"node {_name(attrs)}: RotaryEmbedding with a scale, or with an offset for all positions")
+        raise refused(attrs, "RotaryEmbedding with a scale, or with an offset for all positions")
     heads = 0
     if len(shape) == 3:
         heads = int(attrs.get("num_heads", 0)) or shape[2] // width
         if heads * width != shape[2]:
-            raise StudentError(f"node {_name(attrs)}: RotaryEmbedding of a part of the head")
+            raise refused(attrs, "RotaryEmbedding of a part of the head")
     return dialect.raw_rope(x, cos, sin, positions, heads)
 
 
@@ -133,7 +124,7 @@ def group_query_attention(builder: Any, inputs: Any, attrs: dict[str, Any], _par
             builder.emit(dialect.raw_rope(x, inputs[7], inputs[8], positions, n))
             for x, n in ((query, heads), (key, kv_heads))
         )
-    mask = _given(inputs, ADDED["mask"])
+    mask = given(inputs, ADDED["mask"])
     return _attention(
         builder, query, key, value, mask, past_key, past_value, heads=heads, kv_heads=kv_heads,
         scale=float(attrs.get("scale", 0.0)), causal=int(mask is None),
@@ -142,16 +133,16 @@ def group_query_attention(builder: Any, inputs: Any, attrs: dict[str, Any], _par
 
 def multi_head_attention(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """MultiHeadAttention as `contrib.prepare` leaves it; the bias of all three lies in one vector."""
-    bias = _given(inputs, 3)
-    given = list(inputs[:3])
+    bias = given(inputs, 3)
+    operands = list(inputs[:3])
     if bias is not None:
-        sizes = [shape_of(x)[2] for x in given]
-        for index, (x, end) in enumerate(zip(given, itertools.accumulate(sizes), strict=True)):
+        sizes = [shape_of(x)[2] for x in operands]
+        for index, (x, end) in enumerate(zip(operands, itertools.accumulate(sizes), strict=True)):
             part = builder.emit(relax.op.strided_slice(bias, [0], [end - sizes[index]], [end]))
-            given[index] = builder.emit(relax.op.add(x, part))
+            operands[index] = builder.emit(relax.op.add(x, part))
     heads = int(attrs["num_heads"])
     return _attention(
-        builder, *given, _given(inputs, ADDED["mask"]), _given(inputs, 6), _given(inputs, 7), heads=heads,
+        builder, *operands, given(inputs, ADDED["mask"]), given(inputs, 6), given(inputs, 7), heads=heads,
         kv_heads=heads, scale=float(attrs.get("scale", 0.0)), causal=int(attrs.get("unidirectional", 0)),
     )  # fmt: skip
 
@@ -165,7 +156,7 @@ def attention(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) ->
     parts = _columns(builder, product, [shape_of(product)[2] // 3] * 3)
     heads = int(attrs["num_heads"])
     return _attention(
-        builder, *parts, _given(inputs, ADDED["mask"]), None, None, heads=heads, kv_heads=heads,
+        builder, *parts, given(inputs, ADDED["mask"]), None, None, heads=heads, kv_heads=heads,
         scale=float(attrs.get("scale", 0.0)), causal=int(attrs.get("unidirectional", 0)),
     )  # fmt: skip
 

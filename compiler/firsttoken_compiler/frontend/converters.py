@@ -4,12 +4,10 @@ Each converter has the signature of TVM's: (block builder, inputs, attributes, [
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend import (
     contrib_converters,
     index_converters,
@@ -17,37 +15,31 @@ from firsttoken_compiler.frontend import (
     vector_converters,
     vision_converters,
 )
+from firsttoken_compiler.frontend.conversion import Converter, given, refused
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import GenericConst, dtype_of, is_static, onnx_frontend, relax, shape_of
-
-Converter = Callable[[Any, Any, dict[str, Any], Any], Any]
 
 
 def rotary_embedding(_builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """ai.onnx RotaryEmbedding (opset 23): half-rotate, whole head, 3-D or 4-D input."""
-    name = attrs["tvm_custom"]["name"]
     if attrs.get("interleaved", 0) or attrs.get("rotary_embedding_dim", 0):
-        raise StudentError(
-            f"node {name}: RotaryEmbedding interleaved or partial is not supported: export half-rotate RoPE"
-        )
-    positions = inputs[3] if len(inputs) > 3 else None
+        raise refused(attrs, "RotaryEmbedding interleaved or partial is not supported: export half-rotate RoPE")
+    positions = given(inputs, 3)
     heads = int(attrs.get("num_heads", 0)) if len(shape_of(inputs[0])) == 3 else 0
     return dialect.raw_rope(inputs[0], inputs[1], inputs[2], positions, heads)
 
 
 def attention(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """ai.onnx Attention (opset 23, 24): 3-D with head counts or 4-D; mask, past and present optional; GQA."""
-    name = attrs["tvm_custom"]["name"]
     for key in ("softcap", "qk_matmul_output_mode"):
         if attrs.get(key, 0):
-            raise StudentError(f"node {name}: Attention with {key}={attrs[key]} is not supported")
+            raise refused(attrs, f"Attention with {key}={attrs[key]} is not supported")
     for key in ("left_window_size", "right_window_size"):
         if int(attrs.get(key, -1)) >= 0:
-            raise StudentError(f"node {name}: Attention with {key}={attrs[key]} is not supported")
-    given = [inputs[i] if i < len(inputs) else None for i in range(7)]
-    if given[6] is not None:
-        raise StudentError(f"node {name}: Attention with nonpad_kv_seqlen is not supported: use a static KV cache")
-    query, key_, value, mask, past_key, past_value = given[:6]
+            raise refused(attrs, f"Attention with {key}={attrs[key]} is not supported")
+    query, key_, value, mask, past_key, past_value, lengths = (given(inputs, i) for i in range(7))
+    if lengths is not None:
+        raise refused(attrs, "Attention with nonpad_kv_seqlen is not supported: use a static KV cache")
     call = dialect.raw_attention(
         query, key_, value, mask, past_key, past_value,
         heads=int(attrs.get("q_num_heads", 0)), kv_heads=int(attrs.get("kv_num_heads", 0)),
@@ -78,7 +70,7 @@ def rms_normalization(_builder: Any, inputs: Any, attrs: dict[str, Any], _params
     """ai.onnx RMSNormalization (opset 23) over the last axis."""
     rank = len(inputs[0].ty.shape)
     if int(attrs.get("axis", -1)) not in (-1, rank - 1):
-        raise StudentError(f"node {attrs['tvm_custom']['name']}: RMSNormalization over more than the last axis")
+        raise refused(attrs, "RMSNormalization over more than the last axis")
     return relax.op.nn.rms_norm(inputs[0], inputs[1], [-1], float(attrs.get("epsilon", 1e-5)))
 
 
@@ -98,7 +90,7 @@ def gather(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any
         axis = int(attrs.get("axis", 0)) % len(table.ty.shape)
         extent = shape_of(table)[axis]
         if not -extent <= index < extent:
-            raise StudentError(f"node {attrs['tvm_custom']['name']}: index {index} of an axis of {extent}")
+            raise refused(attrs, f"index {index} of an axis of {extent}")
         first = index % extent
         part = builder.emit(relax.op.strided_slice(table, [axis], [first], [first + 1]))
         return part if len(shape_of(ids)) == 1 else relax.op.squeeze(part, [axis])

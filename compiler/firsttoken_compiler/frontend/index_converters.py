@@ -4,11 +4,11 @@ Exporters write them for the indexing of masks; as reshapes they cost nothing. T
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from firsttoken_compiler.frontend.conversion import Converter
 from firsttoken_compiler.tvm.api import GenericConst, dtype_of, onnx_frontend, relax, shape_of
 
 
@@ -60,7 +60,7 @@ def scatter_nd(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) ->
     return onnx_frontend.ScatterND._impl_v18(builder, inputs, attrs, params)
 
 
-CONVERTERS: dict[str, Callable[[Any, Any, dict[str, Any], Any], Any]] = {
+CONVERTERS: dict[str, Converter] = {
     "GatherND": gather_nd,
     "ScatterND": scatter_nd,
 }

@@ -94,6 +94,12 @@ class OnnxStudent:
         entry = self.initializers[name]
         return entry.external is None or self._external_path(entry).is_file()
 
+    def with_initializers(self, entries: Mapping[str, Initializer], tensors: Mapping[str, Any]) -> "OnnxStudent":
+        """The student with further initialisers, whose TensorProtos hold their bytes."""
+        return replace(
+            self, initializers={**self.initializers, **entries}, _embedded={**self._embedded, **tensors}
+        )  # fmt: skip
+
     def embedded(self, name: str) -> Any:
         """The TensorProto of an initialiser whose bytes are in the file."""
         return self._embedded[name]

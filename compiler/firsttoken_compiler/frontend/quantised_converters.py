@@ -6,19 +6,11 @@ What has no rule later runs on the host as the ONNX node that it was.
 from collections.abc import Callable
 from typing import Any, Final
 
-from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.conversion import Converter, given, refused
 from firsttoken_compiler.tvm import dialect, quantised_dialect
 from firsttoken_compiler.tvm.api import dtype_of, relax, shape_of
 
 __all__ = ["CONVERTERS", "quantised_dialect"]
-
-
-def _name(attrs: dict[str, Any]) -> str:
-    return str(attrs["tvm_custom"]["name"])
-
-
-def _given(inputs: Any, index: int) -> Any | None:
-    return inputs[index] if index < len(inputs) else None
 
 
 def _call(builder: Any, name: str, args: list[Any], **attrs: object) -> Any:
@@ -37,16 +29,16 @@ def _quantised(builder: Any, x: Any, scale: Any, zero: Any | None, axis: int = 1
 def dequantize_linear(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """DequantizeLinear of every opset: per tensor, per axis, blocked."""
     axis, block = int(attrs.get("axis", 1)), int(attrs.get("block_size", 0))
-    return _dequantised(builder, inputs[0], inputs[1], _given(inputs, 2), axis, block)
+    return _dequantised(builder, inputs[0], inputs[1], given(inputs, 2), axis, block)
 
 
 def quantize_linear(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """QuantizeLinear to the integers of 8 and 16 bits."""
-    zero = _given(inputs, 2)
+    zero = given(inputs, 2)
     if zero is None and int(attrs.get("output_dtype", 0)) not in (0, 2):
-        raise StudentError(f"node {_name(attrs)}: QuantizeLinear to type {attrs['output_dtype']} without zero point")
+        raise refused(attrs, f"QuantizeLinear to type {attrs['output_dtype']} without zero point")
     if zero is not None and dtype_of(zero) not in ("int8", "uint8", "int16", "uint16"):
-        raise StudentError(f"node {_name(attrs)}: QuantizeLinear to {dtype_of(zero)} is not on the NPU")
+        raise refused(attrs, f"QuantizeLinear to {dtype_of(zero)} is not on the NPU")
     axis, block = int(attrs.get("axis", 1)), int(attrs.get("block_size", 0))
     return _quantised(builder, inputs[0], inputs[1], zero, axis, block)
 
@@ -70,7 +62,7 @@ def _integer(builder: Any, a: Any, b: Any, a_zero: Any | None, b_zero: Any | Non
 
 def matmul_integer(builder: Any, inputs: Any, _attrs: dict[str, Any], _params: Any) -> Any:
     """MatMulInteger: int32."""
-    return _integer(builder, inputs[0], inputs[1], _given(inputs, 2), _given(inputs, 3))
+    return _integer(builder, inputs[0], inputs[1], given(inputs, 2), given(inputs, 3))
 
 
 def _to_float(builder: Any, product: Any, a_scale: Any, b_scale: Any, bias: Any | None) -> Any:
@@ -81,22 +73,22 @@ def _to_float(builder: Any, product: Any, a_scale: Any, b_scale: Any, bias: Any 
 
 def matmul_integer_to_float(builder: Any, inputs: Any, _attrs: dict[str, Any], _params: Any) -> Any:
     """com.microsoft MatMulIntegerToFloat: the product, scaled, with a bias."""
-    product = _integer(builder, inputs[0], inputs[1], _given(inputs, 4), _given(inputs, 5))
-    return _to_float(builder, product, inputs[2], inputs[3], _given(inputs, 6))
+    product = _integer(builder, inputs[0], inputs[1], given(inputs, 4), given(inputs, 5))
+    return _to_float(builder, product, inputs[2], inputs[3], given(inputs, 6))
 
 
 def dynamic_quantize_matmul(builder: Any, inputs: Any, _attrs: dict[str, Any], _params: Any) -> Any:
     """com.microsoft DynamicQuantizeMatMul: quantises its input, multiplies, scales, adds a bias."""
     values, scale, zero = _dynamic(builder, inputs[0])
-    product = _integer(builder, values, inputs[1], zero, _given(inputs, 3))
-    return _to_float(builder, product, scale, inputs[2], _given(inputs, 4))
+    product = _integer(builder, values, inputs[1], zero, given(inputs, 3))
+    return _to_float(builder, product, scale, inputs[2], given(inputs, 4))
 
 
 def matmul_nbits(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """com.microsoft MatMulNBits, without the permutation of g_idx."""
-    if _given(inputs, 4) is not None:
-        raise StudentError(f"node {_name(attrs)}: MatMulNBits with g_idx permutes rows: export without act-order")
-    zero, bias = _given(inputs, 3), _given(inputs, 5)
+    if given(inputs, 4) is not None:
+        raise refused(attrs, "MatMulNBits with g_idx permutes rows: export without act-order")
+    zero, bias = given(inputs, 3), given(inputs, 5)
     return _call(
         builder, "npu.raw_nbits", [*inputs[:3], zero, bias], n=int(attrs["N"]), k=int(attrs["K"]),
         bits=int(attrs.get("bits", 4)), block=int(attrs["block_size"]), zero=3 if zero is not None else 0,
@@ -113,17 +105,17 @@ def qlinear_matmul(builder: Any, inputs: Any, _attrs: dict[str, Any], _params: A
 def qgemm(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """com.microsoft QGemm with alpha 1: bias in int32 with the scale of the sums."""
     if float(attrs.get("alpha", 1.0)) != 1.0 or int(attrs.get("transA", 0)):
-        raise StudentError(f"node {_name(attrs)}: QGemm with alpha or transA is not on the NPU")
+        raise refused(attrs, "QGemm with alpha or transA is not on the NPU")
     turned = int(attrs.get("transB", 0))
     a, b = _dequantised(builder, *inputs[:3]), _dequantised(builder, inputs[3], inputs[4], inputs[5], 1 - turned)
     if turned:
         b = builder.emit(relax.op.permute_dims(b, [1, 0]))
     product = builder.emit(relax.op.matmul(a, b))
-    bias = _given(inputs, 6)
+    bias = given(inputs, 6)
     if bias is not None:
         scale = builder.emit(relax.op.multiply(inputs[1], inputs[4]))
         product = builder.emit(relax.op.add(product, _dequantised(builder, bias, scale, None, 0)))
-    return product if _given(inputs, 7) is None else _quantised(builder, product, inputs[7], _given(inputs, 8))
+    return product if given(inputs, 7) is None else _quantised(builder, product, inputs[7], given(inputs, 8))
 
 
 def _qlinear_pair(operator: Callable[[Any, Any], Any]) -> Callable[..., Any]:
@@ -131,7 +123,7 @@ def _qlinear_pair(operator: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 
     def convert(builder: Any, inputs: Any, _attrs: dict[str, Any], _params: Any) -> Any:
         a, b = _dequantised(builder, *inputs[:3]), _dequantised(builder, *inputs[3:6])
-        return _quantised(builder, builder.emit(operator(a, b)), inputs[6], _given(inputs, 7))
+        return _quantised(builder, builder.emit(operator(a, b)), inputs[6], given(inputs, 7))
 
     return convert
 
@@ -139,16 +131,16 @@ def _qlinear_pair(operator: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 def qlinear_sigmoid(builder: Any, inputs: Any, _attrs: dict[str, Any], _params: Any) -> Any:
     """com.microsoft QLinearSigmoid."""
     x = builder.emit(relax.op.sigmoid(_dequantised(builder, *inputs[:3])))
-    return _quantised(builder, x, inputs[3], _given(inputs, 4))
+    return _quantised(builder, x, inputs[3], given(inputs, 4))
 
 
 def qlinear_softmax(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """com.microsoft QLinearSoftmax along the last axis."""
     rank = len(shape_of(inputs[0]))
     if int(attrs.get("axis", -1)) not in (-1, rank - 1):
-        raise StudentError(f"node {_name(attrs)}: QLinearSoftmax over another axis than the last")
+        raise refused(attrs, "QLinearSoftmax over another axis than the last")
     x = builder.emit(relax.op.nn.softmax(_dequantised(builder, *inputs[:3]), axis=-1))
-    return _quantised(builder, x, inputs[3], _given(inputs, 4))
+    return _quantised(builder, x, inputs[3], given(inputs, 4))
 
 
 def qlinear_concat(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
@@ -163,7 +155,7 @@ def gather_block_quantized(builder: Any, inputs: Any, attrs: dict[str, Any], _pa
     rank, bits = len(shape_of(inputs[0])), int(attrs.get("bits", 4))
     along = int(attrs.get("quantize_axis", 1)) % rank
     if rank != 2 or int(attrs.get("gather_axis", 0)) != 0 or along != 1:
-        raise StudentError(f"node {_name(attrs)}: GatherBlockQuantized of anything but rows with blocks along them")
+        raise refused(attrs, "GatherBlockQuantized of anything but rows with blocks along them")
     width = shape_of(inputs[0])[1] * (8 // bits if dtype_of(inputs[0]) == "uint8" else 1)
     return _call(
         builder, "npu.raw_block_gather", list(inputs[:4]), width=width, bits=bits, out=dtype_of(inputs[2]),
@@ -178,7 +170,7 @@ _MICROSOFT: Final = {
     "QLinearSigmoid": qlinear_sigmoid, "QLinearSoftmax": qlinear_softmax, "QLinearConcat": qlinear_concat,
     "GatherBlockQuantized": gather_block_quantized,
 }  # fmt: skip
-CONVERTERS: Final[dict[str, Callable[[Any, Any, dict[str, Any], Any], Any]]] = {
+CONVERTERS: Final[dict[str, Converter]] = {
     "DequantizeLinear": dequantize_linear, "QuantizeLinear": quantize_linear,
     "DynamicQuantizeLinear": dynamic_quantize_linear, "MatMulInteger": matmul_integer, "QLinearMatMul": qlinear_matmul,
     **{f"com.microsoft.{name}": converter for name, converter in _MICROSOFT.items()},

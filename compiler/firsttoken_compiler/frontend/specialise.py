@@ -158,10 +158,7 @@ class Walk:
         nodes, tensors = self.branches.taken(node, condition, self.same)
         entries = {name: self.branches.describe(name, tensor) for name, tensor in tensors.items()}
         if entries:
-            self.student = replace(
-                self.student, initializers={**self.student.initializers, **entries},
-                _embedded={**self.student._embedded, **tensors},
-            )  # fmt: skip
+            self.student = self.student.with_initializers(entries, tensors)
         for name, entry in entries.items():
             self.types.put(name, entry.onnx_type, entry.shape)
         self.readers.update(name for inner in nodes for name in read_names(inner))

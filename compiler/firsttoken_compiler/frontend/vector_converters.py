@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.conversion import Converter, refused
 from firsttoken_compiler.tvm.api import dtype_of, onnx_frontend, relax, shape_of
 
 
@@ -22,7 +22,7 @@ def _floats(attrs: dict[str, Any], *values: Any) -> None:
     """Raises StudentError for integers, whose arithmetic the vector unit does not have."""
     for value in values:
         if dtype_of(value) not in ("float16", "float32"):
-            raise StudentError(f"node {attrs['tvm_custom']['name']}: no NPU operator on {dtype_of(value)}")
+            raise refused(attrs, f"no NPU operator on {dtype_of(value)}")
 
 
 def clip(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
@@ -130,8 +130,9 @@ def group_normalization(builder: Any, inputs: Any, attrs: dict[str, Any], _param
     images, channels = shape_of(x)[:2]
     groups = int(attrs["num_groups"])
     if channels % groups or shape_of(scale) != (channels,):
-        raise StudentError(
-            f"node {attrs['tvm_custom']['name']}: GroupNormalization of {channels} channels in {groups} groups with "
+        raise refused(
+            attrs,
+            f"GroupNormalization of {channels} channels in {groups} groups with "
             f"scales {list(shape_of(scale))}, expected one scale per channel"
         )
     normed = _normalised(builder, x, images * groups, float(attrs.get("epsilon", 1e-5)))
@@ -160,7 +161,7 @@ def is_inf(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> An
     if wanted == [1, 1]:
         return relax.op.isinf(x)
     if wanted == [0, 0]:
-        raise StudentError(f"node {attrs['tvm_custom']['name']}: IsInf that detects nothing")
+        raise refused(attrs, "IsInf that detects nothing")
     return relax.op.equal(x, _const(math.inf if wanted[0] else -math.inf, x))
 
 
@@ -176,7 +177,7 @@ def lp_normalization(builder: Any, inputs: Any, attrs: dict[str, Any], _params: 
     return relax.op.divide(x, builder.emit(relax.op.where(none, _const(1.0, x), length)))
 
 
-CONVERTERS: dict[str, Callable[[Any, Any, dict[str, Any], Any], Any]] = {
+CONVERTERS: dict[str, Converter] = {
     "Celu": celu,
     "Clip": clip,
     "Elu": elu,

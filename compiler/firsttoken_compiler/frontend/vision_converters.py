@@ -6,7 +6,7 @@ Signatures are those of `converters`. A StudentError says why a node is none of 
 from collections.abc import Callable
 from typing import Any, Final
 
-from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.conversion import refused
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import relax, shape_of
 
@@ -28,7 +28,7 @@ def _pool(mode: str) -> Callable[..., Any]:
         """MaxPool and AveragePool over one or two axes."""
         x = inputs[0]
         if int(attrs["tvm_custom"].get("num_outputs", 1)) > 1:
-            raise StudentError(f"node {attrs['tvm_custom']['name']}: MaxPool with indices")
+            raise refused(attrs, "MaxPool with indices")
         extra = _missing_axes(x, attrs, "pool")
         geometry = _geometry(shape_of(x)[2:], tuple(attrs["kernel_shape"]), attrs)
         image = builder.emit(relax.op.expand_dims(x, 2)) if extra else x
@@ -42,9 +42,9 @@ def _pool(mode: str) -> Callable[..., Any]:
 def batch_normalization(_builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
     """BatchNormalization as inference has it: statistics are given."""
     if int(attrs.get("training_mode", 0)) or int(attrs["tvm_custom"].get("num_outputs", 1)) > 1:
-        raise StudentError(f"node {attrs['tvm_custom']['name']}: BatchNormalization in training mode")
+        raise refused(attrs, "BatchNormalization in training mode")
     if int(attrs.get("spatial", 1)) != 1:
-        raise StudentError(f"node {attrs['tvm_custom']['name']}: BatchNormalization with a statistic per pixel")
+        raise refused(attrs, "BatchNormalization with a statistic per pixel")
     return dialect.call("npu.raw_batch_norm", list(inputs)[:5], eps=float(attrs.get("epsilon", 1e-5)))
 
 
@@ -52,7 +52,7 @@ def _missing_axes(x: Any, attrs: dict[str, Any], what: str) -> int:
     """Axes that a signal lacks to be an image: 0 or 1; raises StudentError for volumes."""
     spatial = len(shape_of(x)) - 2
     if spatial not in (1, 2):
-        raise StudentError(f"node {attrs['tvm_custom']['name']}: {what} over {spatial} axes")
+        raise refused(attrs, f"{what} over {spatial} axes")
     return 2 - spatial
 
 
@@ -67,7 +67,7 @@ def _geometry(extents: tuple[int, ...], kernel: tuple[int, ...], attrs: dict[str
     before, after = _padding(auto, extents, reach, stride, attrs)
     rest = [n + b + a - r for n, b, a, r in zip(extents, before, after, reach, strict=True)]
     if min(rest) < 0:
-        raise StudentError(f"node {attrs['tvm_custom']['name']}: a kernel of {kernel} is larger than {extents}, padded")
+        raise refused(attrs, f"a kernel of {kernel} is larger than {extents}, padded")
     out = [r // s + 1 for r, s in zip(rest, stride, strict=True)]
     if int(attrs.get("ceil_mode", 0)):  # a last window that starts in the padding behind does not count
         up = [-(-r // s) + 1 for r, s in zip(rest, stride, strict=True)]
@@ -91,7 +91,7 @@ def _padding(
         return (small, large) if auto == "SAME_UPPER" else (large, small)
     pads = [int(p) for p in attrs.get("pads") or (0,) * (2 * rank)] if auto != "VALID" else [0] * (2 * rank)
     if min(pads) < 0:
-        raise StudentError(f"node {attrs['tvm_custom']['name']}: negative padding {pads}")
+        raise refused(attrs, f"negative padding {pads}")
     return pads[:rank], pads[rank:]
 
 
