@@ -8,7 +8,7 @@ import numpy as np
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.instruction import HostCallState, Instruction
 from firsttoken_compiler.isa.program import Program, Tensor
-from firsttoken_compiler.isa.types import ENGINES_PER_CORE, PACKED, Dtype, Space, pack_int4, unpack_int4
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE, PACKED, Space, pack, unpack
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.target.target import Target
 from firsttoken_simulator.host import HostRuntime
@@ -86,7 +86,7 @@ class FunctionalMachine:
             )
         flat = np.ascontiguousarray(array).reshape(-1)
         if tensor.dtype in PACKED:
-            flat = pack_int4(np.append(flat.astype(np.int8), np.zeros(flat.size % 2, np.int8)))
+            flat = pack(flat)
         view = self._tensor_bytes(tensor)
         view[...] = flat.view(np.uint8)
 
@@ -95,8 +95,7 @@ class FunctionalMachine:
         tensor = self.program.tensor(name)
         raw = self._tensor_bytes(tensor)
         if tensor.dtype in PACKED:
-            values = unpack_int4(raw)[: int(np.prod(tensor.shape))].reshape(tensor.shape)
-            return values if tensor.dtype is Dtype.I4 else values.view(np.uint8) & 0xF
+            return unpack(raw, tensor.dtype)[: int(np.prod(tensor.shape))].reshape(tensor.shape)
         return raw.copy().view(tensor.dtype.numpy).reshape(tensor.shape)
 
     def run(self, order: np.ndarray | None = None, poison: bool = True) -> None:

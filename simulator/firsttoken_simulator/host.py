@@ -12,7 +12,7 @@ import numpy as np
 
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.host_call import AS_BITS, HostCall, HostValue
-from firsttoken_compiler.isa.types import PACKED, Dtype, pack_int4
+from firsttoken_compiler.isa.types import PACKED, Dtype, pack, unpack
 from firsttoken_simulator.host_runner import Runner, load
 
 
@@ -87,7 +87,7 @@ class CallState:
             return np.ascontiguousarray(found).reshape(-1).view(np.uint8)
         flat = _narrow(found, value.dtype).reshape(-1)
         if value.dtype in PACKED:
-            flat = pack_int4(np.append(flat.astype(np.int8), np.zeros(flat.size % 2, np.int8)))
+            flat = pack(flat)
         return np.ascontiguousarray(flat).view(np.uint8)
 
 
@@ -103,12 +103,7 @@ def _tensor(value: HostValue, data: np.ndarray) -> np.ndarray:
     """The tensor of the subgraph out of an operand's bytes."""
     from onnx import helper
 
-    if value.dtype in PACKED:
-        flat = np.stack([data & 15, data >> 4], axis=-1).reshape(-1)
-        if value.dtype is Dtype.I4:
-            flat = (flat.astype(np.int8) ^ 8) - 8
-    else:
-        flat = data.view(value.dtype.numpy)
+    flat = unpack(data, value.dtype) if value.dtype in PACKED else data.view(value.dtype.numpy)
     last = sum((extent - 1) * stride for extent, stride in zip(value.shape, value.strides, strict=True))
     if (math.prod(value.shape) and not 0 <= last < flat.size) or min(value.strides, default=0) < 0:
         raise ProgramError(f"operand {value.name} of shape {list(value.shape)} reaches beyond its {flat.size} elements")

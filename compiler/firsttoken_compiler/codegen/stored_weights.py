@@ -10,7 +10,7 @@ import numpy as np
 
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.program import Packing
-from firsttoken_compiler.isa.types import Dtype
+from firsttoken_compiler.isa.types import Dtype, unpack
 
 VALUES: Final = ("kn", "nk", "blob", "rows")
 """How the integers lie in the initialiser: `[k, n]`, `[n, k]`, MatMulNBits' `[n, blocks, packed block]`, or bytes of
@@ -120,4 +120,4 @@ def _unpacked(raw: np.ndarray, bits: int) -> np.ndarray:
     data = np.ascontiguousarray(raw).view(np.uint8)
     if bits == 8:
         return data
-    return np.stack([data & 15, data >> 4], axis=-1).reshape(data.shape[0], -1)
+    return unpack(data, Dtype.U4)

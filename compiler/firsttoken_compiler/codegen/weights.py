@@ -13,7 +13,7 @@ import numpy as np
 from firsttoken_compiler.codegen import stored_weights
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.program import Packing, Program, Tensor
-from firsttoken_compiler.isa.types import PACKED, Dtype, pack_int4
+from firsttoken_compiler.isa.types import PACKED, Dtype, pack, pack_int4
 
 QMAX: Final = {4: 7, 8: 127}
 BLOCK_ELEMENTS: Final = 1 << 21
@@ -223,8 +223,7 @@ def _write_plain(tensor: Tensor, array: np.ndarray, write: Write) -> None:
         whole = array.astype(np.int64)
         if not (np.array_equal(whole, array.astype(np.float64)) and np.all((low <= whole) & (whole <= high))):
             raise ProgramError(f"initialiser {packing.source!r} is not made of {tensor.dtype.text} numbers")
-        flat = np.append(whole.reshape(-1), np.zeros(array.size % 2, np.int64)) & 15
-        write(tensor.address, (flat[0::2] | flat[1::2] << 4).astype(np.uint8))
+        write(tensor.address, pack(whole))
         return
     rows = np.atleast_1d(array.T if packing.transposed else array)
     step = max(1, BLOCK_ELEMENTS * len(rows) // max(1, array.size))

@@ -150,3 +150,15 @@ def pack_int4(values: np.ndarray) -> np.ndarray:
     """Signed values in [-8, 7] `[..., 2n]` to bytes `[..., n]`, low nibble first, as pairs of `ml_dtypes.int4`."""
     nibbles = values.astype(ml_dtypes.int4).astype(np.int8).view(np.uint8) & 0xF
     return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+
+
+def unpack(packed: np.ndarray, dtype: Dtype) -> np.ndarray:
+    """Bytes `[..., n]` to the elements of a type of `PACKED`, one to a byte `[..., 2n]`."""
+    values = unpack_int4(packed)
+    return values if dtype is Dtype.I4 else values.view(np.uint8) & 0xF
+
+
+def pack(values: np.ndarray) -> np.ndarray:
+    """Elements of a type of `PACKED`, any number of them, to bytes."""
+    flat = values.astype(np.int8).reshape(-1)
+    return pack_int4(np.append(flat, np.zeros(flat.size % 2, np.int8)))
