@@ -20,8 +20,8 @@ PLANE_BITS: Final = {"uint1": 1, "uint2": 2, "uint4": 4, "int8": 8, "float16": 1
 class Plane:
     """One array of a block-quantised matrix, `[k / per, n]`: an element for each `per` weights along k.
 
-    Names: `low`, `high` (q), `scale`, `scale_low`, `scale_high`, `min_low`, `min_high`, `d`, `dmin` (times min), `m` (is
-    added as it is).
+    Names: `low`, `high` (q), `scale`, `scale_low`, `scale_high`, `min_low`, `min_high`, `d`, `dmin` (times min), `m`
+    (added as it is).
     """
 
     name: str
