@@ -1,5 +1,7 @@
 """ONNX graphs of students: opset 23, standard operators, static shapes, float32, weights as external data.
 
+Weights in blocks are the exception: see `graph_weights`.
+
 One graph processes `tokens` new tokens after `past` cached ones. With `past == 0` attention is causal, no mask;
 with `past > 0` the caller passes an additive mask and the cached keys and values, whose rows need not all be in use.
 """
@@ -8,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from firsttoken_models.weights import EMBEDDING, FINAL_NORM, LM_HEAD, WEIGHTS_FILE, Slot, layout
+from firsttoken_models.graph_weights import DOMAIN, GraphWeights
+from firsttoken_models.weights import FINAL_NORM, LM_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,26 +68,27 @@ class _Builder:
     """Collects nodes and initializers of one graph; values are named after the node that makes them."""
 
     def __init__(self, config: StudentConfig, tokens: int, past: int, weights: WeightStore | None) -> None:
-        self.config, self.tokens, self.past, self.store = config, tokens, past, weights
-        self.location = weights.path.name if weights else WEIGHTS_FILE
-        self.slots = layout(config)
+        self.config, self.tokens, self.past = config, tokens, past
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
+        self.weights = GraphWeights(config, weights, self._op)
+        self.initializers = self.weights.initializers
 
     def model(self) -> onnx.ModelProto:
         """Return the finished model."""
         from onnx import helper
 
         self._constants()
-        hidden = self._op("/model/embed_tokens/Gather", [self._weight(EMBEDDING), "input_ids"], axis=0)
+        table = self.weights.table("/model/embed_tokens")
+        hidden = self._op("/model/embed_tokens/Gather", [table, "input_ids"], axis=0)
         for index in range(self.config.layers):
             hidden = self._layer(index, hidden)
         self._head(hidden)
         inputs, outputs = self._interface()
+        domains = [("", OPSET), *((DOMAIN, 1) for _ in {node.domain for node in self.nodes} - {""})]
         graph = helper.make_graph(self.nodes, self.config.name, inputs, outputs, self.initializers)
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in domains],
             ir_version=IR_VERSION,
             producer_name="firsttoken",
         )
@@ -140,23 +144,24 @@ class _Builder:
             hidden = self._op("/model/Slice", [hidden, *bounds])
         normed = self._norm("/model/norm", FINAL_NORM, hidden)
         if self.config.tie_embeddings:
-            table = self._op("/lm_head/Transpose", [EMBEDDING], perm=[1, 0])
+            table = self._op("/lm_head/Transpose", [self.weights.table("/model/embed_tokens")], perm=[1, 0])
         else:
-            table = self._weight(LM_HEAD)
+            table = self.weights.matrix(LM_HEAD, "/lm_head")
         self._op("/lm_head/MatMul", [normed, table], outputs=["logits"])
 
     def _norm(self, node: str, tensor: str, value: str) -> str:
-        return self._op(f"{node}/RMSNormalization", [value, self._weight(tensor)], axis=-1, epsilon=self.config.rms_eps)
+        gamma = self.weights.vector(tensor, node)
+        return self._op(f"{node}/RMSNormalization", [value, gamma], axis=-1, epsilon=self.config.rms_eps)
 
     def _linear(self, node: str, tensor: str, value: str, *, bias: bool = False) -> str:
-        product = self._op(f"{node}/MatMul", [value, self._weight(f"{tensor}.weight")])
-        return self._op(f"{node}/Add", [product, self._weight(f"{tensor}.bias")]) if bias else product
+        product = self._op(f"{node}/MatMul", [value, self.weights.matrix(f"{tensor}.weight", node)])
+        return self._op(f"{node}/Add", [product, self.weights.vector(f"{tensor}.bias", node)]) if bias else product
 
     def _rotate(self, node: str, value: str, heads: int) -> str:
         inputs = [value, COS_CACHE, SIN_CACHE, "position_ids"]
         return self._op(f"{node}/RotaryEmbedding", inputs, num_heads=heads, interleaved=0)
 
-    def _op(self, name: str, inputs: Sequence[str], outputs: Sequence[str] | None = None, **attributes: Any) -> str:
+    def _op(self, name: str, inputs: Sequence[str], *, outputs: Sequence[str] | None = None, **attributes: Any) -> str:
         """Append a node whose operator is the last part of its name (without a counter); return its first output."""
         from onnx import helper
 
@@ -164,36 +169,6 @@ class _Builder:
         operator = name.rpartition("/")[2].partition("_")[0]
         self.nodes.append(helper.make_node(operator, inputs, outputs, name=name, **attributes))
         return outputs[0]
-
-    def _weight(self, name: str) -> str:
-        """Append an external float32 initializer and return its name."""
-        import onnx
-
-        slot = self.slots[name]
-        offset, length = self._stored(name, slot)
-        tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=slot.shape)
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", self.location), ("offset", str(offset)), ("length", str(length))):
-            tensor.external_data.add(key=key, value=value)
-        self.initializers.append(tensor)
-        return name
-
-    def _stored(self, name: str, slot: Slot) -> tuple[int, int]:
-        if self.store is None:
-            return slot.offset, slot.length
-        try:
-            offset, length = self.store.location(name)
-        except KeyError:
-            raise ValueError(
-                f"student {self.config.name!r}: weights {self.store.path} have no tensor {name}; "
-                "use the weights written for these dimensions"
-            ) from None
-        if length != slot.length:
-            raise ValueError(
-                f"student {self.config.name!r}: tensor {name} is {length} bytes in {self.store.path}, its shape "
-                f"{list(slot.shape)} needs {slot.length}; use the weights written for these dimensions"
-            )
-        return offset, length
 
     def _constants(self) -> None:
         """Append the small embedded initializers: rotary tables and the bounds of the last-token slice."""

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Final
 from firsttoken_models.students import SMOLLM2_135M, STUDENTS, student
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx
 
-    from firsttoken.student import StudentConfig, Tokenizer, WeightStore
+    from firsttoken.student import StudentConfig, StudentFile, Tokenizer, WeightStore
 
 
 class BuiltinStudents:
@@ -46,6 +48,16 @@ class BuiltinStudents:
         from firsttoken_models.smollm2 import load_tokenizer
 
         return load_tokenizer()
+
+    def file(self, path: Path) -> StudentFile | None:
+        """Return the student that a GGUF file is, or None for any other file; raise StudentError for a bad one."""
+        from firsttoken_models.gguf_file import is_gguf
+
+        if not is_gguf(path):
+            return None
+        from firsttoken_models.gguf_student import open_gguf
+
+        return open_gguf(path)
 
 
 PROVIDER: Final = BuiltinStudents()

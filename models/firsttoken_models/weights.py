@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from firsttoken.student import Place
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
@@ -48,10 +50,10 @@ class FileWeights:
     path: Path
     slots: Mapping[str, Slot]
 
-    def location(self, tensor_name: str) -> tuple[int, int]:
-        """Return (offset, length) of a tensor in the file, in bytes; KeyError if it is not there."""
+    def place(self, tensor_name: str) -> Place:
+        """Return where a tensor lies in the file; KeyError if it is not there."""
         slot = self.slots[tensor_name]
-        return slot.offset, slot.length
+        return Place(slot.offset, slot.length)
 
     def tensor(self, tensor_name: str) -> NDArray[np.float32]:
         """Return a read-only view of a tensor, mapped from the file."""

@@ -202,15 +202,34 @@ _CONTENT: Final = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies in its file, and how.
+
+    Attributes:
+        offset: its first byte.
+        length: its bytes.
+        type: "f32", "f16", "bf16", or a type of blocks (a key of `firsttoken_compiler.formats.types.BLOCK_TYPES`).
+        rows_first: whether a matrix lies [N, K], output width first, as in GGUF files; else it lies [K, N].
+        heads: heads whose rows lie in pairs, (0, d/2), (1, d/2 + 1), ...; 0 where all rows lie in their order.
+    """
+
+    offset: int
+    length: int
+    type: str = "f32"
+    rows_first: bool = False
+    heads: int = 0
+
+
 class WeightStore(Protocol):
-    """Float32 weights of a student in one file, laid out as ONNX external data (matrices are [K, N], row-major)."""
+    """Weights of a student in one file, row-major, which graphs read as ONNX external data."""
 
     @property
     def path(self) -> Path:
         """The external data file."""
 
-    def location(self, tensor_name: str) -> tuple[int, int]:
-        """Return (offset, length) of a tensor in the file, in bytes; KeyError if it is not there."""
+    def place(self, tensor_name: str) -> Place:
+        """Return where a tensor lies in the file; KeyError if it is not there."""
 
 
 class Tokenizer(Protocol):
@@ -228,6 +247,27 @@ class Tokenizer(Protocol):
 
     def chat(self, user_text: str) -> list[int]:
         """Return the ids of the model's chat template for one user message, ready for the answer to follow."""
+
+
+class StudentFile(Protocol):
+    """A file that is a student by itself: dimensions, weights, and maybe a tokenizer."""
+
+    @property
+    def config(self) -> StudentConfig:
+        """Its dimensions."""
+
+    @property
+    def weights(self) -> WeightStore:
+        """Its weights as they are stored."""
+
+    def content(self) -> str:
+        """Return text that is equal exactly for files with equal graphs; values of weights do not count."""
+
+    def float_weights(self) -> WeightStore:
+        """Return its weights as float32, kept in the cache folder."""
+
+    def tokenizer(self) -> Tokenizer:
+        """Return its tokenizer; raise a FirsttokenError where there is none that can be rebuilt."""
 
 
 class StudentProvider(Protocol):
@@ -249,6 +289,12 @@ class StudentProvider(Protocol):
 
     def tokenizer(self, name: str) -> Tokenizer | None:
         """Return the tokenizer, or None where the student has none here."""
+
+    def file(self, path: Path) -> StudentFile | None:
+        """Return the student that a file is, or None where it is of no format that this provider reads.
+
+        Raises a FirsttokenError where it is, but cannot be read.
+        """
 
 
 @functools.cache

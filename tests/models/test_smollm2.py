@@ -6,11 +6,14 @@ from importlib import metadata, util
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
+from gguf.quants import dequantize
 
 from firsttoken.generation import OrtSession, greedy
 from firsttoken_models import smollm2
+from firsttoken_models.gguf_names import gguf_name, in_halves, in_pairs
 from firsttoken_models.registry import PROVIDER
-from firsttoken_models.smollm2 import WeightsMissing, gguf_name, load_weights, unpermute
+from firsttoken_models.smollm2 import WeightsMissing, load_weights
 from firsttoken_models.students import SMOLLM2_135M
 from firsttoken_models.weights import EMBEDDING, FINAL_NORM, tensor_shapes
 
@@ -30,7 +33,7 @@ def test_it_answers() -> None:
 
 @needs_wheel
 def test_configuration_is_what_the_file_says() -> None:
-    reader = smollm2.read_gguf(smollm2.gguf_file()[0])
+    reader = GGUFReader(smollm2.gguf_file()[0])
 
     def field(name: str) -> float:
         return reader.get_field(f"llama.{name}").contents()
@@ -50,9 +53,7 @@ def test_configuration_is_what_the_file_says() -> None:
 
 @needs_wheel
 def test_unpacked_matrices_are_the_dequantised_ones() -> None:
-    from gguf.quants import dequantize
-
-    stored = {tensor.name: tensor for tensor in smollm2.read_gguf(smollm2.gguf_file()[0]).tensors}
+    stored = {tensor.name: tensor for tensor in GGUFReader(smollm2.gguf_file()[0]).tensors}
     weights = load_weights()
     for name in ("model.layers.3.mlp.down_proj.weight", "model.layers.29.self_attn.v_proj.weight"):
         tensor = stored[gguf_name(name)]
@@ -62,10 +63,12 @@ def test_unpacked_matrices_are_the_dequantised_ones() -> None:
     np.testing.assert_array_equal(weights.tensor(EMBEDDING)[:7], dequantize(rows.data[:7], rows.tensor_type))
 
 
-def test_unpermute_undoes_the_interleaving() -> None:
+def test_halves_undo_pairs() -> None:
     original = np.arange(2 * 8 * 3).reshape(16, 3)
     interleaved = original.reshape(2, 2, 4, 3).swapaxes(1, 2).reshape(16, 3)
-    np.testing.assert_array_equal(unpermute(interleaved, 2), original)
+    np.testing.assert_array_equal(in_halves(interleaved, 2), original)
+    np.testing.assert_array_equal(in_pairs(original, 2), interleaved)
+    np.testing.assert_array_equal(in_halves(interleaved[:, 0], 2), original[:, 0])
 
 
 def test_missing_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

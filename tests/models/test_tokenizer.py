@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from firsttoken_compiler.errors import StudentError
 from firsttoken_models import smollm2
+from firsttoken_models.gguf_file import GgufFile, read
 from firsttoken_models.tokenizer import BpeTokenizer, from_gguf
 
 pytestmark = pytest.mark.skipif(
@@ -58,20 +61,42 @@ def test_round_trip(tokenizer: BpeTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_cached_and_rebuilt_tokenizers_agree(tokenizer: BpeTokenizer, tmp_path: Path) -> None:
-    path, _ = smollm2.gguf_file()
-    cached = tmp_path / "tokenizer.json"
-    rebuilt = smollm2._tokenizer.__wrapped__(path, cached)
-    reread = smollm2._tokenizer.__wrapped__(path, cached)
-    for other in (rebuilt, reread):
-        assert other.core.to_str() == tokenizer.core.to_str()
-        assert (other.chat_template, other.eos_ids) == (tokenizer.chat_template, tokenizer.eos_ids)
-
-
 def test_other_tokenizer_kinds_are_refused() -> None:
     fields = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default"}
-    reader = SimpleNamespace(get_field=lambda key: SimpleNamespace(contents=lambda: fields.get(key, [])))
-    with pytest.raises(ValueError, match=r"\('llama', 'default'\), only \('gpt2', 'smollm'\) can be rebuilt"):
-        from_gguf(reader)
-    with pytest.raises(ValueError, match=r"has no field tokenizer.ggml.tokens"):
-        from_gguf(SimpleNamespace(get_field=lambda key: None))
+    with pytest.raises(StudentError, match=r"\('llama', 'default'\), only \('gpt2', 'smollm'\) can be rebuilt"):
+        from_gguf(GgufFile(Path("t.gguf"), fields, {}), 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer.ggml.token_type": (1,)}, "49152 tokens with 1 types"),
+        ({"tokenizer.ggml.token_type": None}, "49152 tokens with 0 types"),
+        ({"tokenizer.ggml.eos_token_id": 49152}, "eos_token_id 49152 is no token"),
+        ({"tokenizer.chat_template": None}, "there is no tokenizer.chat_template"),
+        ({"tokenizer.ggml.tokens": 3}, "no field tokenizer.ggml.tokens with strings"),
+    ],
+)
+def test_malformed_tokenizers_are_refused(change: dict[str, Any], message: str) -> None:
+    file = read(smollm2.gguf_file()[0])
+    with pytest.raises(StudentError, match=message):
+        from_gguf(GgufFile(file.path, {**file.fields, **change}, {}), 49152)
+
+
+def test_merges_of_other_tokens_are_refused() -> None:
+    file = read(smollm2.gguf_file()[0])
+    merges = file.fields["tokenizer.ggml.tokens"]
+    with pytest.raises(StudentError, match="tokens and merges do not fit"):
+        from_gguf(GgufFile(file.path, {**file.fields, "tokenizer.ggml.merges": merges}, {}), 49152)
+
+
+def test_more_tokens_than_rows_are_refused() -> None:
+    file = read(smollm2.gguf_file()[0])
+    with pytest.raises(StudentError, match="49152 tokens with 49152 types for 49151 rows"):
+        from_gguf(file, 49151)
+
+
+@pytest.mark.parametrize("template", ["{{ x.y.z }}", "{% for %}", "{{ 1 / 0 }}", "{{ messages.__class__.mro() }}"])
+def test_bad_chat_templates_are_errors_of_the_student(tokenizer: BpeTokenizer, template: str) -> None:
+    with pytest.raises(StudentError, match="chat template does not work"):
+        replace(tokenizer, chat_template=template).chat("Hi")

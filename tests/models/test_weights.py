@@ -38,10 +38,10 @@ def test_written_tensors_read_back(tiny: StudentConfig, tmp_path: Path) -> None:
     assert reopened == written
     for name, array in arrays.items():
         np.testing.assert_array_equal(reopened.tensor(name), array)
-        offset, length = reopened.location(name)
-        assert written.path.read_bytes()[offset : offset + length] == array.tobytes()
+        place = reopened.place(name)
+        assert written.path.read_bytes()[place.offset : place.offset + place.length] == array.tobytes()
     with pytest.raises(KeyError):
-        reopened.location("no.such.tensor")
+        reopened.place("no.such.tensor")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "weights.bin"]
 
 
