@@ -227,8 +227,8 @@ def _check_tensors(file: GgufFile, config: StudentConfig) -> None:
             raise StudentError(f"{file.path}: tensor {stored!r} is missing: download or convert the model again")
         if found.shape != rows:
             raise StudentError(
-                f"{file.path}: tensor {stored!r} has shape {list(found.shape)}, the fields ask for {list(rows)}: download "
-                "or convert the model again"
+                f"{file.path}: tensor {stored!r} has shape {list(found.shape)}, the fields ask for {list(rows)}: "
+                "download or convert the model again"
             )
         if len(rows) == 1 and found.type in BLOCK_TYPES:
             raise StudentError(f"{file.path}: tensor {stored!r} is {found.type}, must be a float: convert again")

@@ -30,7 +30,7 @@ class GraphWeights:
     """Adds weights to a graph under construction; every tensor is added once."""
 
     def __init__(self, config: StudentConfig, store: WeightStore | None, op: Callable[..., str]) -> None:
-        """`op` appends a node (name, inputs, **attributes) and returns its first output. Without `store` no file exists."""
+        """`op` appends a node (name, inputs, **attributes) and returns its result. Without `store` no file exists."""
         self.config, self.store, self._op = config, store, op
         self.location = store.path.name if store else WEIGHTS_FILE
         self.slots = layout(config)

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from firsttoken_compiler.codegen import block_rows
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.isa.types import Dtype, unpack
@@ -25,6 +26,9 @@ FORMS: Final = ("stored", "vectors", "sums")
 
 def check(packing: Packing, where: str) -> None:
     """Raises ProgramError for a recipe of one of `FORMS` that this module does not make."""
+    if packing.layout.startswith(block_rows.PREFIX):
+        block_rows.check(packing, where)
+        return
     known = ROWS if packing.form == "vectors" else VALUES
     layout, of = _split(packing)
     if packing.group > 0 and of % packing.group:
@@ -42,6 +46,8 @@ def columns(packing: Packing, dtype: Dtype, array: np.ndarray, first: int, last:
 
     Raises ProgramError when the initialiser has another size, or holds what the recipe's type does not reach.
     """
+    if packing.layout.startswith(block_rows.PREFIX):
+        return block_rows.columns(packing, array, first, last)
     if packing.form == "vectors":
         return _rows(packing, dtype, array, first, last)
     values = _values(packing, array, first, last)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.blocks import DOMAIN, OPERATOR
 from firsttoken_compiler.frontend.check_graph import all_nodes, bodies, label, shown, subgraphs
 from firsttoken_compiler.frontend.check_tensors import MAX_RANK, MAX_TENSOR_BYTES, NUMBERS, STRING
 
@@ -79,12 +80,12 @@ def _without_subgraphs(node: Any) -> Any:
 
 @functools.cache
 def _contributed() -> frozenset[tuple[str, str]]:
-    """Operators that onnxruntime adds to ONNX's: (domain, name)."""
+    """Operators that onnxruntime, and this project, add to ONNX's: (domain, name)."""
     import onnxruntime.capi.onnxruntime_pybind11_state as state
     from onnx import defs
 
     schemas = {(schema.domain, schema.name) for schema in state.get_all_operator_schema()}
-    return frozenset(key for key in schemas if key[0] or not defs.has(key[1]))
+    return frozenset(key for key in schemas if key[0] or not defs.has(key[1])) | {(DOMAIN, OPERATOR)}
 
 
 def check_types(model: Any, name: str) -> None:

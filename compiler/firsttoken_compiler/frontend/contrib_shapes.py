@@ -170,6 +170,11 @@ def _pooled(given: Operands) -> list[Kind]:
     return [(given.elem(0), (rows[0], *ones, rows[-1]) if last else (*rows[:2], *ones))]
 
 
+def _dequantised_blocks(given: Operands) -> list[Kind]:
+    """DequantizeBlocks: rows of bytes to rows of k floats."""
+    return [(FLOAT, (given.shape(0, 2)[0], given.attribute("k")))]
+
+
 def _quantised(given: Operands) -> list[Kind]:
     return [(given.elem(2) if given.has(2) else UINT8, given.shape(0))]
 
@@ -268,7 +273,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "QLinearMul": _binary, "QLinearConcat": _concat, "QLinearGlobalAveragePool": _pooled,
     "QuantizeLinear": _quantised, "DequantizeLinear": _dequantised, "EmbedLayerNormalization": _embedded,
     "Attention": _attention, "QAttention": _quantised_attention, "MultiHeadAttention": _multi_head,
-    "GroupQueryAttention": _grouped,
+    "GroupQueryAttention": _grouped, "DequantizeBlocks": _dequantised_blocks,
 }  # fmt: skip
 """Operators by name, in whatever domain, for which ONNX has no definition."""
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.blocks import check_blocks
 from firsttoken_compiler.frontend.check_graph import check_model, shown
 from firsttoken_compiler.frontend.check_operators import (
     check_interface,
@@ -39,6 +40,8 @@ class Initializer:
     """(location, offset, length) of external data; None when the bytes are in the file."""
     stored_type: int = 0
     """Element type of the bytes where `array` converts them to `onnx_type`; 0 where it does not."""
+    order: tuple[int, int, int] | None = None
+    """(a, b, c) where the rows lie as [a, b, c], and `array` returns them as [a, c, b]."""
 
     @property
     def elements(self) -> int:
@@ -123,8 +126,12 @@ class OnnxStudent:
         entry = self.initializers[name]
         if entry.stored_type:
             stored = self._stored(name, replace(entry, onnx_type=entry.stored_type))
-            return np.asarray(stored.astype(numpy_helper.helper.tensor_dtype_to_np_dtype(entry.onnx_type)))
-        return self._stored(name, entry)
+            values = np.asarray(stored.astype(numpy_helper.helper.tensor_dtype_to_np_dtype(entry.onnx_type)))
+        else:
+            values = self._stored(name, entry)
+        if entry.order is None:
+            return values
+        return values.reshape(*entry.order, *entry.shape[1:]).swapaxes(1, 2).reshape(entry.shape)
 
     def _stored(self, name: str, entry: Initializer) -> np.ndarray:
         """The values in the type that their bytes have."""
@@ -259,6 +266,7 @@ def from_model(model: Any, folder: Path, name: str) -> OnnxStudent:
     _embed_inner(student)
     check_values(student)
     check_quantised(student)
+    check_blocks(student)
     return student
 
 

@@ -6,6 +6,7 @@ What has no rule later runs on the host as the ONNX node that it was.
 from collections.abc import Callable
 from typing import Any, Final
 
+from firsttoken_compiler.frontend.blocks import DOMAIN, OPERATOR
 from firsttoken_compiler.frontend.conversion import Converter, given, refused
 from firsttoken_compiler.tvm import dialect, quantised_dialect
 from firsttoken_compiler.tvm.api import dtype_of, relax, shape_of
@@ -163,6 +164,13 @@ def gather_block_quantized(builder: Any, inputs: Any, attrs: dict[str, Any], _pa
     )  # fmt: skip
 
 
+def dequantize_blocks(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """DequantizeBlocks: weights in blocks of GGUF, which products and gathers of rows read as they are."""
+    kind = attrs["type"]
+    text = kind.decode() if isinstance(kind, bytes) else str(kind)
+    return _call(builder, "npu.raw_blocks", [inputs[0]], type=text, k=int(attrs["k"]))
+
+
 _MICROSOFT: Final = {
     "DequantizeLinear": dequantize_linear, "QuantizeLinear": quantize_linear, "MatMulNBits": matmul_nbits,
     "MatMulIntegerToFloat": matmul_integer_to_float, "DynamicQuantizeMatMul": dynamic_quantize_matmul, "QGemm": qgemm,
@@ -174,4 +182,5 @@ CONVERTERS: Final[dict[str, Converter]] = {
     "DequantizeLinear": dequantize_linear, "QuantizeLinear": quantize_linear,
     "DynamicQuantizeLinear": dynamic_quantize_linear, "MatMulInteger": matmul_integer, "QLinearMatMul": qlinear_matmul,
     **{f"com.microsoft.{name}": converter for name, converter in _MICROSOFT.items()},
+    f"{DOMAIN}.{OPERATOR}": dequantize_blocks,
 }  # fmt: skip

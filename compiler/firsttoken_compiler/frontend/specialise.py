@@ -26,6 +26,7 @@ from firsttoken_compiler.frontend.infer import Types
 from firsttoken_compiler.frontend.inline import inline, renamed
 from firsttoken_compiler.frontend.onnx_file import Initializer, OnnxStudent, with_nodes
 from firsttoken_compiler.frontend.partition import operations
+from firsttoken_compiler.frontend.reorder import in_order
 from firsttoken_compiler.frontend.values import TensorType, copied, read_names
 from firsttoken_compiler.frontend.widen import widen
 
@@ -52,7 +53,7 @@ def specialise(student: OnnxStudent, bindings: Mapping[str, int] | None = None) 
     """
     if student.specialised:
         return student
-    opened = widen(bound(inline(student), bindings or {}))
+    opened = in_order(widen(bound(inline(student), bindings or {})))
     result = replace(Walk(opened).result(), specialised=True)
     check_values(result, folded=True)
     if student.model.functions:  # what is inside them was not to be seen before

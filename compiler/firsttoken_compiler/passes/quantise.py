@@ -191,8 +191,8 @@ class _State:
     def _declare_rows(self, call: Any, argument: Any) -> None:
         """A table whose rows are gathered as they are stored: one panel as wide as a row."""
         stored = Stored.from_text(str(call.attrs["stored"]))
-        own, made = f"{argument.name}.rows", parts(stored, stored.n, False)
-        scales = stored.scales.layout != "one"
+        own, made = _rows_name(call, argument), parts(stored, stored.n, False)
+        scales = stored.scales is not None and stored.scales.layout != "one"
         self.packings[own] = made["w_scale" if scales else "w"].packing
         self._parameter(own, argument, str(call.attrs["out"]), (stored.k, int(call.attrs["width"])))
 
@@ -228,7 +228,8 @@ class _State:
             attrs = dialect.plain_attributes(call)
             del attrs["exact"]
             if attrs.pop("stored", None):
-                args = [self.parameters[f"{call.args[0].name}.rows"], *args[1:]]
+                args = [self.parameters[_rows_name(call, call.args[0])], *args[1:]]
+                attrs.pop("plane", None)
             return state.emit(dialect.call(name, args, **attrs))
         if not name.startswith("npu."):
             return self._reshape(state, args[0], shape_of(call)) if name == "relax.reshape" else state.emit(call)
@@ -285,6 +286,12 @@ class _State:
         del attrs["transposed"]
         attrs.pop("kernel", None)
         return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))
+
+
+def _rows_name(call: Any, table: Any) -> str:
+    """The parameter of a table, or of a plane of its blocks, whose rows are gathered as they are stored."""
+    plane = f".{call.attrs['plane']}" if "plane" in call.attrs else ""
+    return f"{table.name}{plane}.rows"
 
 
 VECTOR = frozenset(("npu.map", "npu.reduce", "npu.softmax", "npu.layer_norm"))

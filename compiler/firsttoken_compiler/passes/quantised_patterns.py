@@ -178,7 +178,7 @@ def _matmul(context: Context, value: Any) -> Product | None:
     if found is None:
         return None
     weight, stored, inner = found
-    activations = static_input(context, value.args[0], given=True)
+    activations = None if stored.blocks else static_input(context, value.args[0], given=True)
     if activations is None or not _multiplies(context, activations, stored):
         activations = Activations(resolved(context, value.args[0]))
     covered = [part for part in (value.args[0], *activations.inside) if activations.kind]
@@ -281,8 +281,8 @@ def _multiplies(context: Context, activations: Activations, stored: Stored) -> b
 
 
 def _require_pair(context: Context, activations: Activations, stored: Stored) -> None:
-    """Raises UnsupportedView where the matrix unit has no rate for the pair."""
-    if not _multiplies(context, activations, stored):
+    """Raises UnsupportedView where the matrix unit has no rate for the pair; blocks are made fp16 on the way to it."""
+    if not stored.blocks and not _multiplies(context, activations, stored):
         known = ", ".join(sorted(context.imported.pairs or ()))
         raise UnsupportedView(f"the target multiplies {known}, not {_pair(activations, stored)}")
 
@@ -290,6 +290,8 @@ def _require_pair(context: Context, activations: Activations, stored: Stored) ->
 def _chunked(found: Product) -> Stored:
     """The recipe in groups short enough for the sums of integers."""
     stored, kind = found.stored, found.activations
+    if stored.blocks:
+        return stored
     if not kind.kind:
         return _in_parts(stored) if stored.zeros is not None and stored.k % stored.group else stored
     bits = 8 * np.dtype(kind.stored).itemsize + stored.bits - 2
@@ -310,7 +312,7 @@ def _in_parts(stored: Stored) -> Stored:
     if part < SHORTEST or stored.zeros is None:
         raise UnsupportedView(f"zero points with a last block shorter than {stored.group}: K is {stored.k}")
     of = f":{stored.group}"
-    scales, zeros = (replace(v, layout=v.layout + of) for v in (stored.scales, stored.zeros))
+    scales, zeros = (v and replace(v, layout=v.layout + of) for v in (stored.scales, stored.zeros))
     return replace(stored, group=part, scales=scales, zeros=zeros)
 
 

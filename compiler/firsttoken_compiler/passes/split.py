@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.blocks import refuse_left
 from firsttoken_compiler.frontend.importer import Imported, import_onnx, unsupported_message
 from firsttoken_compiler.frontend.masks import without_masks
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
@@ -32,6 +33,7 @@ def split(
         canonical = Canonicalise().attempt(imported)
         own = {segment.name for segment in segments}
         left = {node: reason for node, reason in canonical.left.items() if node not in own}
+        refuse_left(student, left)
         if left and not fallback:
             raise StudentError(unsupported_message(student, left))
         if not left:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.passes.elementwise import resolved
 from firsttoken_compiler.passes.views import UnsupportedView
@@ -48,8 +49,10 @@ class Stored:
     bits: int
     group: int
     shift: int
-    scales: Vectors
+    scales: Vectors | None
     zeros: Vectors | None
+    blocks: str = ""
+    """A key of `formats.types.BLOCK_TYPES` where the initialiser is uint8 `[n, bytes of a row]` of such blocks."""
 
     def to_text(self) -> str:
         """For an attribute."""
@@ -59,8 +62,8 @@ class Stored:
     def from_text(text: str) -> Stored:
         """Inverse of `to_text`."""
         fields = json.loads(text)
-        zeros = Vectors(**fields["zeros"]) if fields["zeros"] else None
-        return Stored(**{**fields, "scales": Vectors(**fields["scales"]), "zeros": zeros})
+        vectors = {name: Vectors(**fields[name]) if fields[name] else None for name in ("scales", "zeros")}
+        return Stored(**{**fields, **vectors})
 
 
 def operand_call(context: Context, value: Any, name: str) -> Any | None:
@@ -111,6 +114,9 @@ def dequantised(context: Context, value: Any) -> tuple[Any, Stored, list[Any]] |
         assert outer is not None
         value = outer.args[0]
         inside.append(value)
+    blocks = operand_call(context, value, "npu.raw_blocks")
+    if blocks is not None:
+        return _in_blocks(context, blocks, is_turn(outer), [part for part in inside if isinstance(part, relax.Var)])
     call = operand_call(context, value, "npu.raw_dequantise")
     if call is None or len(shape_of(call)) != 2:
         return None
@@ -128,6 +134,18 @@ def dequantised(context: Context, value: Any) -> tuple[Any, Stored, list[Any]] |
         is_turn(inner) != is_turn(outer),
     )  # fmt: skip
     return weight, made, [part for part in inside if isinstance(part, relax.Var)]
+
+
+def _in_blocks(context: Context, call: Any, turned: bool, inside: list[Any]) -> tuple[Any, Stored, list[Any]]:
+    """The same behind DequantizeBlocks, whose rows are the columns of a product."""
+    if not turned:
+        raise UnsupportedView("a product along the rows of blocks, which lie along the other axis")
+    weight = resolved(context, call.args[0])
+    if not context.is_weight(weight):
+        raise UnsupportedView("blocks that are computed")
+    kind, k = BLOCK_TYPES[str(call.attrs["type"])], int(call.attrs["k"])
+    source, n = str(context.imported.weights[weight.name]), shape_of(weight)[0]
+    return weight, Stored(source, "blocks", k, n, kind.bits, kind.group, 0, None, None, kind.name), inside
 
 
 def _inner(context: Context, inside: list[Any]) -> Any:
@@ -235,6 +253,10 @@ class Part:
 
 def parts(stored: Stored, panel: int, asymmetric: bool) -> dict[str, Part]:
     """By the names of `npu.linear`'s operands, in their order: `w`, `w_scale`, `w_zero`, `w_sum`."""
+    if stored.blocks:
+        from firsttoken_compiler.passes.blocks import planes
+
+        return planes(stored.source, BLOCK_TYPES[stored.blocks], stored.k, stored.n, panel, stored=True)
     k, n, group = stored.k, stored.n, stored.group
     rows = (-(-k // group), n)
     values = Packing(stored.source, "stored", k, n, panel, stored.bits, group, False, stored.layout, stored.shift)

@@ -26,6 +26,11 @@ def _block_gather(c: Any, _context: Any) -> Any:
     return tensor((*shape_of(c.args[1]), int(c.attrs["width"])), str(c.attrs["out"]))
 
 
+def _blocks(c: Any, _context: Any) -> Any:
+    return tensor((shape_of(c.args[0])[0], int(c.attrs["k"])), "float32")
+
+
+register("npu.raw_blocks", 1, _blocks)  # (blocks [n, bytes of a row]); type, k
 register("npu.raw_quantise", -1, declared)  # (x, scale[, zero point]); axis, block, out
 register("npu.raw_dequantise", -1, declared)  # (x, scale[, zero point]); axis, block, out
 register("npu.raw_dynamic_quantise", 1, _dynamic)  # (x) -> (uint8, scale, zero point)
