@@ -119,8 +119,10 @@ def answer(
     result = _result(student, tokenizer, npu.prompt_program(len(ids)), target, len(ids), found)
     if not compare:
         return result
+    floats = student.float_weights()
+    assert floats is not None
     reference = Recorder(
-        OrtSession(student.provider, student.config, weights, capacity), "onnxruntime", max_new_tokens, progress
+        OrtSession(student.provider, student.config, floats, capacity), "onnxruntime", max_new_tokens, progress
     )
     expected = greedy(reference, ids, max_new_tokens, tokenizer.eos_ids)
     prefix = equal_prefix(found, expected)
@@ -133,7 +135,7 @@ def _equipped(subject: Subject) -> tuple[Built, WeightStore, Tokenizer]:
     remedy = "give the name of a student that has both, such as smollm2-135m ('firsttoken students')"
     if not isinstance(subject, Built):
         raise OptionError(f"{subject.name} is an ONNX file, to answer takes a tokenizer and a decode graph; {remedy}")
-    weights, tokenizer = subject.provider.weights(subject.name), subject.provider.tokenizer(subject.name)
+    weights, tokenizer = subject.stored_weights(), subject.tokenizer()
     if weights is None or tokenizer is None:
         lacking = " and no ".join(["weights"] * (weights is None) + ["tokenizer"] * (tokenizer is None))
         raise OptionError(f"{subject.name} has no {lacking} here; {remedy}")

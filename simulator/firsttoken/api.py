@@ -59,7 +59,7 @@ def compile(
     """The program of one graph: `prompt` new tokens after `past` cached ones; None when stopped after a pass.
 
     Args:
-        student: an ONNX file, a student's name, or a configuration.
+        student: an ONNX or GGUF file, a student's name, or a configuration.
         target: a preset's name, a `.toml` file, or a target.
         prompt: tokens; None for the length of the file's static input, or 64 where it is open or the graph is built.
         past: rows in the cache; None for the file's own, or 0.
@@ -108,7 +108,7 @@ def run(
     slowest of the N steps. It is one step measured, not a mean; the caches of all steps before it are full of rows.
 
     Args:
-        student: an ONNX file, a student's name, or a configuration.
+        student: an ONNX or GGUF file, a student's name, or a configuration.
         target: a preset's name, a `.toml` file, or a target.
         prompt: tokens; None for the length of the file's static input, or 64 where it is open or the graph is built.
         past: cached rows before the prompt; None for the file's own, or 0.
@@ -178,7 +178,7 @@ def generate(
     """The likeliest answer of a student with real weights, computed by the functional machine.
 
     Args:
-        student: name of a student that has weights and a tokenizer here, or its configuration.
+        student: a GGUF file, or the name of a student that has weights and a tokenizer here, or its configuration.
         prompt_text: what the user says; the student's chat template is put around it.
         max_new_tokens: most tokens of the answer.
         options: number formats and seed.

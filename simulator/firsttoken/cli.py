@@ -40,7 +40,7 @@ students_app = typer.Typer(help="The students that installed plug-ins provide.",
 app.add_typer(targets_app, name="targets")
 app.add_typer(students_app, name="students")
 
-Student = Annotated[str, typer.Argument(help="An ONNX file or the name of a built-in student.", show_default=False)]
+Student = Annotated[str, typer.Argument(help="An ONNX or GGUF file, or a built-in student.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", help="A preset (see 'firsttoken targets') or a .toml file.")]
 Prompt = Annotated[
     list[str] | None,

@@ -148,7 +148,7 @@ class CostModel:
         found: dict[str, Estimate] = {}
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             futures: dict[Future[str], str] = {
-                pool.submit(_work, self, _portable(subject)): key for key, subject in missing.items()
+                pool.submit(_work, self, subject.portable()): key for key, subject in missing.items()
             }
             try:
                 for future in as_completed(futures):
@@ -174,11 +174,6 @@ class CostModel:
 
 def _work(model: CostModel, student: StudentLike) -> str:
     return model.exact(student).to_json()
-
-
-def _portable(subject: Subject) -> StudentLike:
-    """What another process makes the same subject of."""
-    return subject.path if isinstance(subject, File) else subject.config  # type: ignore[attr-defined]
 
 
 def _known(key: str) -> Estimate | None:

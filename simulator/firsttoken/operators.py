@@ -244,6 +244,7 @@ def _quiet() -> Iterator[None]:
 
 def _others() -> Iterator[Operator]:
     """Operators of other domains, which have converters: what a converter takes, its description says."""
+    from firsttoken_compiler.frontend.blocks import OPERATOR
     from firsttoken_compiler.frontend.converters import CONVERTERS
     from firsttoken_compiler.frontend.prepared import DOMAIN, SOURCE
 
@@ -251,7 +252,8 @@ def _others() -> Iterator[Operator]:
         domain, dot, operator = name.rpartition(".")
         domain = SOURCE if domain == DOMAIN else domain
         if dot:
-            yield Operator(operator, domain, (1,), ("float", "float16"), NPU, _described(name))
+            types = ("uint8",) if operator == OPERATOR else ("float", "float16")
+            yield Operator(operator, domain, (1,), types, NPU, _described(name))
 
 
 def _described(name: str) -> str:

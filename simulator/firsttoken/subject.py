@@ -1,4 +1,4 @@
-"""What is compiled: a student that a provider builds graphs of, or an ONNX file that is one graph."""
+"""What is compiled: a student that a provider builds graphs of, by name or out of a file, or an ONNX file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from firsttoken_compiler.errors import OptionError, StudentError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from firsttoken.student import WeightStore
+    from firsttoken.student import StudentFile, Tokenizer, WeightStore
     from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 
 DEFAULT_PROMPT: Final = 64
 """Tokens of the prompt where a graph is built and nothing was said."""
 
 StudentLike = str | Path | StudentConfig
+SUFFIXES: Final = (".onnx", ".gguf")
+"""Endings of names of files, whatever students are called."""
 
 
 class Subject(Protocol):
@@ -38,6 +40,9 @@ class Subject(Protocol):
     def packages(self) -> tuple[str, ...]:
         """Packages outside the facade whose code makes the graph."""
 
+    def portable(self) -> StudentLike:
+        """What another process makes the same subject of."""
+
     def content(self) -> str:
         """Text that is equal exactly for students with equal graphs."""
 
@@ -49,7 +54,9 @@ class Subject(Protocol):
 
 
 def subject_of(student: StudentLike, bind: Mapping[str, int] | None = None) -> Subject:
-    """An ONNX file by its path, a student by its name, or a configuration; raises FirsttokenError.
+    """A file by its path, a student by its name, or a configuration; raises FirsttokenError.
+
+    A file is what the first provider that reads it makes of it, else an ONNX file.
 
     `bind` gives values to open dimensions of an ONNX file.
     """
@@ -63,16 +70,24 @@ def _subject_of(student: StudentLike, bind: Mapping[str, int]) -> Subject:
     if isinstance(student, StudentConfig):
         return Built(_provider_of(student), student)
     path = Path(student)
-    if path.suffix == ".onnx" or isinstance(student, Path):
-        return File(path, tuple(sorted(bind.items())))
+    if path.suffix in SUFFIXES or isinstance(student, Path):
+        return _file(path, bind)
     try:
         return Built(*find_student(student))
     except UnknownStudent:
         if path.is_dir():
             raise StudentError(f"{path} is a folder, not a student; give the ONNX file in it") from None
         if path.is_file():
-            return File(path, tuple(sorted(bind.items())))
+            return _file(path, bind)
         raise
+
+
+def _file(path: Path, bind: Mapping[str, int]) -> Subject:
+    for provider in providers():
+        file = provider.file(path)
+        if file is not None:
+            return Built(provider, file.config, file.weights, file, path)
+    return File(path, tuple(sorted(bind.items())))
 
 
 def _provider_of(config: StudentConfig) -> StudentProvider:
@@ -96,6 +111,12 @@ class Built:
     provider: StudentProvider
     config: StudentConfig
     weights: WeightStore | None = None
+    file: StudentFile | None = None
+    """What it was read out of."""
+    path: Path | None = None
+    """Where that is."""
+    all_logits: bool = False
+    """Whether graphs return the logits of every token."""
 
     @property
     def name(self) -> str:
@@ -112,9 +133,26 @@ class Built:
         """See `Subject`."""
         return (type(self.provider).__module__.partition(".")[0],)
 
+    def portable(self) -> StudentLike:
+        """See `Subject`."""
+        return self.config if self.path is None else self.path
+
     def content(self) -> str:
         """See `Subject`."""
-        return self.config.canonical_json()
+        text = self.config.canonical_json() if self.file is None else self.file.content()
+        return f"{text} all logits" if self.all_logits else text
+
+    def stored_weights(self) -> WeightStore | None:
+        """The weights that it runs with; None where there are none here."""
+        return self.weights or self.provider.weights(self.name)
+
+    def float_weights(self) -> WeightStore | None:
+        """The same as float32, for a reference."""
+        return self.stored_weights() if self.file is None else self.file.float_weights()
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None where there is none here. Raises FirsttokenError for one that cannot be rebuilt."""
+        return self.provider.tokenizer(self.name) if self.file is None else self.file.tokenizer()
 
     def lengths(self, prompt: int | None, past: int | None) -> tuple[int, int]:
         """See `Subject`."""
@@ -133,7 +171,8 @@ class Built:
         from firsttoken_compiler.frontend.onnx_file import from_model
 
         try:
-            model = self.provider.graph(self.config, tokens=tokens, past=past, weights=self.weights)
+            wish = {"all_logits": True} if self.all_logits else {}
+            model = self.provider.graph(self.config, tokens=tokens, past=past, weights=self.weights, **wish)
         except ValueError as error:
             raise StudentError(str(error)) from error
         return from_model(model, Path() if self.weights is None else self.weights.path.parent, self.name)
@@ -168,6 +207,10 @@ class File:
         from firsttoken_compiler.frontend.onnx_file import open_student
 
         return open_student(self.path)
+
+    def portable(self) -> StudentLike:
+        """See `Subject`."""
+        return self.path
 
     def content(self) -> str:
         """See `Subject`. Floating-point weights outside the file do not count: no time depends on them."""

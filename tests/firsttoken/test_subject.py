@@ -40,7 +40,7 @@ def test_kinds(llama: StudentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ("folder", StudentError, "folder is a folder, not a student; give the ONNX file in it"),
         ("smolm2", UnknownStudent, "unknown student 'smolm2'; nearest names: smollm2-135m"),
-        ("absent.onnx", StudentError, "no such student: absent.onnx is neither an ONNX file nor a built-in name"),
+        ("absent.onnx", StudentError, "no such student: absent.onnx is neither a file nor a built-in name"),
         ("cut.onnx", StudentError, "cut.onnx"),
     ],
 )

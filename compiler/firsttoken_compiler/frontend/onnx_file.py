@@ -220,7 +220,7 @@ def open_student(path: Path) -> OnnxStudent:
 
     if not path.is_file():
         raise StudentError(
-            f"no such student: {path} is neither an ONNX file nor a built-in name ('firsttoken students')"
+            f"no such student: {path} is neither a file nor a built-in name ('firsttoken students')"
         )
     size = path.stat().st_size
     if not 0 < size <= MAX_PROTO_BYTES:

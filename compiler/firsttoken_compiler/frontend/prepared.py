@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from firsttoken_compiler.frontend.values import copied
 
-DOMAIN: Final = "firsttoken"
+DOMAIN: Final = "firsttoken.prepared"
 """Domain of prepared nodes."""
 SOURCE: Final = "com.microsoft"
 """Domain of what they were made of."""
