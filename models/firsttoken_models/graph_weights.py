@@ -41,6 +41,7 @@ class GraphWeights:
         """Return a norm's factors or a bias as float32."""
         slot, place = self.slots[name], self._place(name)
         value = self._external(name, place, ELEMENTS[place.type][0], slot.shape)
+        node = f"{node}/{name.rpartition('.')[2]}"
         if place.heads:
             value = self._in_halves(value, node, place.heads, slot.shape)
         return self._as_float(value, node, place)
@@ -76,15 +77,14 @@ class GraphWeights:
 
     def _as_float(self, value: str, node: str, place: Place) -> str:
         narrow = place.type in ("f16", "bf16")
-        return self._op(f"{node}/Cast_{value.rpartition('.')[2]}", [value], to=FLOAT) if narrow else value
+        return self._op(f"{node}/Cast", [value], to=FLOAT) if narrow else value
 
     def _in_halves(self, value: str, node: str, heads: int, shape: tuple[int, ...]) -> str:
         """Rows [heads, d / 2, 2, ...] as [heads, 2, d / 2, ...]."""
         pairs = (heads, shape[0] // heads // 2, 2, *shape[1:])
-        part = value.rpartition(".")[2]
-        apart = self._op(f"{node}/Reshape_{part}_pairs", [value, self._numbers(pairs)])
-        turned = self._op(f"{node}/Transpose_{part}_pairs", [apart], perm=[0, 2, 1, *range(3, len(pairs))])
-        return self._op(f"{node}/Reshape_{part}_halves", [turned, self._numbers(shape)])
+        apart = self._op(f"{node}/pairs/Reshape", [value, self._numbers(pairs)])
+        turned = self._op(f"{node}/pairs/Transpose", [apart], perm=[0, 2, 1, *range(3, len(pairs))])
+        return self._op(f"{node}/halves/Reshape", [turned, self._numbers(shape)])
 
     def _numbers(self, values: tuple[int, ...]) -> str:
         """A constant shape."""

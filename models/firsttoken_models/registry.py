@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from firsttoken_compiler.errors import OptionError
 from firsttoken_models.students import SMOLLM2_135M, STUDENTS, student
 
 if TYPE_CHECKING:
@@ -11,7 +12,10 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from firsttoken.student import StudentConfig, StudentFile, Tokenizer, WeightStore
+    from firsttoken.options import Progress
+    from firsttoken.student import StoredType, StudentConfig, StudentFile, Tokenizer, WeightStore
+    from firsttoken_models.gguf_file import GgufFile
+    from firsttoken_models.weights import FileWeights
 
 
 class BuiltinStudents:
@@ -26,12 +30,13 @@ class BuiltinStudents:
         return student(name)
 
     def graph(
-        self, config: StudentConfig, *, tokens: int, past: int, weights: WeightStore | None = None
-    ) -> onnx.ModelProto:
+        self, config: StudentConfig, *, tokens: int, past: int, weights: WeightStore | None = None,
+        all_logits: bool = False,
+    ) -> onnx.ModelProto:  # fmt: skip
         """Return the static graph that processes `tokens` new tokens after a cache of `past` rows."""
         from firsttoken_models.onnx_graph import build_graph
 
-        return build_graph(config, tokens=tokens, past=past, weights=weights)
+        return build_graph(config, tokens=tokens, past=past, weights=weights, all_logits=all_logits)
 
     def weights(self, name: str) -> WeightStore | None:
         """Return the weights, or None where the student has none here; SmolLM2 is unpacked on first use."""
@@ -58,6 +63,32 @@ class BuiltinStudents:
         from firsttoken_models.gguf_student import open_gguf
 
         return open_gguf(path)
+
+    def quantise(
+        self, source: str | Path, path: Path, policy: str, progress: Progress | None = None
+    ) -> tuple[StoredType, ...]:
+        """Write a student, by its name or its GGUF file, as a GGUF file whose weights are in blocks by a policy."""
+        from pathlib import Path
+
+        from firsttoken_models.gguf_student import open_gguf
+        from firsttoken_models.gguf_write import by_policy, write_gguf
+
+        if isinstance(source, Path):
+            file = open_gguf(source)
+            config, weights, words = file.config, file.float_weights(), file.file
+        else:
+            config, weights, words = self._real(source)
+        rule = by_policy(policy, config)
+        return write_gguf(path, config, weights.tensor, rule, policy=policy, tokenizer=words, progress=progress)
+
+    def _real(self, name: str) -> tuple[StudentConfig, FileWeights, GgufFile]:
+        """Dimensions, float32 weights, and the file that the tokenizer is in."""
+        config = student(name)
+        if config is not SMOLLM2_135M:
+            raise OptionError(f"{config.name} has no weights here: give smollm2-135m, or a GGUF file")
+        from firsttoken_models import gguf_file, smollm2
+
+        return config, smollm2.load_weights(), gguf_file.read(smollm2.gguf_file()[0])
 
 
 PROVIDER: Final = BuiltinStudents()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from firsttoken.options import Progress
+
 ENTRY_POINT_GROUP: Final = "firsttoken.students"
 FAMILIES: Final = ("llama", "qwen2")
 WEIGHT_BITS: Final = (4, 8, 16)
@@ -249,6 +251,15 @@ class Tokenizer(Protocol):
         """Return the ids of the model's chat template for one user message, ready for the answer to follow."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredType:
+    """Weights of one type in a file: how many tensors, and their bytes."""
+
+    type: str
+    tensors: int
+    nbytes: int
+
+
 class StudentFile(Protocol):
     """A file that is a student by itself: dimensions, weights, and maybe a tokenizer."""
 
@@ -280,9 +291,13 @@ class StudentProvider(Protocol):
         """Return the student of that name or alias, in any case; raise `UnknownStudent` otherwise."""
 
     def graph(
-        self, config: StudentConfig, *, tokens: int, past: int, weights: WeightStore | None = None
-    ) -> onnx.ModelProto:
-        """Return the static graph that processes `tokens` new tokens after a cache of `past` rows."""
+        self, config: StudentConfig, *, tokens: int, past: int, weights: WeightStore | None = None,
+        all_logits: bool = False,
+    ) -> onnx.ModelProto:  # fmt: skip
+        """Return the static graph that processes `tokens` new tokens after a cache of `past` rows.
+
+        Its logits are those of the last token, or with `all_logits` of every new one.
+        """
 
     def weights(self, name: str) -> WeightStore | None:
         """Return the weights, or None where the student has none here."""
@@ -294,6 +309,14 @@ class StudentProvider(Protocol):
         """Return the student that a file is, or None where it is of no format that this provider reads.
 
         Raises a FirsttokenError where it is, but cannot be read.
+        """
+
+    def quantise(
+        self, source: str | Path, path: Path, policy: str, progress: Progress | None = None
+    ) -> tuple[StoredType, ...]:
+        """Write a student, by its name or its file, as a file with weights in blocks; return what that holds.
+
+        Raises a FirsttokenError where it has no weights here, or the policy is unknown.
         """
 
 

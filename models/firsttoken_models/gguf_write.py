@@ -1,0 +1,203 @@
+"""A student as a GGUF file: its dimensions, its weights in the types that a rule gives them, and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from firsttoken.student import StoredType
+from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.formats.types import BLOCK_TYPES
+from firsttoken_models.gguf_file import Texts
+from firsttoken_models.gguf_names import as_stored, gguf_name, role
+from firsttoken_models.weights import atomic_file, tensor_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import gguf
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from firsttoken.options import Progress
+    from firsttoken.student import StudentConfig
+    from firsttoken_models.gguf_file import GgufFile
+
+    TypeOf = Callable[[str, int], str]
+    """The type of a tensor by its name (of `weights.tensor_shapes`) and the width of its rows."""
+    TensorOf = Callable[[str], NDArray[np.float32]]
+
+_FLOATS: Final = {"f32": (0, "<f4"), "f16": (1, "<f2")}
+"""Numbers of the float types, and how numpy writes them."""
+TOKENIZER: Final = "tokenizer."
+"""What the names of a tokenizer's fields begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor that is to be written."""
+
+    name: str
+    stored: str
+    shape: tuple[int, ...]
+    type: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        rows = 1 if len(self.shape) == 1 else self.shape[0]
+        if self.type in _FLOATS:
+            return rows * self.shape[-1] * int(_FLOATS[self.type][1][-1])
+        return rows * BLOCK_TYPES[self.type].row_bytes(self.shape[-1])
+
+
+def by_policy(policy: str, config: StudentConfig) -> TypeOf:
+    """Return the rule that llama.cpp applies under a policy's name; raise OptionError for one that does not exist."""
+    from firsttoken_compiler.formats.policy import POLICIES, type_of
+
+    if policy not in POLICIES:
+        raise OptionError(f"--weights {policy}: policies are {', '.join(POLICIES)}")
+
+    def chosen(name: str, width: int) -> str:
+        what, layer = role(name)
+        tied = what == "token_embd" and config.tie_embeddings
+        return type_of(policy, "output" if tied else what, layer, config.layers, width)
+
+    return chosen
+
+
+def write_gguf(
+    path: Path,
+    config: StudentConfig,
+    tensor_of: TensorOf,
+    type_of: TypeOf,
+    *,
+    policy: str = "",
+    tokenizer: GgufFile | None = None,
+    progress: Progress | None = None,
+) -> tuple[StoredType, ...]:
+    """Write a GGUF file, atomically, one tensor in memory at a time; return what it holds by type.
+
+    Args:
+        path: the file.
+        config: the student.
+        tensor_of: gives the float32 array of a tensor name in the shape that `weights.tensor_shapes` states.
+        type_of: gives the type of a tensor: "f32", "f16", or a key of `BLOCK_TYPES`.
+        policy: name of the rule, for `general.file_type`.
+        tokenizer: a file whose tokenizer is copied.
+        progress: called with ("quantise", bytes done, bytes in all).
+    """
+    import gguf
+
+    tensors = []
+    for name, shape in tensor_shapes(config).items():
+        rows = as_shape(name, shape)
+        tensors.append(_Tensor(name, gguf_name(name), rows, type_of(name, rows[-1]) if len(rows) > 1 else "f32"))
+    total, done = sum(tensor.nbytes for tensor in tensors), 0
+    with atomic_file(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, config.family)
+        try:
+            _dimensions(writer, config, policy)
+            if tokenizer is not None:
+                _copy_tokenizer(writer, tokenizer)
+            for tensor in tensors:
+                _declare(writer, tensor)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for tensor in tensors:
+                values = as_stored(config, tensor.name, tensor_of(tensor.name))
+                writer.write_tensor_data(encoded(values, tensor.type))
+                done += tensor.nbytes
+                if progress is not None:
+                    progress("quantise", done, total)
+        finally:
+            writer.close()
+    return _summary(tensors)
+
+
+def as_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a tensor in a GGUF file, rows first."""
+    from firsttoken_models.weights import EMBEDDING
+
+    return shape if len(shape) == 1 or name == EMBEDDING else shape[::-1]
+
+
+def encoded(values: NDArray[np.float32], kind: str) -> NDArray[Any]:
+    """Return values [n, k] as a file of that type has them."""
+    import numpy as np
+
+    if kind in _FLOATS:
+        with np.errstate(over="ignore"):
+            made = values.astype(_FLOATS[kind][1])
+        if kind == "f16" and not np.isfinite(made).all():
+            raise OptionError(f"values up to {np.abs(values).max()} do not fit f16: choose another --weights")
+        return made
+    from firsttoken_compiler.formats.quantise import quantise
+
+    return quantise(values, BLOCK_TYPES[kind])
+
+
+def _dimensions(writer: gguf.GGUFWriter, config: StudentConfig, policy: str) -> None:
+    """Fields of the family; numbers of layers that differ are arrays."""
+    import gguf
+
+    layers = [config.layer(index) for index in range(config.layers)]
+
+    def each(values: list[int]) -> int | list[int]:
+        return values[0] if len(set(values)) == 1 else values
+
+    writer.add_name(config.name)
+    writer.add_block_count(config.layers)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.hidden)
+    writer.add_feed_forward_length(each([layer.intermediate for layer in layers]))
+    writer.add_head_count(each([layer.heads for layer in layers]))
+    writer.add_head_count_kv(each([layer.kv_heads for layer in layers]))
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_eps)
+    writer.add_vocab_size(config.vocab)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    kind = getattr(gguf.LlamaFileType, f"MOSTLY_{policy.upper()}", None)
+    if kind is not None:
+        writer.add_file_type(kind)
+
+
+def _copy_tokenizer(writer: gguf.GGUFWriter, file: GgufFile) -> None:
+    for key, value in file.fields.items():
+        if not key.startswith(TOKENIZER):
+            continue
+        if isinstance(value, Texts):
+            writer.add_array(key, file.texts(key))
+        elif isinstance(value, tuple):
+            writer.add_array(key, list(value))
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_string(key, value)
+
+
+def _declare(writer: gguf.GGUFWriter, tensor: _Tensor) -> None:
+    import gguf
+    import numpy as np
+
+    blocks = BLOCK_TYPES.get(tensor.type)
+    number = _FLOATS[tensor.type][0] if blocks is None else blocks.ggml
+    shape = tensor.shape if blocks is None else (*tensor.shape[:-1], blocks.row_bytes(tensor.shape[-1]))
+    dtype = np.dtype(_FLOATS[tensor.type][1]) if blocks is None else np.dtype(np.uint8)
+    writer.add_tensor_info(tensor.stored, shape, dtype, tensor.nbytes, gguf.GGMLQuantizationType(number))
+
+
+def _summary(tensors: list[_Tensor]) -> tuple[StoredType, ...]:
+    found: dict[str, list[int]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.type, []).append(tensor.nbytes)
+    return tuple(StoredType(kind, len(sizes), sum(sizes)) for kind, sizes in sorted(found.items()))
