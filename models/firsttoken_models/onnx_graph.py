@@ -38,20 +38,21 @@ def rotary_caches(config: StudentConfig, positions: int) -> tuple[NDArray[np.flo
 
 
 def build_graph(
-    config: StudentConfig, *, tokens: int, past: int, weights: WeightStore | None = None
+    config: StudentConfig, *, tokens: int, past: int, weights: WeightStore | None = None, all_logits: bool = False
 ) -> onnx.ModelProto:
     """Return the static graph of `tokens` new tokens after a cache of `past` rows.
 
     Inputs: input_ids and position_ids [1, M] int64; for past > 0 also attention_mask [1, 1, M, C + M] float32, which
     is added to the scores, and past_key_values.{i}.key and .value [1, kv_heads, C, head_dim] float32.
-    Outputs: logits [1, 1, vocab] of the last token; present.{i}.key and .value [1, kv_heads, C + M, head_dim], the new
-    rows last. Positions run from 0 to C + M - 1.
+    Outputs: logits [1, 1, vocab] of the last token, or [1, M, vocab] of all; present.{i}.key and .value
+    [1, kv_heads, C + M, head_dim], the new rows last. Positions run from 0 to C + M - 1.
 
     Args:
         config: the student.
         tokens: M, new tokens, at least 1.
         past: C, rows of the cache, 0 for none.
         weights: where the weights lie. Without it they are laid out in a file "weights.bin" that need not exist.
+        all_logits: whether the head computes every new token instead of the last one.
 
     Raises:
         ValueError: a length is out of range, or the weights belong to a student of other dimensions.
@@ -61,14 +62,17 @@ def build_graph(
             f"student {config.name!r}: tokens={tokens} after past={past} is out of range, needs tokens >= 1, past >= 0 "
             f"and tokens + past <= {config.max_positions}; shorten the prompt or the cache"
         )
-    return _Builder(config, tokens, past, weights).model()
+    return _Builder(config, tokens, past, weights, all_logits).model()
 
 
 class _Builder:
     """Collects nodes and initializers of one graph; values are named after the node that makes them."""
 
-    def __init__(self, config: StudentConfig, tokens: int, past: int, weights: WeightStore | None) -> None:
+    def __init__(
+        self, config: StudentConfig, tokens: int, past: int, weights: WeightStore | None, all_logits: bool
+    ) -> None:
         self.config, self.tokens, self.past = config, tokens, past
+        self.slices = tokens > 1 and not all_logits
         self.nodes: list[onnx.NodeProto] = []
         self.weights = GraphWeights(config, weights, self._op)
         self.initializers = self.weights.initializers
@@ -139,7 +143,7 @@ class _Builder:
         return self._linear(f"{node}/o_proj", f"{tensor}.o_proj", attended)
 
     def _head(self, hidden: str) -> None:
-        if self.tokens > 1:
+        if self.slices:
             bounds = ["model.slice.starts", "model.slice.ends", "model.slice.axes"]
             hidden = self._op("/model/Slice", [hidden, *bounds])
         normed = self._norm("/model/norm", FINAL_NORM, hidden)
@@ -177,7 +181,7 @@ class _Builder:
 
         cos, sin = rotary_caches(self.config, self.tokens + self.past)
         arrays: dict[str, NDArray[Any]] = {COS_CACHE: cos, SIN_CACHE: sin}
-        if self.tokens > 1:
+        if self.slices:
             bounds = {"starts": self.tokens - 1, "ends": self.tokens, "axes": 1}
             arrays |= {f"model.slice.{name}": np.array([bound], dtype=np.int64) for name, bound in bounds.items()}
         self.initializers.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
@@ -190,7 +194,7 @@ class _Builder:
 
         rows = self.past + self.tokens
         inputs = [info(name, [1, self.tokens], TensorProto.INT64) for name in ("input_ids", "position_ids")]
-        outputs = [info("logits", [1, 1, self.config.vocab])]
+        outputs = [info("logits", [1, 1 if self.slices else self.tokens, self.config.vocab])]
         if self.past:
             inputs.append(info("attention_mask", [1, 1, self.tokens, rows]))
         for index in range(self.config.layers):

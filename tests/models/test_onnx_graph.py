@@ -103,6 +103,15 @@ def test_prefill_agrees_with_numpy(tiny: StudentConfig, tmp_path: Path) -> None:
         assert_close(outputs[f"present.{index}.value"][0], values)
 
 
+def test_all_logits_are_those_of_every_token(tiny: StudentConfig, tmp_path: Path) -> None:
+    weights = write_random_weights(tiny, tmp_path)
+    model = build_graph(tiny, tokens=len(IDS), past=0, weights=weights, all_logits=True)
+    onnx.checker.check_model(write_beside(model, weights), full_check=True)
+    logits = ort_session(model, weights, threads=1).run(["logits"], token_feeds(IDS))[0]
+    assert logits.shape == (1, len(IDS), tiny.vocab)
+    assert_close(logits[0], NumpyModel(tiny, weights).run(IDS)[0])
+
+
 def test_single_token_prefill_has_no_slice(tiny: StudentConfig, tmp_path: Path) -> None:
     weights = write_random_weights(tiny, tmp_path)
     outputs = run(tiny, weights, 0, token_feeds([5]))
