@@ -35,14 +35,6 @@ def gguf_name(name: str) -> str:
     return f"blk.{index}.{_MODULES[module]}.{part}"
 
 
-def role(name: str) -> tuple[str, int]:
-    """Return what a tensor is to `formats.policy`, and its layer (0 outside the layers)."""
-    if name in _OUTSIDE:
-        return {EMBEDDING: "token_embd", FINAL_NORM: "norm", LM_HEAD: "output"}[name], 0
-    _, index, module, part = gguf_name(name).split(".")
-    return "norm" if module.endswith("norm") or part == "bias" else module, int(index)
-
-
 def paired_heads(config: StudentConfig, name: str) -> int:
     """Return how many heads of a tensor have their rows in pairs: llama's queries and keys; 0 for all others."""
     module = name.split(".")[-2]

@@ -9,7 +9,7 @@ from firsttoken.student import StoredType
 from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_models.gguf_file import Texts
-from firsttoken_models.gguf_names import as_stored, gguf_name, role
+from firsttoken_models.gguf_names import as_stored, gguf_name
 from firsttoken_models.weights import atomic_file, tensor_shapes
 
 if TYPE_CHECKING:
@@ -52,19 +52,22 @@ class _Tensor:
         return rows * BLOCK_TYPES[self.type].row_bytes(self.shape[-1])
 
 
-def by_policy(policy: str, config: StudentConfig) -> TypeOf:
-    """Return the rule that llama.cpp applies under a policy's name; raise OptionError for one that does not exist."""
-    from firsttoken_compiler.formats.policy import POLICIES, type_of
+TYPES: Final = (*_FLOATS, "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+"""Types that weights are written in: those of blocks that the package gguf quantises to."""
 
-    if policy not in POLICIES:
-        raise OptionError(f"--weights {policy}: policies are {', '.join(POLICIES)}")
 
-    def chosen(name: str, width: int) -> str:
-        what, layer = role(name)
-        tied = what == "token_embd" and config.tie_embeddings
-        return type_of(policy, "output" if tied else what, layer, config.layers, width)
-
-    return chosen
+def uniform(kind: str, config: StudentConfig) -> TypeOf:
+    """Return the rule that gives all matrices one type; raise OptionError where that is none, or does not fit."""
+    if kind not in TYPES:
+        raise OptionError(f"--weights {kind}: types that are written are {', '.join(TYPES)}")
+    block = BLOCK_TYPES[kind].block if kind in BLOCK_TYPES else 1
+    for name, shape in tensor_shapes(config).items():
+        width = as_shape(name, shape)[-1]
+        if len(shape) > 1 and width % block:
+            raise OptionError(
+                f"--weights {kind}: rows of {gguf_name(name)} have {width} weights, no multiple of {block}: use f16"
+            )
+    return lambda _name, _width: kind
 
 
 def write_gguf(
@@ -73,7 +76,7 @@ def write_gguf(
     tensor_of: TensorOf,
     type_of: TypeOf,
     *,
-    policy: str = "",
+    kind: str = "",
     tokenizer: GgufFile | None = None,
     progress: Progress | None = None,
 ) -> tuple[StoredType, ...]:
@@ -84,7 +87,7 @@ def write_gguf(
         config: the student.
         tensor_of: gives the float32 array of a tensor name in the shape that `weights.tensor_shapes` states.
         type_of: gives the type of a tensor: "f32", "f16", or a key of `BLOCK_TYPES`.
-        policy: name of the rule, for `general.file_type`.
+        kind: the type of most matrices, for `general.file_type`.
         tokenizer: a file whose tokenizer is copied.
         progress: called with ("quantise", bytes done, bytes in all).
     """
@@ -98,7 +101,7 @@ def write_gguf(
     with atomic_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, config.family)
         try:
-            _dimensions(writer, config, policy)
+            _dimensions(writer, config, kind)
             if tokenizer is not None:
                 _copy_tokenizer(writer, tokenizer)
             for tensor in tensors:
@@ -134,12 +137,13 @@ def encoded(values: NDArray[np.float32], kind: str) -> NDArray[Any]:
         if kind == "f16" and not np.isfinite(made).all():
             raise OptionError(f"values up to {np.abs(values).max()} do not fit f16: choose another --weights")
         return made
-    from firsttoken_compiler.formats.quantise import quantise
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
 
-    return quantise(values, BLOCK_TYPES[kind])
+    return quantize(values, GGMLQuantizationType(BLOCK_TYPES[kind].ggml))
 
 
-def _dimensions(writer: gguf.GGUFWriter, config: StudentConfig, policy: str) -> None:
+def _dimensions(writer: gguf.GGUFWriter, config: StudentConfig, kind: str) -> None:
     """Fields of the family; numbers of layers that differ are arrays."""
     import gguf
 
@@ -162,9 +166,9 @@ def _dimensions(writer: gguf.GGUFWriter, config: StudentConfig, policy: str) -> 
     writer.add_layer_norm_rms_eps(config.rms_eps)
     writer.add_vocab_size(config.vocab)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    kind = getattr(gguf.LlamaFileType, f"MOSTLY_{policy.upper()}", None)
-    if kind is not None:
-        writer.add_file_type(kind)
+    number = getattr(gguf.LlamaFileType, f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}", None)
+    if number is not None:
+        writer.add_file_type(number)
 
 
 def _copy_tokenizer(writer: gguf.GGUFWriter, file: GgufFile) -> None:

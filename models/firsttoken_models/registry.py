@@ -65,21 +65,21 @@ class BuiltinStudents:
         return open_gguf(path)
 
     def quantise(
-        self, source: str | Path, path: Path, policy: str, progress: Progress | None = None
+        self, source: str | Path, path: Path, kind: str, progress: Progress | None = None
     ) -> tuple[StoredType, ...]:
-        """Write a student, by its name or its GGUF file, as a GGUF file whose weights are in blocks by a policy."""
+        """Write a student, by its name or its GGUF file, as a GGUF file whose matrices are of one type."""
         from pathlib import Path
 
         from firsttoken_models.gguf_student import open_gguf
-        from firsttoken_models.gguf_write import by_policy, write_gguf
+        from firsttoken_models.gguf_write import uniform, write_gguf
 
         if isinstance(source, Path):
             file = open_gguf(source)
             config, weights, words = file.config, file.float_weights(), file.file
         else:
             config, weights, words = self._real(source)
-        rule = by_policy(policy, config)
-        return write_gguf(path, config, weights.tensor, rule, policy=policy, tokenizer=words, progress=progress)
+        rule = uniform(kind, config)
+        return write_gguf(path, config, weights.tensor, rule, kind=kind, tokenizer=words, progress=progress)
 
     def _real(self, name: str) -> tuple[StudentConfig, FileWeights, GgufFile]:
         """Dimensions, float32 weights, and the file that the tokenizer is in."""

@@ -312,11 +312,11 @@ class StudentProvider(Protocol):
         """
 
     def quantise(
-        self, source: str | Path, path: Path, policy: str, progress: Progress | None = None
+        self, source: str | Path, path: Path, kind: str, progress: Progress | None = None
     ) -> tuple[StoredType, ...]:
-        """Write a student, by its name or its file, as a file with weights in blocks; return what that holds.
+        """Write a student, by its name or its file, as a file whose matrices are of one type; return what that holds.
 
-        Raises a FirsttokenError where it has no weights here, or the policy is unknown.
+        Raises a FirsttokenError where it has no weights here, or the type does not exist or fit.
         """
 
 

@@ -74,3 +74,22 @@ def test_a_student_without_a_tokenizer_does_not_answer(llama: StudentConfig, tmp
     path = written(tmp_path / "s.gguf", llama)
     with pytest.raises(StudentError, match=r"the tokenizer is \(None, None\), only .* time the student with"):
         api.generate(path, "Hi")
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q8_0"])
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_blocks_compute_what_their_floats_do(
+    name: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    path = written(tmp_path / "s.gguf", request.getfixturevalue(name), kind)
+    options = RunOptions(weights="int4")  # which is for floats, of which there are none
+    program = api.compile(path, TARGET, prompt=len(IDS), options=options)
+    assert program.meta["stored_weights"] == [
+        f"15 products as the graph stores their weights: {kind} with fp16 activations"
+    ]
+    results = api.execute(path, TARGET, token_feeds(IDS), prompt=len(IDS))
+    file = PROVIDER.file(path)
+    floats = file.float_weights()
+    session = ort_session(PROVIDER.graph(file.config, tokens=len(IDS), past=0, weights=floats), floats, threads=1)
+    expected = session.run(["logits"], token_feeds(IDS))[0]
+    np.testing.assert_allclose(results["logits"], expected, atol=0.01 * np.abs(expected).max())

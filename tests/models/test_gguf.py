@@ -141,7 +141,7 @@ def test_values_beyond_half_precision_are_refused(llama: StudentConfig, tmp_path
 
 def test_a_student_without_weights_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"deepseek-r1-distill-qwen-1\.5b has no weights here"):
-        PROVIDER.quantise("deepseek-r1-distill-qwen-1.5b", tmp_path / "s.gguf", "q4_k_m")
+        PROVIDER.quantise("deepseek-r1-distill-qwen-1.5b", tmp_path / "s.gguf", "q8_0")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF")
     with pytest.raises(StudentError, match="a GGUF file has at least 24"):
-        PROVIDER.quantise(tmp_path / "cut.gguf", tmp_path / "s.gguf", "q4_k_m")
+        PROVIDER.quantise(tmp_path / "cut.gguf", tmp_path / "s.gguf", "q8_0")

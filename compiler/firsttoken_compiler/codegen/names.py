@@ -114,7 +114,8 @@ def stored_lines(launches: Launches) -> list[str]:
             group = int(spec["group"])
             scales = f"blocks of {group}" if group < int(spec["k"]) else "a scale per column"
             zeros = " with zero points" if spec.get("zeros") else ""
-            kind = f"int{spec['bits']} ({scales}{zeros}) with {spec['acts']} activations"
+            stored = str(spec.get("blocks") or f"int{spec['bits']} ({scales}{zeros})")
+            kind = f"{stored} with {spec['acts']} activations"
             kinds[kind] = kinds.get(kind, 0) + 1
     return [f"{count} products as the graph stores their weights: {kind}" for kind, count in kinds.items()]
 

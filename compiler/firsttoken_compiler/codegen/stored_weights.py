@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from firsttoken_compiler.codegen import block_rows
+from firsttoken_compiler.codegen import block_weights
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.isa.types import Dtype, unpack
@@ -26,19 +26,19 @@ FORMS: Final = ("stored", "vectors", "sums")
 
 def check(packing: Packing, where: str) -> None:
     """Raises ProgramError for a recipe of one of `FORMS` that this module does not make."""
-    if packing.layout.startswith(block_rows.PREFIX):
-        block_rows.check(packing, where)
+    if packing.group < 1:
+        raise ProgramError(f"{where}: groups of {packing.group} rows; stored weights need at least 1")
+    if block_weights.is_blocks(packing):
+        block_weights.check(packing, where)
         return
     known = ROWS if packing.form == "vectors" else VALUES
     layout, of = _split(packing)
-    if packing.group > 0 and of % packing.group:
+    if of % packing.group:
         raise ProgramError(f"{where}: groups of {packing.group} rows are no parts of groups of {of}")
     if layout not in known:
         raise ProgramError(f"{where}: unknown layout {packing.layout!r}; known: {', '.join(known)}")
     if packing.form != "vectors" and packing.bits not in (4, 8):
         raise ProgramError(f"{where}: stored weights of {packing.bits} bits; known: 4, 8")
-    if packing.group < 1:
-        raise ProgramError(f"{where}: groups of {packing.group} rows; stored weights need at least 1")
 
 
 def columns(packing: Packing, dtype: Dtype, array: np.ndarray, first: int, last: int) -> np.ndarray:
@@ -46,8 +46,8 @@ def columns(packing: Packing, dtype: Dtype, array: np.ndarray, first: int, last:
 
     Raises ProgramError when the initialiser has another size, or holds what the recipe's type does not reach.
     """
-    if packing.layout.startswith(block_rows.PREFIX):
-        return block_rows.columns(packing, array, first, last)
+    if block_weights.is_blocks(packing):
+        return block_weights.columns(packing, array, first, last)
     if packing.form == "vectors":
         return _rows(packing, dtype, array, first, last)
     values = _values(packing, array, first, last)

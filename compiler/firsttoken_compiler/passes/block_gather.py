@@ -21,7 +21,7 @@ from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm.api import Call, relax, shape_of
 
 LAYOUT: Final = "blocks:{kind}:{plane}"
-"""See `codegen.block_rows`."""
+"""See `codegen.block_weights`."""
 
 
 class BlockGather(Rule):

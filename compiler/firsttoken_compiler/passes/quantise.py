@@ -205,6 +205,8 @@ class _State:
         late = len(args) - int(attrs["bias"]) - int(attrs["residual"])
         uses = self.uses.get(variable, set())
         wide = variable in self.results or variable in self.residual or bool(uses & VECTOR and uses <= WIDE)
+        if stored.blocks:
+            attrs["blocks"] = stored.blocks
         attrs.update(bits=stored.bits, group=stored.group, stored=1, out="float32" if wide else self._type(variable))
         del attrs["transposed"]
         operands = [args[0], weights[0], *args[2:late], *weights[1:], *args[late:]]

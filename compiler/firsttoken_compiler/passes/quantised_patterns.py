@@ -115,7 +115,7 @@ class StoredProduct(Rule):
         stored = _chunked(found)
         _require_pair(context, found.activations, stored)
         operands = _activations(context, builder, found.activations, view)
-        if stored.zeros is not None:
+        if stored.zeros is not None or stored.minima is not None:
             operands["a_sum"] = _sums(context, builder, operands, stored)
         args = [operands["a"], env[found.weight].base]
         args += [operands[name] for name in ("a_scale", "a_zero", "a_sum") if name in operands]
@@ -127,7 +127,8 @@ class StoredProduct(Rule):
         base = context.emit(
             builder, "npu.linear", args, n=stored.n, k=stored.k, transposed=0, bias=int(found.bias is not None),
             residual=int(found.residual is not None), out="float32", stored=stored.to_text(), acts=kind,
-            asymmetric=int("a_zero" in operands), zeros=int("a_sum" in operands),
+            asymmetric=int("a_zero" in operands), zeros=int(stored.zeros is not None),
+            **({"minimum": stored.shift} if stored.minima is not None else {}),
         )  # fmt: skip
         return like(builder, view, base, stored.n)
 

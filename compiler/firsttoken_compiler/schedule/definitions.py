@@ -193,14 +193,12 @@ def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
         ),
         name="P",
     )
-    if not spec.get("zeros") and not spec.get("asymmetric"):
+    if not any(spec.get(name) for name in ("zeros", "asymmetric", "minimum")):
         return [te.compute((m, n), lambda i, j: epilogue(spec, operands, scaled[i, j], i, j, single=False), name="O")]
     g = te.reduce_axis((0, groups), "g")
     shift = te.compute(
         (m, n),
-        lambda i, j: te.sum(
-            without_zero_points(operands, te.const(0.0), i, g, (g, j)) * _f32(operands["w_scale"][g, j]), axis=g
-        ),
+        lambda i, j: te.sum(scaled_sum(spec, operands, te.const(0.0), i, g, (g, j)), axis=g),
         name="Z",
     )
     return [
@@ -220,14 +218,16 @@ def linear_names(spec: KernelSpec) -> list[str]:
     """Names of a product's operands in the order of the call.
 
     `a_zero`: the zero point of all activations, with `w_sum`, sums of the weights per group and column.
-    `a_sum`: sums of the activations, less their zero point, per token and group, with `w_zero`, those of the weights.
+    `a_sum`: sums of the activations, less their zero point, per token and group, with `w_zero`, those of the weights,
+    or with `w_min`, what is added to the weights of each group and column after they are scaled.
     """
     names = ["a", "w"]
     if spec["acts"] in ("int8", "int16"):
         names.append("a_scale")
     given = {
-        "a_zero": spec.get("asymmetric"), "a_sum": spec.get("zeros"), "w_scale": spec["group"],
-        "w_zero": spec.get("zeros"), "w_sum": spec.get("asymmetric"), **{name: spec.get(name) for name in ADDED},
+        "a_zero": spec.get("asymmetric"), "a_sum": spec.get("zeros") or spec.get("minimum"),
+        "w_scale": spec["group"], "w_zero": spec.get("zeros"),
+        "w_min": spec.get("minimum"), "w_sum": spec.get("asymmetric"), **{name: spec.get(name) for name in ADDED},
     }  # fmt: skip
     return names + [name for name, present in given.items() if present]
 
@@ -244,9 +244,24 @@ def without_zero_points(operands: dict[str, Any], value: Any, i: Any, g: Any, co
     """
     if "a_zero" in operands:
         value = value - operands["a_zero"][0, 0] * operands["w_sum"][column]
-    if "a_sum" in operands:
+    if "w_zero" in operands:
         value = value - operands["a_sum"][i, g] * _f32(operands["w_zero"][column])
     return value
+
+
+def scaled_sum(
+    spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, g: Any, column: tuple[Any, ...]
+) -> Any:
+    """A group's sum of products of what is stored, as its part of the product.
+
+    With `w_min` weights are d (q + minimum) + m, where `minimum` is the middle of the range of q, which is stored
+    signed: sum a w = d (sum a q + minimum sum a) + m sum a.
+    """
+    scale = _f32(operands["w_scale"][column])
+    if "w_min" not in operands:
+        return without_zero_points(operands, value, i, g, column) * scale
+    total = operands["a_sum"][i, g]
+    return (value + total * float(spec["minimum"])) * scale + total * _f32(operands["w_min"][column])
 
 
 def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: Any, *, single: bool) -> Any:

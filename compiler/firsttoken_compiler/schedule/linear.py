@@ -12,7 +12,7 @@ from typing import Any, Final
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import MAX_SOURCES
 from firsttoken_compiler.schedule import expressions, intrinsics, layout
-from firsttoken_compiler.schedule.definitions import linear_names, without_zero_points
+from firsttoken_compiler.schedule.definitions import linear_names, scaled_sum, without_zero_points
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
 from firsttoken_compiler.schedule.layout import Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, KernelSpec
@@ -81,8 +81,8 @@ def operand_names(spec: KernelSpec) -> list[str]:
     return [*linear_names(spec), "out"]
 
 
-ZERO_POINTS: Final = ("a_zero", "a_sum", "w_zero", "w_sum")
-"""Operands that take zero points off the sums."""
+ZERO_POINTS: Final = ("a_zero", "a_sum", "w_zero", "w_min", "w_sum")
+"""Operands that take zero points off the sums, or add minima."""
 
 
 def corrected_apart(spec: KernelSpec) -> bool:
@@ -142,7 +142,8 @@ class _Padded:
             "a": (self.m, self.k), "w": (self.p, self.k, self.panel),
             "a_scale": (1 if self.shape.one_scale else self.m, 1), "a_zero": (1, 1), "a_sum": (self.m, self.groups),
             "w_scale": (self.p, self.groups, self.panel), "w_zero": (self.p, self.groups, self.panel),
-            "w_sum": (self.p, self.groups, self.panel), "bias": (self.p, self.panel),
+            "w_min": (self.p, self.groups, self.panel), "w_sum": (self.p, self.groups, self.panel),
+            "bias": (self.p, self.panel),
             "residual": (self.m, self.p, self.panel), "factor": (self.m, self.p, self.panel),
             "out": (self.m, self.p, self.panel),
         }[name]  # fmt: skip
@@ -152,7 +153,7 @@ class _Padded:
         shape = self.shape
         if name == "w":
             return layout.panels(self.p, self.k, self.panel, dtype, shape.k, shape.n)
-        if name in ("w_scale", "w_zero", "w_sum"):
+        if name in ("w_scale", "w_zero", "w_min", "w_sum"):
             return layout.panels(self.p, self.groups, self.panel, dtype, shape.scales, shape.n)
         if name in ("residual", "factor", "out"):
             return layout.by_panel(self.m, self.p, self.panel, dtype, pitch)
@@ -180,9 +181,7 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
         total = te.compute(
             grid,
             lambda i, c, j: te.sum(
-                without_zero_points(p, sums[g, i, c, j].astype("float32"), i, g, (c, g, j))
-                * p["w_scale"][c, g, j].astype("float32"),
-                axis=g,
+                scaled_sum(spec, p, sums[g, i, c, j].astype("float32"), i, g, (c, g, j)), axis=g
             ),
             name="O",
         )
@@ -272,7 +271,8 @@ class _Scheduling:
         """Brings scales, zero points, bias, residual and factor on chip: once, per column tile, or per row tile."""
         one = self.shape.one_scale
         for name, axes, at in (
-            ("w_scale", "p,g,j", p0), ("w_zero", "p,g,j", p0), ("w_sum", "p,g,j", p0), ("bias", "p,j", p0),
+            ("w_scale", "p,g,j", p0), ("w_zero", "p,g,j", p0), ("w_min", "p,g,j", p0), ("w_sum", "p,g,j", p0),
+            ("bias", "p,j", p0),
             ("a_scale", "one,one" if one else "m,one", None if one else m0), ("a_zero", "one,one", None),
             ("a_sum", "m,g", m0), ("residual", "m,p,j", m0), ("factor", "m,p,j", m0),
         ):  # fmt: skip

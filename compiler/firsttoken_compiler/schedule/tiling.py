@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Dtype, Space
@@ -28,6 +29,11 @@ from firsttoken_compiler.target.target import Dram, Target
 
 _SCALE = VectorKernel(("add", "s0", ("mul", "s1", "s2")))
 _CORRECTED = VectorKernel(("sub", "s0", ("mul", "s1", "s2")))
+_MINIMUM_SCALE = VectorKernel(
+    ("add", "s0", ("add", ("mul", ("add", "s1", ("mul", "s2", 8.0)), "s3"), ("mul", "s2", "s4")))
+)
+OF_GROUPS: Final = ("w_scale", "w_zero", "w_min", "w_sum")
+"""Operands of a product with a row per group of weights."""
 _CORRECTED_SCALE = VectorKernel(("add", "s0", ("mul", ("sub", "s1", ("mul", "s2", "s3")), "s4")))
 _EPILOGUE = VectorKernel(("add", ("mul", ("mul", "s0", "s1"), "s2"), "s3"))
 _SILU = VectorKernel(("mul", ("mul", ("mul", "s0", "s1"), "s2"), ("sigmoid", ("mul", ("mul", "s0", "s1"), "s2"))))
@@ -98,7 +104,7 @@ def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target
         "w": two * dtypes["w"].nbytes(tile.k * n), "a": _activation_bytes(shape, tile, two, target),
         "bias": three * dtypes.get("bias", Dtype.F16).nbytes(n), "a_scale": three * tile.m * 4, "a_zero": 4,
         "a_sum": three * tile.m * rows * 4,
-        **{name: three * dtypes[name].nbytes(rows * n) for name in ("w_scale", "w_zero", "w_sum") if name in dtypes},
+        **{name: three * dtypes[name].nbytes(rows * n) for name in OF_GROUPS if name in dtypes},
         "residual": three * dtypes.get("residual", Dtype.F16).nbytes(tile.m * n),
         "factor": three * tile.m * n * 2,
         "out": two * dtypes["out"].nbytes(tile.m * n),
@@ -156,6 +162,8 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
 
 def _scaling(spec: KernelSpec) -> VectorKernel:
     """What the vector unit does to the sums of a group."""
+    if spec.get("minimum"):
+        return _MINIMUM_SCALE
     return _CORRECTED_SCALE if spec.get("zeros") or spec.get("asymmetric") else _SCALE
 
 

@@ -36,6 +36,8 @@ class Case:
     m: int = 5
     n: int = 20
     k: int = 32
+    minimum: bool = False
+    """Weights are d (q + 8) + m."""
 
     @property
     def groups(self) -> int:
@@ -56,6 +58,7 @@ class Case:
             "a_sum": np.add.reduceat(less, np.arange(0, self.k, self.group), axis=1).astype(np.float32),
             "w_scale": r.uniform(1e-3, 2e-3, (self.groups, self.n)).astype(np.float32),
             "w_zero": r.integers(-limit, limit, (self.groups, self.n)).astype(np.int8),
+            "w_min": r.uniform(-2e-3, 2e-3, (self.groups, self.n)).astype(np.float16),
             "w_sum": np.add.reduceat(w.astype(np.float32), np.arange(0, self.k, self.group), axis=0),
             "bias": r.standard_normal(self.n).astype(np.float32),
             "residual": r.standard_normal((self.m, self.n)).astype(np.float16),
@@ -68,10 +71,11 @@ class Case:
             "acts": self.acts, "bits": self.bits, "group": self.group, "k": self.k, "n": self.n, "out": "f32",
             "asymmetric": int(self.asymmetric), "zeros": int(self.zeros), "silu": 0, "factor": 0,
             "bias": int("bias" in self.added), "residual": int("residual" in self.added),
+            **({"minimum": 8} if self.minimum else {}),
         }  # fmt: skip
         arrays = self.arrays()
         dtypes = {"a": ACTS[self.acts], "w": {4: Dtype.I4, 8: Dtype.I8}[self.bits], "w_zero": Dtype.I8,
-                  "residual": Dtype.F16}  # fmt: skip
+                  "w_min": Dtype.F16, "residual": Dtype.F16}  # fmt: skip
         placeholder = KernelSpec("linear", tuple(params.items()), (Arg((1,), Dtype.F32),) * 3, ())
         names = linear.linear_names(placeholder)
         args = tuple(Arg(arrays[name].shape, dtypes.get(name, Dtype.F32)) for name in names)
@@ -88,7 +92,7 @@ class Case:
         scratch, acc = linear_bytes(spec, spaces, self.tile, target)
         assert template.scratch_bytes <= scratch
         assert template.acc_bytes <= acc
-        panels = tuple(names.index(n) for n in ("w", "w_scale", "w_zero", "w_sum", "bias") if n in names)
+        panels = tuple(names.index(n) for n in ("w", "w_scale", "w_zero", "w_min", "w_sum", "bias") if n in names)
         bench = Bench(spec, spaces, target, (*spec.args, *spec.outs), panels)
         return bench.run(template, [arrays[name] for name in names[:-1]])[0]
 
@@ -98,6 +102,8 @@ class Case:
         each = np.arange(self.k) // self.group
         a = made["a"] - (made["a_zero"] if self.asymmetric else 0)
         w = (made["w"] - (made["w_zero"][each] if self.zeros else 0)) * made["w_scale"][each]
+        if self.minimum:
+            w = (made["w"] + 8) * made["w_scale"][each] + made["w_min"][each]
         out = a @ w * (made["a_scale"] if self.acts != "fp16" else 1)
         return np.asarray(out + sum(made[name] for name in self.added))
 
@@ -113,6 +119,9 @@ CASES = {
     "blocks, sums resident": Case("fp16", 4, 8, Tile(3, 1, 32), zeros=True, on_chip=frozenset(("a", "a_sum"))),
     "channel with zero points": Case("fp16", 8, 32, Tile(4, 2, 16), zeros=True),
     "zero points per token scale": Case("int8", 4, 16, Tile(4, 3, 32), zeros=True, one_scale=False),
+    "minima": Case("fp16", 4, 16, Tile(4, 2, 16), k=48, minimum=True, added=("bias", "residual")),
+    "minima, sums resident": Case("fp16", 4, 8, Tile(3, 1, 32), minimum=True, on_chip=frozenset(("a", "a_sum"))),
+    "minima, one token": Case("fp16", 8, 16, Tile(1, 3, 32), minimum=True, m=1),
     "one token": Case("int8", 8, 32, Tile(1, 3, 32), asymmetric=True, m=1),
 }
 
