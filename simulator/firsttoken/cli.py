@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 import typer
 
 from firsttoken.progress import Bar
+from firsttoken.verbs.quantise import quantise
 from firsttoken_compiler.errors import FirsttokenError, OptionError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ targets_app = typer.Typer(help="The NPUs that come with the package.", invoke_wi
 students_app = typer.Typer(help="The students that installed plug-ins provide.", invoke_without_command=True)
 app.add_typer(targets_app, name="targets")
 app.add_typer(students_app, name="students")
+app.command()(quantise)
 
 Student = Annotated[str, typer.Argument(help="An ONNX or GGUF file, or a built-in student.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", help="A preset (see 'firsttoken targets') or a .toml file.")]
@@ -294,7 +296,7 @@ def diff(
     ops = comparison.op_changes(before, after)
     inputs = comparison.differing_inputs(before, after)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "inputs": inputs,
                 "metrics": {
@@ -310,7 +312,7 @@ def diff(
         cells += [[f"cycles of {r.metric}", f"{r.old:.0f}", f"{r.new:.0f}", f"{r.change:+.0f}", ""] for r in ops]
         for line in inputs:
             print(plain(line))
-        _table(["metric", "old", "new", "change", ""], cells) if cells else print("no difference")
+        table(["metric", "old", "new", "change", ""], cells) if cells else print("no difference")
     for text in failed:
         print(f"failed: {text}", file=sys.stderr)
     if failed:
@@ -324,13 +326,13 @@ def ops(as_json: AsJson = False) -> None:
 
     rows = document()
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         columns = ["operator", "domain", "operator sets", "runs on", "how, or why not"]
         cells = [
             [r["name"], r["domain"] or "ai.onnx", ", ".join(map(str, r["versions"])), r["runs"], r["why"]] for r in rows
         ]
-        _table(columns, cells)
+        table(columns, cells)
 
 
 @targets_app.callback()
@@ -342,9 +344,9 @@ def targets(context: typer.Context, as_json: AsJson = False) -> None:
 
     known = [load_target(name) for name in preset_names()]
     if as_json:
-        _print_json([{"name": t.name, "description": t.description, "hash": t.content_hash} for t in known])
+        print_json([{"name": t.name, "description": t.description, "hash": t.content_hash} for t in known])
     else:
-        _table(["name", "description"], [[target.name, target.description] for target in known])
+        table(["name", "description"], [[target.name, target.description] for target in known])
 
 
 @targets_app.command("show")
@@ -354,11 +356,11 @@ def targets_show(name: Annotated[str, typer.Argument(show_default=False)], as_js
 
     document = target_document(name)
     if as_json:
-        _print_json(document)
+        print_json(document)
         return
     print(f"{document['name']}: {document['description']} (hash {document['hash']})")
     columns = ["path", "value", "unit", "grade", "source"]
-    _table(columns, [[str(row[column]) for column in columns] for row in document["values"]])
+    table(columns, [[str(row[column]) for column in columns] for row in document["values"]])
     print("not modelled:")
     for line in document["not_modelled"]:
         print(f"  {line}")
@@ -373,10 +375,10 @@ def students(context: typer.Context, as_json: AsJson = False) -> None:
 
     rows = student_rows()
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         columns = ["name", "family", "layers", "hidden", "parameters"]
-        _table(columns, [[f"{row[c]:,}" if c == "parameters" else str(row[c]) for c in columns] for row in rows])
+        table(columns, [[f"{row[c]:,}" if c == "parameters" else str(row[c]) for c in columns] for row in rows])
 
 
 @students_app.command("show")
@@ -439,18 +441,19 @@ def _screen(documents: list[RunDocument]) -> None:
     show(console(), documents)
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> None:
+def table(columns: list[str], rows: list[list[str]]) -> None:
+    """Prints a table; whatever its cells hold is no more than text."""
     from rich.table import Table
     from rich.text import Text
 
     from firsttoken_simulator.report.plain import plain_lines
 
-    table = Table(pad_edge=False)
+    made = Table(pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        made.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(plain_lines(cell)) for cell in row))
-    console().print(table)
+        made.add_row(*(Text(plain_lines(cell)) for cell in row))
+    console().print(made)
 
 
 def _runs(documents: list[RunDocument]) -> None:
@@ -462,17 +465,17 @@ def _runs(documents: list[RunDocument]) -> None:
 
     first = documents[0]
     print(f"{first.student} on {first.target} ({first.target_hash}), weights {first.weights}")
-    _table([*COLUMNS], [bucket_row(document) for document in documents])
+    table([*COLUMNS], [bucket_row(document) for document in documents])
 
 
 def _print_programs(facts: dict[str, Any], programs: list[dict[str, Any]], as_json: bool) -> None:
     """Several programs of one student."""
     if as_json:
-        _print_json(facts | {"programs": programs})
+        print_json(facts | {"programs": programs})
         return
     columns = [name for name in programs[0] if name != "meta"]
     cell = [[f"{row[name]:,}" if type(row[name]) is int else str(row[name]) for name in columns] for row in programs]
-    _table(columns, cell)
+    table(columns, cell)
     print(f"weights: {facts['weight_bytes']:,} bytes, of which all programs share {facts['shared_weight_bytes']:,}")
 
 
@@ -484,15 +487,16 @@ def _bindings(texts: list[str] | None) -> dict[str, int] | None:
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     flat = {name: value for name, value in facts.items() if not isinstance(value, dict)}
     for part in facts.values():
         flat |= {k: v for k, v in part.items() if not isinstance(v, (dict, list))} if isinstance(part, dict) else {}
-    _table(["", ""], [[name, f"{v:,}" if type(v) is int else str(v)] for name, v in flat.items() if v is not None])
+    table(["", ""], [[name, f"{v:,}" if type(v) is int else str(v)] for name, v in flat.items() if v is not None])
 
 
-def _print_json(document: object) -> None:
+def print_json(document: object) -> None:
+    """Prints a document whose texts steer nothing."""
     from firsttoken_simulator.report.plain import plain_json
 
     print(plain_json(json.dumps(document, indent=1, ensure_ascii=False)))

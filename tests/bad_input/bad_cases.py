@@ -20,10 +20,11 @@ class Case:
     name: str
     message: str
     make: Maker
+    file: str = "bad.onnx"
 
     def write(self, folder: Path) -> Path:
-        """Writes bad.onnx, and what it refers to, into the folder."""
-        return m.save(self.make(folder), folder)
+        """Writes the file, and what it refers to, into the folder."""
+        return m.save(self.make(folder), folder).rename(folder / self.file)
 
 
 CASES: list[Case] = []

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf_cases
 from bad_cases import CASES, Case
 
 LIMIT_S, LIMIT_MIB, TIMEOUT_S = 2.0, 1024, 60.0
@@ -41,14 +42,14 @@ class Outcome:
 
 
 def run(case: Case) -> Outcome:
-    """The outcome of `firsttoken run bad.onnx --target systolic-128 -o out/here`."""
+    """The outcome of `firsttoken run FILE --target systolic-128 -o out/here`."""
     with tempfile.TemporaryDirectory() as name:
         work, temporary, cache = (Path(name, part) for part in ("work", "tmp", "cache"))
         for folder in (work, temporary):
             folder.mkdir()
         case.write(work)
         before = _listing(Path(name))
-        arguments = ["run", "bad.onnx", "--target", "systolic-128", "-o", "out/here"]
+        arguments = ["run", case.file, "--target", "systolic-128", "-o", "out/here"]
         environment = {**os.environ, "TMPDIR": str(temporary), "FIRSTTOKEN_CACHE": str(cache)}
         said = Path(name, "said")
         started = time.monotonic()
@@ -90,8 +91,8 @@ def page(outcomes: list[Outcome]) -> str:
     good = sum(not o.complaints for o in outcomes)
     lines = [
         "# Input that cannot hurt", "",
-        "Every file is made by `tests/bad_input/bad_cases.py` and given to `firsttoken run bad.onnx --target "
-        "systolic-128 -o out/here`. It must end with exit code 2 and one message, in less than "
+        "`bad_cases.py` and `gguf_cases.py` in `tests/bad_input` make them; each is given to `firsttoken run FILE "
+        "--target systolic-128 -o out/here`. It must end with exit code 2 and one message, in less than "
         f"{LIMIT_S:.0f} s of processor time and {LIMIT_MIB} MiB, and leave no file behind: no report, no cache entry, "
         "no temporary file.", "",
         f"{good} of {len(outcomes)} do. Slowest: {slowest.case.name} ({slowest.cpu_s:.2f} s); largest: "
@@ -113,7 +114,7 @@ def main() -> int:
     folder = ROOT / "reports" / "bad-input"
     if words[:1] == ["-o"]:
         folder, words = Path(words[1]), words[2:]
-    chosen = [case for case in CASES if not words or any(word in case.name for word in words)]
+    chosen = [case for case in (*CASES, *gguf_cases.CASES) if not words or any(word in case.name for word in words)]
     outcomes = []
     for case in chosen:
         outcome = run(case)

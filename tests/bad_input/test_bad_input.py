@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import gguf_cases
 from bad_cases import CASES, Case
 
 from firsttoken import api
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend import check_graph, check_operators, check_tensors, onnx_file, wire
+from firsttoken_models import gguf_file
 
 CHECK = Path(__file__).with_name("check.py")
 ROOT = CHECK.parents[2]
@@ -25,7 +27,10 @@ def listing(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "-") for case in CASES])
+ALL = [*CASES, *gguf_cases.CASES]
+
+
+@pytest.mark.parametrize("case", ALL, ids=[case.name.replace(" ", "-") for case in ALL])
 def test_refused(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRSTTOKEN_CACHE", str(tmp_path / "cache"))
     path = case.write(tmp_path)
@@ -63,5 +68,16 @@ def test_the_page_states_the_limits() -> None:
         f"| {check_graph.MAX_NESTING}; {check_graph.MAX_CALL_DEPTH} |", f"| {check_operators.MAX_TRIPS:,}, and",
         f"| {check_tensors.MAX_RANK}; {check_tensors.MAX_TENSOR_BYTES >> 30} GiB |",
         f"| {onnx_file.MAX_INNER_BYTES >> 20} MiB |", f"| {onnx_file.MAX_PROTO_BYTES >> 30} GiB,",
+    ):  # fmt: skip
+        assert limit in page
+
+
+def test_the_page_states_the_limits_of_gguf_files() -> None:
+    page = " ".join((ROOT / "docs" / "untrusted.md").read_text(encoding="utf-8").split())
+    for limit in (
+        f"{gguf_file.MAX_FIELDS:,} fields", f"{gguf_file.MAX_TENSORS:,} tensors",
+        f"{gguf_file.MAX_NAME} bytes of a tensor's name", f"{gguf_file.MAX_KEY} of a field's",
+        f"{gguf_file.MAX_TEXT >> 20} MiB of a string", f"{gguf_file.MAX_TEXTS >> 20} MiB of all strings",
+        f"{gguf_file.MAX_ITEMS:,} elements", f"{gguf_file.MAX_TENSOR_BYTES >> 30} GiB of a tensor",
     ):  # fmt: skip
         assert limit in page

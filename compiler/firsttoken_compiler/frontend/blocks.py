@@ -70,10 +70,26 @@ def refuse_left(student: Any, left: Mapping[str, str]) -> None:
     for node in student.graph.node:
         if not is_blocks(node) or node.name not in left:
             continue
-        readers = [n for n in student.graph.node if node.output and node.output[0] in n.input]
-        reader = next((n for n in readers if n.name in left), readers[0] if readers else node)
+        reader = _reader(student, node, left)
         raise StudentError(
             f"{student.name}: the blocks of node {label(node)} go to {reader.op_type} {label(reader)}, and the NPU "
             f"reads blocks in products and in gathers of rows ({left.get(reader.name, left[node.name])}): store that "
             "weight as a float, or change the graph"
         )
+
+
+def _reader(student: Any, node: Any, left: Mapping[str, str]) -> Any:
+    """The node behind one, transpositions and the like passed over, that is at fault: one that is left too, or another.
+
+    Where every node behind it may read blocks, the node itself.
+    """
+    values, others = set(node.output), []
+    for other in student.graph.node:
+        if values.intersection(other.input):
+            if other.name in left:
+                return other
+            if other.op_type in MOVES:
+                values.update(other.output)
+            elif other.op_type not in ("MatMul", "Gather"):
+                others.append(other)
+    return others[0] if others else node

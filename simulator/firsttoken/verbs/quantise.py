@@ -1,0 +1,37 @@
+"""`firsttoken quantise`: a student with weights as a GGUF file whose matrices are of one type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from firsttoken.progress import Bar
+from firsttoken_compiler.errors import OptionError
+
+
+def quantise(
+    student: Annotated[str, typer.Argument(help="A GGUF file, or a built-in student with weights.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The GGUF file.")],
+    weights: Annotated[str, typer.Option("--weights", help="f16, f32, q4_0, q4_1, q5_0, q5_1 or q8_0.")] = "q8_0",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Write a student's weights in one type to a GGUF file, norms and biases as floats."""
+    from firsttoken.cli import print_json, table
+    from firsttoken.subject import Built, subject_of
+
+    subject = subject_of(student)
+    if not isinstance(subject, Built):
+        raise OptionError(f"{subject.name} is an ONNX file: give a GGUF file, or a built-in student with weights")
+    if subject.path is not None and out.exists() and out.samefile(subject.path):
+        raise OptionError(f"-o {out} is the student itself: choose another file")
+    with Bar() as bar:
+        source = subject.name if subject.path is None else subject.path
+        written = subject.provider.quantise(source, out, weights, bar.update)
+    if as_json:
+        rows = [{"type": entry.type, "tensors": entry.tensors, "bytes": entry.nbytes} for entry in written]
+        print_json({"file": str(out), "types": rows, "bytes": sum(entry.nbytes for entry in written)})
+        return
+    table(["type", "tensors", "bytes"], [[entry.type, str(entry.tensors), f"{entry.nbytes:,}"] for entry in written])
+    print(f"wrote {out}: {sum(entry.nbytes for entry in written):,} bytes of tensors")
