@@ -11,6 +11,7 @@ ACTS: Final = ("int8", "int16", "fp16")
 GROUPS: Final = ("32", "64", "128", "channel")
 NORM_CACHES: Final = ("int8", "int16", "fp16", "off")
 STORAGES: Final = ("fp16", "fp32")
+KV_CACHES: Final = ("fp16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Precision:
     `norm_cache` is the type in which a norm's result is kept for its consumers; an integer type is also the activation
     type of those consumers. `off`: every consumer computes the norm again.
     `layer_bits` overrides the weights' bits per layer (4, 8, 16; 0 keeps `weights`).
+    `kv_cache` is the type in which keys and values are kept: int8 with a scale per token and head, or fp16.
     `storage` is the type of floating-point values between operators; with fp32 only what the matrix unit reads is fp16.
     """
 
@@ -29,13 +31,14 @@ class Precision:
     norm_cache: str = "int8"
     layer_bits: tuple[int, ...] = ()
     storage: str = "fp16"
+    kv_cache: str = "fp16"
 
     def __post_init__(self) -> None:
         """Raises OptionError naming the option, the value, and what is possible."""
         for name, value, known in (
             ("--weights", self.weights, WEIGHTS), ("--acts", self.acts, ACTS),
             ("--group", self.group, GROUPS), ("--norm-cache", self.norm_cache, NORM_CACHES),
-            ("storage", self.storage, STORAGES),
+            ("storage", self.storage, STORAGES), ("--kv-cache", self.kv_cache, KV_CACHES),
         ):  # fmt: skip
             if value not in known:
                 raise OptionError(f"{name} {value!r} is not one of {', '.join(known)}")

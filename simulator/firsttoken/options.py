@@ -22,6 +22,7 @@ class RunOptions:
         acts: "int8", "int16" or "fp16"; None for what goes with the weights.
         group: weights that share a scale: "32", "64", "128" or "channel".
         norm_cache: "int8", "int16", "fp16" or "off"; None for what goes with the activations.
+        kv_cache: "fp16" or "int8", type of the keys and values that are kept.
         seed: of every random choice.
         fallback: whether the host computes what the NPU cannot; without it that is an error.
         weights_absent: whether an ONNX file may lack its external weights, which no time depends on.
@@ -32,6 +33,7 @@ class RunOptions:
     acts: str | None = None
     group: str = "128"
     norm_cache: str | None = None
+    kv_cache: str = "fp16"
     seed: int = 0
     fallback: bool = True
     weights_absent: bool = False
@@ -52,7 +54,7 @@ class RunOptions:
         asked = self.layer_bits + (0,) * (len(student_bits) - len(self.layer_bits))
         bits = tuple(a or b for a, b in zip(asked, student_bits, strict=True)) if student_bits else asked
         chosen = resolve(self.weights, self.acts, self.group, self.norm_cache)
-        return replace(chosen, layer_bits=bits if any(bits) else ())
+        return replace(chosen, layer_bits=bits if any(bits) else (), kv_cache=self.kv_cache)
 
     def meta(self) -> dict[str, Any]:
         """What a program records of the options."""
@@ -62,5 +64,6 @@ class RunOptions:
             "activations": chosen.acts,
             "group": chosen.group,
             "norm_cache": chosen.norm_cache,
+            "kv_cache": chosen.kv_cache,
             "seed": self.seed,
         }
