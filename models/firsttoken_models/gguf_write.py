@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from firsttoken.student import StoredType
 from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.formats.policy import row_bytes, type_of
 from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_models.gguf_file import Texts
 from firsttoken_models.gguf_names import as_stored, gguf_name
-from firsttoken_models.weights import atomic_file, tensor_shapes
+from firsttoken_models.weights import EMBEDDING, LM_HEAD, atomic_file, tensor_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from firsttoken.options import Progress
     from firsttoken.student import StudentConfig
+    from firsttoken_compiler.formats.policy import Policy
     from firsttoken_models.gguf_file import GgufFile
 
     TypeOf = Callable[[str, int], str]
@@ -46,28 +49,42 @@ class _Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        rows = 1 if len(self.shape) == 1 else self.shape[0]
-        if self.type in _FLOATS:
-            return rows * self.shape[-1] * int(_FLOATS[self.type][1][-1])
-        return rows * BLOCK_TYPES[self.type].row_bytes(self.shape[-1])
+        return math.prod(self.shape[:-1]) * row_bytes(self.type, self.shape[-1])
 
 
-TYPES: Final = (*_FLOATS, "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
-"""Types that weights are written in: those of blocks that the package gguf quantises to."""
+_ROLES: Final = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}  # fmt: skip
 
 
-def uniform(kind: str, config: StudentConfig) -> TypeOf:
-    """Return the rule that gives all matrices one type; raise OptionError where that is none, or does not fit."""
-    if kind not in TYPES:
-        raise OptionError(f"--weights {kind}: types that are written are {', '.join(TYPES)}")
-    block = BLOCK_TYPES[kind].block if kind in BLOCK_TYPES else 1
+def mixed(policy: Policy, config: StudentConfig) -> TypeOf:
+    """Return the rule that stores a student's matrices as a policy says."""
+    return lambda name, width: type_of(policy, *_role(name, config), config.layers, width)
+
+
+def _role(name: str, config: StudentConfig) -> tuple[str, int]:
+    """What a matrix of `weights.tensor_shapes` does, and in which layer."""
+    if name == LM_HEAD or (name == EMBEDDING and config.tie_embeddings):
+        return "output", 0
+    if name == EMBEDDING:
+        return "token_embd", 0
+    _, _, index, rest = name.split(".", 3)
+    return _ROLES[rest.rpartition(".")[0]], int(index)
+
+
+def tensor_bytes(config: StudentConfig, policy: Policy) -> tuple[StoredType, ...]:
+    """Return what a file of the student holds by type, without its header: no weights are needed."""
+    return _summary(_tensors(config, mixed(policy, config)))
+
+
+def _tensors(config: StudentConfig, type_of: TypeOf) -> list[_Tensor]:
+    made = []
     for name, shape in tensor_shapes(config).items():
-        width = as_shape(name, shape)[-1]
-        if len(shape) > 1 and width % block:
-            raise OptionError(
-                f"--weights {kind}: rows of {gguf_name(name)} have {width} weights, no multiple of {block}: use f16"
-            )
-    return lambda _name, _width: kind
+        rows = as_shape(name, shape)
+        made.append(_Tensor(name, gguf_name(name), rows, type_of(name, rows[-1]) if len(rows) > 1 else "f32"))
+    return made
 
 
 def write_gguf(
@@ -93,10 +110,7 @@ def write_gguf(
     """
     import gguf
 
-    tensors = []
-    for name, shape in tensor_shapes(config).items():
-        rows = as_shape(name, shape)
-        tensors.append(_Tensor(name, gguf_name(name), rows, type_of(name, rows[-1]) if len(rows) > 1 else "f32"))
+    tensors = _tensors(config, type_of)
     total, done = sum(tensor.nbytes for tensor in tensors), 0
     with atomic_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, config.family)
@@ -122,8 +136,6 @@ def write_gguf(
 
 def as_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of a tensor in a GGUF file, rows first."""
-    from firsttoken_models.weights import EMBEDDING
-
     return shape if len(shape) == 1 or name == EMBEDDING else shape[::-1]
 
 

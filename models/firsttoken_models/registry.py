@@ -67,18 +67,21 @@ class BuiltinStudents:
     def quantise(
         self, source: str | Path, path: Path, kind: str, progress: Progress | None = None
     ) -> tuple[StoredType, ...]:
-        """Write a student, by its name or its GGUF file, as a GGUF file whose matrices are of one type."""
+        """Write a student, by its name or its GGUF file, as a GGUF file under a name of `POLICIES`."""
         from pathlib import Path
 
+        from firsttoken_compiler.formats.policy import policy_of
         from firsttoken_models.gguf_student import open_gguf
-        from firsttoken_models.gguf_write import uniform, write_gguf
+        from firsttoken_models.gguf_write import mixed, write_gguf
+
+        policy = policy_of(kind)
 
         if isinstance(source, Path):
             file = open_gguf(source)
             config, weights, words = file.config, file.float_weights(), file.file
         else:
             config, weights, words = self._real(source)
-        rule = uniform(kind, config)
+        rule = mixed(policy, config)
         return write_gguf(path, config, weights.tensor, rule, kind=kind, tokenizer=words, progress=progress)
 
     def _real(self, name: str) -> tuple[StudentConfig, FileWeights, GgufFile]:
