@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firsttoken_compiler.errors import TargetError
+from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.isa.vector_kernel import COST_CLASSES
 from firsttoken_compiler.target.load import MAX_FILE_BYTES, load_target, parse_target, preset_names
 from firsttoken_compiler.target.rates import matmul_cost
@@ -74,6 +75,42 @@ def test_hash_follows_values_and_not_sources(text: str) -> None:
     assert replace(base, clock_hz=2e9).content_hash != base.content_hash
     integer = parse_target(changed(text, r"clock_hz = \{ value = 1e9", "clock_hz = { value = 1000000000"), "t")
     assert integer.content_hash == base.content_hash
+
+
+def test_boundaries_are_the_targets_own_or_64_bytes(text: str) -> None:
+    textbook, snapdragon = parse_target(text.encode(), "t"), Target.load("snapdragon-x-elite")
+    assert "dram.alignment_bytes" not in textbook.provenance
+    assert [textbook.alignment(space) for space in (Space.DRAM, Space.SPAD)] == [64, 64]
+    assert textbook.alignment(Space.DRAM, matrix_weights=True) == 64
+    assert [snapdragon.alignment(space) for space in (Space.DRAM, Space.SPAD)] == [128, 128]
+    assert snapdragon.alignment(Space.SPAD, matrix_weights=True) == 2048
+    entry = '{ value = 256, grade = "assumed", source = "test" }'
+    wider = parse_target(changed(text, r"^controller_ns", f"alignment_bytes = {entry}\ncontroller_ns"), "t")
+    assert wider.alignment(Space.DRAM) == 256
+    assert wider.content_hash != textbook.content_hash
+
+
+@pytest.mark.parametrize(
+    ("before", "line", "message"),
+    [
+        ("controller_ns", "alignment_bytes = { value = 96,", "dram.alignment_bytes is 96, must be a power of two"),
+        ("controller_ns", "alignment_bytes = { value = 0,", "dram.alignment_bytes is 0, must be at least 1"),
+        ("issue_cycles", "tile_bytes = { value = 131072,", "matrix.tile_bytes is 131072, must be at most 65536"),
+        ("issue_cycles", "tile_bytes = { value = 1000,", "matrix.tile_bytes is 1000, must be a power of two"),
+        ("issue_cycles", "tile_byte = { value = 1024,", "unknown key matrix.tile_byte; nearest known key: tile_bytes"),
+    ],
+)
+def test_boundaries_that_cannot_be_are_named(text: str, before: str, line: str, message: str) -> None:
+    broken = changed(text, f"^{before}", f'{line} grade = "assumed", source = "test" }}\n{before}')
+    with pytest.raises(TargetError, match=re.escape(message)):
+        parse_target(broken, "t")
+
+
+def test_a_scratchpad_is_whole_matrix_tiles(text: str) -> None:
+    tile = 'tile_bytes = { value = 2048, grade = "assumed", source = "test" }\nissue_cycles'
+    smaller = changed(changed(text, "^issue_cycles", tile).decode(), r"value = 4194304", "value = 5120")
+    with pytest.raises(TargetError, match="scratchpad.bytes is 5120, must be a multiple of matrix.tile_bytes 2048"):
+        parse_target(smaller, "t")
 
 
 def test_a_file_is_loaded_by_path(tmp_path, text: str) -> None:

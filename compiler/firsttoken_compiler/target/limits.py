@@ -15,6 +15,7 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "matrix.macs_per_cycle": (1, 1 << 24),
     "matrix.fill_cycles": (0, 100_000),
     "matrix.issue_cycles": (0, 100_000),
+    "matrix.tile_bytes": (0, 1 << 16),
     "vector.lanes": (1, 65536),
     "vector.contexts": (1, 256),
     "vector.startup_cycles": (0, 100_000),
@@ -53,6 +54,7 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "dram.trefi_ns": (10, 1_000_000),
     "dram.trfc_ns": (1, 100_000),
     "dram.controller_ns": (0, 10_000),
+    "dram.alignment_bytes": (1, 1 << 16),
     "host.dispatch_us": (0, 10_000_000),
     "host.fallback_us": (0, 10_000_000),
     "host.flops": (1e6, 1e16),
@@ -78,7 +80,8 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
 
 POWERS_OF_TWO: Final = (
     "scratchpad.alignment_bytes", "scratchpad.banks", "scratchpad.bank_bytes", "dram.channel_bits", "dram.burst_length",
-    "dram.bank_groups", "dram.banks_per_group", "dram.page_bytes", "dram.interleave_bytes",
+    "dram.bank_groups", "dram.banks_per_group", "dram.page_bytes", "dram.interleave_bytes", "dram.alignment_bytes",
+    "matrix.tile_bytes",
 )  # fmt: skip
 """Values that cut an address into bit fields. The number of channels need not be one."""
 
@@ -87,6 +90,9 @@ def contradictions(plain: dict[str, Any]) -> Iterator[str]:
     """What is wrong between values that are each in range; `plain` holds values by section and field."""
     yield from _matrix(plain["matrix"], plain["energy"]["mac_pj"])
     yield from _memory(plain["scratchpad"], plain["dram"])
+    tile, pad = plain["matrix"]["tile_bytes"], plain["scratchpad"]["bytes"]
+    if tile and pad % tile:
+        yield f"scratchpad.bytes is {pad}, must be a multiple of matrix.tile_bytes {tile}"
 
 
 def _matrix(unit: dict[str, Any], energy: dict[str, float]) -> Iterator[str]:

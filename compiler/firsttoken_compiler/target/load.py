@@ -1,7 +1,8 @@
 """Reads a target file: TOML in, a validated `Target` out, and every mistake named by its dotted path.
 
 Every value in a file is a table `{ value = ..., grade = "...", source = "..." }`; only `npu.name`, `npu.description`
-and `npu.not_modelled` are plain. The schema is built from the dataclasses of `target.py`, so a field is declared once.
+and `npu.not_modelled` are plain. The schema is built from the dataclasses of `target.py`, so a field is declared once;
+a field with a default there may be left out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from types import GenericAlias
@@ -130,10 +131,13 @@ def _schema() -> type[BaseModel]:
 
     def section(name: str, cls: type) -> Any:
         members: dict[str, Any] = {}
+        defaults = _defaults(cls)
         for field, kind in get_type_hints(cls).items():
             path = f"{name}.{field}"
             if kind in (dict[str, int], dict[str, float]):
                 members[field] = (GenericAlias(dict, (str, entry(path, kind.__args__[1]))), ...)
+            elif field in defaults:
+                members[field] = (entry(path, kind), None)
             else:
                 members[field] = (entry(path, kind), ...)
         if name == "npu":
@@ -158,11 +162,19 @@ def _validate(document: dict[str, Any], origin: str) -> dict[str, Any]:
     checked: dict[str, Any] = model.model_dump()
     problems = list(_name_problems(checked))
     if not problems:
-        plain = {name: {field: _plain(value) for field, value in body.items()} for name, body in checked.items()}
+        plain = {
+            name: _defaults(_SECTIONS[name]) | {f: _plain(value) for f, value in body.items() if value is not None}
+            for name, body in checked.items()
+        }
         problems = list(contradictions(plain))
     if problems:
         _refuse(origin, problems)
     return plain
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """Values of the fields that a file may leave out."""
+    return {field.name: field.default for field in fields(cls) if field.default is not MISSING}
 
 
 def _refuse(origin: str, problems: list[str]) -> Any:
@@ -225,9 +237,9 @@ def _name_problems(document: dict[str, Any]) -> Iterator[str]:
             yield f"{path} is {value!r}, must be one of {', '.join(allowed)}"
     for path in POWERS_OF_TWO:
         section, field = path.split(".")
-        value = document[section][field]["value"]
-        if value & (value - 1):
-            yield f"{path} is {value}, must be a power of two"
+        given = document[section][field]
+        if given is not None and given["value"] & (given["value"] - 1):
+            yield f"{path} is {given['value']}, must be a power of two"
     for path in ("matrix.macs_per_cycle", "energy.mac_pj"):
         section, field = path.split(".")
         for key in document[section][field]:

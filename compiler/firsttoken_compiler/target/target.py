@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from firsttoken_compiler.isa.types import Space
+
 GRADES = ("datasheet", "measured", "derived", "fitted", "assumed")
 """How a value is known. `assumed`: not public, chosen within physical bounds until it is calibrated."""
 
@@ -31,6 +33,8 @@ class Matrix:
     """Tile: pipeline depth paid once per instruction. Systolic: 0, fill and drain follow from the array."""
     issue_cycles: int
     """Decode and issue per instruction."""
+    tile_bytes: int = 0
+    """Boundary on which the weights that the unit reads begin, in scratchpad and DRAM; 0: none of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Scratchpad:
     bank_bytes: int
     """Bytes per bank and cycle; also the interleave unit."""
     alignment_bytes: int
+    """Boundary on which every region of the scratchpad begins."""
     accumulator_bytes: int
 
 
@@ -106,6 +111,8 @@ class Dram:
     """`all-bank` or `per-bank`."""
     controller_ns: float
     """Fixed delay of controller, PHY and return path, added to every read."""
+    alignment_bytes: int = 64
+    """Boundary on which every region begins."""
 
     @property
     def burst_bytes(self) -> int:
@@ -204,6 +211,11 @@ class Target:
         for part in rest:
             found = found[part] if isinstance(found, dict) else getattr(found, part)
         return found
+
+    def alignment(self, space: Space, matrix_weights: bool = False) -> int:
+        """The boundary of regions in a memory; that of weights of the matrix unit where they are."""
+        own = {Space.DRAM: self.dram.alignment_bytes, Space.SPAD: self.scratchpad.alignment_bytes}.get(space, 1)
+        return max(own, self.matrix.tile_bytes) if matrix_weights else own
 
     def fs(self, nanoseconds: float) -> int:
         """Nanoseconds to femtoseconds."""
