@@ -109,7 +109,7 @@ def test_boundaries_that_cannot_be_are_named(text: str, before: str, line: str, 
 def test_a_scratchpad_is_whole_matrix_tiles(text: str) -> None:
     tile = 'tile_bytes = { value = 2048, grade = "assumed", source = "test" }\nissue_cycles'
     smaller = changed(changed(text, "^issue_cycles", tile).decode(), r"value = 4194304", "value = 5120")
-    with pytest.raises(TargetError, match="scratchpad.bytes is 5120, must be a multiple of matrix.tile_bytes 2048"):
+    with pytest.raises(TargetError, match=r"scratchpad.bytes is 5120, must be a multiple of matrix.tile_bytes 2048"):
         parse_target(smaller, "t")
 
 
