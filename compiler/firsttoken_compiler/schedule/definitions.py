@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from firsttoken_compiler.isa.types import Dtype
-from firsttoken_compiler.schedule import expressions, vector_definitions, vision_definitions
+from firsttoken_compiler.schedule import expressions, norm_definitions, vector_definitions, vision_definitions
 from firsttoken_compiler.schedule.quantised_definitions import QUANTISED, QUANTISED_BY_ELEMENT
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.schedule.windows import product_of, windows_of
@@ -45,14 +45,18 @@ def _store(spec: KernelSpec, value: Any, index: int = 0) -> Any:
     return value if dtype == "float32" else value.astype(dtype)
 
 
-def _quantise_rows(spec: KernelSpec, x: Any, rows: int, width: int) -> list[Any]:
-    """(values, scale) of the fp32 matrix x."""
-    qmax = QMAX[NAMES[spec.outs[0].dtype]]
+def _row_scale(x: Any, dtype: str, rows: int, width: int) -> Any:
+    """Scale of each row of the fp32 matrix x, [rows, 1]."""
     r = te.reduce_axis((0, width), "r")
     peak = te.compute((rows,), lambda i: te.max(te.abs(x[i, r]), axis=r), name="peak")
-    scale = te.compute((rows, 1), lambda i, _: te.max(peak[i], MIN_SCALE) * (1.0 / qmax), name="scale")
-    inverse = te.compute((rows,), lambda i: 1.0 / scale[i, 0], name="inverse")
+    return te.compute((rows, 1), lambda i, _: te.max(peak[i], MIN_SCALE) * (1.0 / QMAX[dtype]), name="scale")
+
+
+def _quantise_rows(spec: KernelSpec, x: Any, rows: int, width: int) -> list[Any]:
+    """(values, scale) of the fp32 matrix x."""
     dtype = NAMES[spec.outs[0].dtype]
+    scale = _row_scale(x, dtype, rows, width)
+    inverse = te.compute((rows,), lambda i: 1.0 / scale[i, 0], name="inverse")
     values = te.compute((rows, width), lambda i, j: te.round(x[i, j] * inverse[i]).astype(dtype), name="q")
     return [values, scale]
 
@@ -333,6 +337,8 @@ _DEFINITIONS: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
     "gather": _gather, "kv_append": _kv_append, "host": _host, "linear": _linear, "conv": _conv,
     "attention": _attention,
     "layer_norm": lambda spec, p: vector_definitions.layer_norm(spec, p, _quantise_rows),
+    "norm_stats": lambda spec, p: norm_definitions.norm_stats(spec, p, _row_scale),
+    "normalise": norm_definitions.normalise,
     **QUANTISED, **vector_definitions.DEFINITIONS, **vision_definitions.DEFINITIONS,
 }  # fmt: skip
 _BY_ELEMENT: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {

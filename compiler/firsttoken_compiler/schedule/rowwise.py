@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from firsttoken_compiler.isa.types import Dtype, Space
-from firsttoken_compiler.schedule import layout, vector_definitions
+from firsttoken_compiler.schedule import layout, norm_definitions, vector_definitions
 from firsttoken_compiler.schedule.definitions import element_definition
 from firsttoken_compiler.schedule.intrinsics import SPAD
 from firsttoken_compiler.schedule.kernel import Scheduled, annotate
@@ -21,7 +21,7 @@ from firsttoken_compiler.tvm.api import Schedule, te
 BY_ROWS: Final[dict[str, tuple[int, ...]]] = {
     "rms_norm": (0,), "swiglu": (0, 1), "quantise": (0,), "add": (0, 1), "rope": (0, 1, 2), "gather": (1,), "row": (),
     "kv_append": (0,), "columns": (0,), "layer_norm": (0,), "softmax": (0,), "reduce": (0,), "group_sums": (0,),
-    "unpack": (0,),
+    "unpack": (0,), "norm_stats": (0,),
 }  # fmt: skip
 """Operands that have a row per row of the result; of an elementwise operator their shapes say which they are."""
 KINDS_IN_PLACE: Final = ("kv_append",)
@@ -48,7 +48,7 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: Tar
 
 def by_rows(spec: KernelSpec) -> tuple[int, ...]:
     """Operands that have a row per row of the result."""
-    return vector_definitions.by_rows(spec) if spec.kind == "map" else BY_ROWS[spec.kind]
+    return vector_definitions.by_rows(spec) if spec.kind in ("map", "normalise") else BY_ROWS[spec.kind]
 
 
 def rows_of(spec: KernelSpec) -> int:
@@ -123,7 +123,7 @@ def _layouts(spec: KernelSpec, padded: int, pitches: list[int]) -> list[Layout]:
 
 def _stages(spec: KernelSpec) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Names of a kernel's blocks: inlined intermediates, those kept on chip, results."""
-    general = vector_definitions.stages(spec)
+    general = vector_definitions.stages(spec) or norm_definitions.stages(spec)
     if general is not None:
         return general
     rows = ("square", "factor") if spec.kind == "rms_norm" else ()

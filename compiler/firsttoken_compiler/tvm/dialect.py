@@ -152,6 +152,12 @@ def _quantised(c: Any, _context: Any) -> Any:
     return tensor([rows, width], out)
 
 
+def _norm_stats(c: Any, _context: Any) -> Any:
+    """A column per number of a row; see `schedule.norm_definitions`."""
+    count = 1 + (str(c.attrs["norm"]) == "layer_norm") + (str(c.attrs["out"]) in ("int8", "int16"))
+    return relax.TupleType([tensor([shape_of(c.args[0])[0], 1], "float32") for _ in range(count)])
+
+
 def _unpack(c: Any, _context: Any) -> Any:
     rows, width = shape_of(c.args[0])
     return tensor([rows, 2 * width], str(c.attrs["out"]))
@@ -226,6 +232,10 @@ CANONICAL: dict[str, Infer] = {
     "npu.columns": _columns,  # (x [m, h]); first, width -> [m, width]
     # (x [m, h], gamma [h][, beta [h]]); eps -> [m, h], with int8/int16 out: ([m, h], scale [m, 1])
     "npu.layer_norm": _quantised,
+    # (x [m, h], gamma [h][, beta [h]]); norm rms_norm or layer_norm, eps, out (the type of the rows) -> ([mean [m, 1],]
+    # factor [m, 1][, scale [m, 1] of integer rows]); with `normalise` the same rows as the operator that `norm` names
+    "npu.norm_stats": _norm_stats,
+    "npu.normalise": declared,  # (x [m, h], the results of norm_stats, gamma [h][, beta [h]]); norm, out -> [m, h]
     # (matrices [rows, width], rows [width] or [1, width], columns [rows, 1], numbers [1]); expr, a microprogram over
     # their elements; rows, width -> [rows, width]
     "npu.map": _map,
