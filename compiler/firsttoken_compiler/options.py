@@ -2,25 +2,81 @@
 
 import json
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Final
 
 from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.formats.policy import FLOAT_BYTES, POLICIES, ROLES, policy_of, type_of
+from firsttoken_compiler.formats.types import BLOCK_TYPES
 
-WEIGHTS: Final = ("int4", "int8", "fp16")
+INTEGERS: Final = {"int4": 4, "int8": 8}
+"""Integer weights and their bits: a scale, with `asymmetric` a zero point, per group and column."""
+FORMATS: Final = (*INTEGERS, "fp16", *BLOCK_TYPES)
+"""What one matrix can be stored in."""
+WEIGHTS: Final = (*INTEGERS, "fp16", *(name for name in POLICIES if name not in FLOAT_BYTES))
+"""Formats and mixtures of them. A name that is both is the mixture: its type everywhere, but for the head."""
 ACTS: Final = ("int8", "int16", "fp16")
 GROUPS: Final = ("32", "64", "128", "channel")
 NORM_CACHES: Final = ("int8", "int16", "fp16", "off")
 STORAGES: Final = ("fp16", "fp32")
 KV_CACHES: Final = ("fp16", "int8")
+OF_BITS: Final = {4: "int4", 8: "int8", 16: "fp16"}
+MATRICES: Final = tuple(role for role in ROLES if role != "norm")
+"""Roles whose format can be chosen."""
+EMBEDDING: Final = "token_embd"
+HALF: Final = "fp16"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRule:
+    """A format for some matrices.
+
+    Attributes:
+        role: a role of `formats.policy.ROLES`, or a pattern of them such as `attn_*`.
+        weights: one of `FORMATS`.
+        layers: first and last layer of each range; empty for every matrix of the role, in layers or not.
+    """
+
+    role: str
+    weights: str
+    layers: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises OptionError naming the value, and what is possible."""
+        object.__setattr__(self, "layers", tuple((int(first), int(last)) for first, last in self.layers))
+        if not any(fnmatchcase(role, self.role) for role in MATRICES):
+            raise OptionError(f"role {self.role!r} is none of {', '.join(MATRICES)}, nor a pattern of them")
+        if self.weights not in FORMATS:
+            raise OptionError(f"weights {self.weights!r} is not one of {', '.join(FORMATS)}")
+        if self.role == EMBEDDING and self.weights in INTEGERS:
+            raise OptionError(
+                f"weights {self.weights!r}: rows of the token table are gathered from fp16 or blocks "
+                f"({', '.join(BLOCK_TYPES)}), not from {self.weights}"
+            )
+        if any(not 0 <= first <= last for first, last in self.layers):
+            raise OptionError(f"layers {self.layers}: each range is from a layer of at least 0 to one not before it")
+
+    def covers(self, role: str, layer: int | None) -> bool:
+        """Whether it is for a matrix; `layer` None outside the layers."""
+        if not fnmatchcase(role, self.role):
+            return False
+        return not self.layers or (layer is not None and any(first <= layer <= last for first, last in self.layers))
+
+    def text(self) -> str:
+        """As `--mix` reads it."""
+        ranges = "+".join(str(first) if first == last else f"{first}-{last}" for first, last in self.layers)
+        return f"{self.role}{'@' if ranges else ''}{ranges}={self.weights}"
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
     """Types of weights and activations.
 
+    `weights` is one of `WEIGHTS`; `rules` come before it, the first that covers a matrix decides, and after them
+    `layer_bits`, the weights' bits per layer (4, 8, 16; 0 keeps `weights`).
+    `asymmetric` gives integer weights zero points.
     `norm_cache` is the type in which a norm's result is kept for its consumers; an integer type is also the activation
     type of those consumers. `off`: every consumer computes the norm again.
-    `layer_bits` overrides the weights' bits per layer (4, 8, 16; 0 keeps `weights`).
     `kv_cache` is the type in which keys and values are kept: int8 with a scale per token and head, or fp16.
     `storage` is the type of floating-point values between operators; with fp32 only what the matrix unit reads is fp16.
     """
@@ -32,6 +88,8 @@ class Precision:
     layer_bits: tuple[int, ...] = ()
     storage: str = "fp16"
     kv_cache: str = "fp16"
+    asymmetric: bool = False
+    rules: tuple[WeightRule, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises OptionError naming the option, the value, and what is possible."""
@@ -42,30 +100,60 @@ class Precision:
         ):  # fmt: skip
             if value not in known:
                 raise OptionError(f"{name} {value!r} is not one of {', '.join(known)}")
-        if self.weights == "fp16" and self.acts != "fp16":
+        if any(bits not in (0, *OF_BITS) for bits in self.layer_bits):
+            raise OptionError(f"bits per layer {self.layer_bits}: each must be 4, 8 or 16 (0 keeps --weights)")
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        """Combinations that do not exist."""
+        if self.weights == HALF and self.acts != HALF:
             raise OptionError(
                 f"--weights fp16 needs --acts fp16, not {self.acts}: no unit multiplies {self.acts} by fp16"
             )
-        if self.weights == "fp16" and self.norm_cache in ("int8", "int16"):
+        if self.weights == HALF and self.norm_cache in ("int8", "int16"):
             raise OptionError(
                 f"--norm-cache {self.norm_cache} feeds integers to fp16 weights; choose fp16 or off with --weights fp16"
             )
-        if any(bits not in (0, 4, 8, 16) for bits in self.layer_bits):
-            raise OptionError(f"bits per layer {self.layer_bits}: each must be 4, 8 or 16 (0 keeps --weights)")
+        chosen = (self.weights, *(rule.weights for rule in self.rules))
+        blocks = next((name for name in chosen if name in POLICIES), None)
+        for option, value in (("--acts", self.acts), ("--norm-cache", self.norm_cache)):
+            if blocks is not None and value == "int16":
+                raise OptionError(
+                    f"{option} int16 does not go with weights in blocks ({blocks}): their products are products of fp16, "
+                    "which holds integers up to 2048; choose int8 or fp16, or int4 or int8 weights"
+                )
+        integers = any(name in INTEGERS for name in chosen) or any(OF_BITS.get(b) in INTEGERS for b in self.layer_bits)
+        if self.asymmetric and not integers:
+            raise OptionError(f"--asymmetric gives int4 and int8 weights zero points, and --weights is {self.weights}")
 
-    def weight_bits(self, layer: int | None) -> int:
-        """Bits of a linear operator's weights; `layer` None outside the layers."""
-        override = self.layer_bits[layer] if layer is not None and layer < len(self.layer_bits) else 0
-        return override or {"int4": 4, "int8": 8, "fp16": 16}[self.weights]
+    def format_of(self, role: str = "other", layer: int | None = None, layers: int = 0, k: int = 0) -> str:
+        """The format of a matrix, one of `FORMATS`.
+
+        Args:
+            role: what it does, one of `formats.policy.ROLES`.
+            layer: the layer that it is in; None outside the layers.
+            layers: how many layers the student has.
+            k: weights of a row, along which blocks lie.
+        """
+        rule = next((rule for rule in self.rules if rule.covers(role, layer)), None)
+        bits = self.layer_bits[layer] if layer is not None and layer < len(self.layer_bits) else 0
+        wanted = rule.weights if rule is not None else OF_BITS.get(bits, self.weights)
+        if wanted in POLICIES:
+            found = type_of(policy_of(wanted), role if rule is None else "other", layer or 0, layers, k)
+            return HALF if found in FLOAT_BYTES else found
+        return HALF if role == EMBEDDING else wanted
 
     def canonical_json(self) -> str:
         """Stable text for content hashing."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def resolve(weights: str, acts: str | None, group: str, norm_cache: str | None) -> Precision:
-    """Fills what was left open: integer weights go with int8 activations and an int8 norm cache, fp16 with fp16."""
-    acts = acts or ("fp16" if weights == "fp16" else "int8")
+def resolve(
+    weights: str, acts: str | None, group: str, norm_cache: str | None, *, asymmetric: bool = False,
+    rules: tuple[WeightRule, ...] = (),
+) -> Precision:  # fmt: skip
+    """Fills what was left open: integer weights go with int8 activations and an int8 norm cache, others with fp16."""
+    acts = acts or ("int8" if weights in INTEGERS else HALF)
     if norm_cache is None:
-        norm_cache = "fp16" if acts == "fp16" else acts
-    return Precision(weights, acts, group, norm_cache)
+        norm_cache = acts
+    return Precision(weights, acts, group, norm_cache, asymmetric=asymmetric, rules=rules)

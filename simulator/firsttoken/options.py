@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from firsttoken_compiler.errors import OptionError
-from firsttoken_compiler.options import Precision, resolve
+from firsttoken_compiler.options import Precision, WeightRule, resolve
 
 Progress = Callable[[str, float, float], None]
 """Called with (stage, done, total) by everything that takes long."""
@@ -18,7 +18,8 @@ class RunOptions:
     """Number formats and seed; the defaults are those of the command line.
 
     Attributes:
-        weights: "int4", "int8" or "fp16".
+        weights: "int4", "int8", "fp16", a type of blocks ("q4_k") or a mixture of them ("q4_k_m"); for weights that are
+            floats, as those that a file stores quantised stay as they are.
         acts: "int8", "int16" or "fp16"; None for what goes with the weights.
         group: weights that share a scale: "32", "64", "128" or "channel".
         norm_cache: "int8", "int16", "fp16" or "off"; None for what goes with the activations.
@@ -27,6 +28,8 @@ class RunOptions:
         fallback: whether the host computes what the NPU cannot; without it that is an error.
         weights_absent: whether an ONNX file may lack its external weights, which no time depends on.
         layer_bits: bits of the weights per layer (4, 8, 16; 0 for `weights`), before the bits that the student names.
+        asymmetric: whether integer weights have zero points.
+        rules: formats for some of the matrices, before `layer_bits` and `weights`; the first that covers one decides.
     """
 
     weights: str = "int4"
@@ -38,10 +41,13 @@ class RunOptions:
     fallback: bool = True
     weights_absent: bool = False
     layer_bits: tuple[int, ...] = ()
+    asymmetric: bool = False
+    rules: tuple[WeightRule, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises OptionError for a combination that does not exist."""
         object.__setattr__(self, "layer_bits", tuple(self.layer_bits))
+        object.__setattr__(self, "rules", tuple(self.rules))
         self.precision()
 
     def precision(self, student_bits: tuple[int, ...] = ()) -> Precision:
@@ -53,7 +59,9 @@ class RunOptions:
             )
         asked = self.layer_bits + (0,) * (len(student_bits) - len(self.layer_bits))
         bits = tuple(a or b for a, b in zip(asked, student_bits, strict=True)) if student_bits else asked
-        chosen = resolve(self.weights, self.acts, self.group, self.norm_cache)
+        chosen = resolve(
+            self.weights, self.acts, self.group, self.norm_cache, asymmetric=self.asymmetric, rules=self.rules
+        )
         return replace(chosen, layer_bits=bits if any(bits) else (), kv_cache=self.kv_cache)
 
     def meta(self) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def test_bits_per_layer(uneven: StudentConfig) -> None:
     assert subject_of(uneven).layer_bits == (0, 4, 0)
     asked = RunOptions(weights="int8", layer_bits=(16,))
     assert asked.precision((0, 4, 0)).layer_bits == (16, 4, 0)
-    assert asked.precision((0, 4, 0)).weight_bits(1) == 4
+    assert asked.precision((0, 4, 0)).format_of("ffn_up", 1) == "int4"
     assert RunOptions(weights="int8").precision((0, 0, 0)).layer_bits == ()
     with pytest.raises(OptionError, match="layer_bits has 4 entries, the student has 3 layers"):
         RunOptions(layer_bits=(4, 4, 4, 4)).precision((0, 4, 0))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.options import Precision
 from firsttoken_compiler.passes.canonicalise import Canonical
@@ -161,7 +162,10 @@ class _State:
 
     def _declare_packed(self, call: Any, argument: Any) -> None:
         source = self.weights[argument.name]
-        bits = self.precision.weight_bits(layer_of(source))
+        chosen = self.precision.format_of("other", layer_of(source))
+        if chosen in BLOCK_TYPES:
+            raise OptionError(f"weight {source} as {chosen}: products on blocks made of floats are not here yet")
+        bits = {"int4": 4, "int8": 8, "fp16": 16}[chosen]
         self._require_pair(bits)
         k, n = int(call.attrs["k"]), int(call.attrs["n"])
         group = 0 if bits == 16 else k if self.precision.group == "channel" else min(k, int(self.precision.group))
