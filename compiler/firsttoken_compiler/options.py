@@ -119,8 +119,8 @@ class Precision:
         for option, value in (("--acts", self.acts), ("--norm-cache", self.norm_cache)):
             if blocks is not None and value == "int16":
                 raise OptionError(
-                    f"{option} int16 does not go with weights in blocks ({blocks}): their products are products of fp16, "
-                    "which holds integers up to 2048; choose int8 or fp16, or int4 or int8 weights"
+                    f"{option} int16 does not go with weights in blocks ({blocks}): their products are of fp16, which "
+                    "holds all integers up to 2048 only; choose int8 or fp16, or int4 or int8 weights"
                 )
         integers = any(name in INTEGERS for name in chosen) or any(OF_BITS.get(b) in INTEGERS for b in self.layer_bits)
         if self.asymmetric and not integers:

@@ -18,7 +18,6 @@ from firsttoken_compiler.options import (
     resolve,
 )
 
-
 COMBINATIONS = list(itertools.product(("int4", "int8", "fp16", "q4_k", "q5_k_m"), ACTS, GROUPS, NORM_CACHES))
 
 
