@@ -71,7 +71,8 @@ class _Run:
             return None
 
     def _all(self, student: OnnxStudent, target: Target, precision: Precision, meta: dict[str, Any]) -> Program:
-        from firsttoken_compiler.codegen.assemble import Compiled, assemble, schedule_all
+        from firsttoken_compiler.codegen.assemble import assemble, schedule_all
+        from firsttoken_compiler.codegen.memory_map import Compiled
         from firsttoken_compiler.codegen.names import norm_lines, signature, stored_lines
         from firsttoken_compiler.codegen.verify import verify
         from firsttoken_compiler.frontend.contrib import prepare

@@ -1,0 +1,141 @@
+"""The memory map of a program: where every tensor lies, in DRAM or in the scratchpad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from firsttoken_compiler.codegen.weights import packed_bytes
+from firsttoken_compiler.errors import StudentError
+from firsttoken_compiler.frontend.importer import host_dtype
+from firsttoken_compiler.frontend.partition import Segment
+from firsttoken_compiler.frontend.values import TensorType
+from firsttoken_compiler.isa.program import Packing, Tensor
+from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.passes.canonicalise import Canonical
+from firsttoken_compiler.passes.lower import Launches
+from firsttoken_compiler.passes.place import Placement
+from firsttoken_compiler.passes.quantise import Quantised
+from firsttoken_compiler.schedule.rowwise import KINDS_IN_PLACE
+from firsttoken_compiler.schedule.spec import DTYPES, Arg
+from firsttoken_compiler.target.target import Target
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the passes before assembly made."""
+
+    canonical: Canonical
+    quantised: Quantised
+    launches: Launches
+    placement: Placement
+    weights: dict[str, str]
+    """Parameter → initialiser."""
+    inputs: dict[str, str]
+    """Parameter → ONNX input."""
+    segments: tuple[Segment, ...] = ()
+    """What the host computes."""
+
+
+@dataclass
+class MemoryMap:
+    """The memory map: every tensor once, in DRAM or resident in the scratchpad."""
+
+    compiled: Compiled
+    target: Target
+    tensors: list[Tensor] = field(default_factory=list)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    address: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(kind, name) of a value → address."""
+    kv: dict[str, str] = field(default_factory=dict)
+    end: int = 0
+
+    def plan(self) -> None:
+        """Inputs, caches, outputs and activations, then constants and weights."""
+        launches = self.compiled.launches
+        past = self._caches()
+        for name, arg in launches.params.items():
+            if name in self.compiled.inputs and name not in past:
+                self._dram(("param", name), self.compiled.inputs[name], "input", arg)
+        self._outputs()
+        for storage in launches.storages:
+            self._storage(storage.name, storage.nbytes)
+        for name, arg in launches.params.items():
+            if name not in self.compiled.inputs:
+                self._weight(name, arg)
+        for segment in self.compiled.segments:
+            for name in segment.weights:
+                self._host_weight(name, segment.types[name])
+
+    def _caches(self) -> set[str]:
+        """Past caches share the tensor of the present one; returns their parameters."""
+        past: set[str] = set()
+        names = self._output_names()
+        for launch in self.compiled.launches.launches:
+            if launch.spec.kind in KINDS_IN_PLACE and len(launch.args) > 1:
+                source, present = launch.args[1], launch.outs[0]
+                if source.kind != "param" or present.name not in names:
+                    raise StudentError(
+                        f"the cache {source.name!r} is appended to, but is no graph input with a matching output"
+                    )
+                past.add(source.name)
+                self.kv[self.compiled.inputs[source.name]] = names[present.name]
+        return past
+
+    def _output_names(self) -> dict[str, str]:
+        """Planned name of every output value → ONNX output."""
+        values, names = self.compiled.launches.outputs, self.compiled.canonical.outputs
+        return {value.name: name for value, name in zip(values, names, strict=True)}
+
+    def _outputs(self) -> None:
+        """Caches are three-dimensional; one of a single row may have become a view of what its product writes."""
+        names = self._output_names()
+        returned = {value.name: value.arg for value in self.compiled.launches.outputs}
+        for launch in self.compiled.launches.launches:
+            for value in launch.outs:
+                if value.kind == "output" and ("output", value.name) not in self.address:
+                    arg = returned.get(value.name, value.arg)
+                    kind = "kv" if len(arg.shape) == 3 else "output"
+                    self._dram(("output", value.name), names.get(value.name, value.name), kind, arg)
+
+    def _storage(self, name: str, nbytes: int) -> None:
+        placement = self.compiled.placement
+        if name in placement.resident:
+            at, nbytes = placement.resident[name], placement.sizes[name]
+            self.address["storage", name] = at
+            self.tensors.append(Tensor(name, "activation", Space.SPAD, at, nbytes, Dtype.I8, (nbytes,)))
+        else:
+            self._dram(("storage", name), name, "activation", Arg((nbytes,), Dtype.I8))
+
+    def _weight(self, name: str, arg: Arg) -> None:
+        packing = self.compiled.quantised.packings.get(name)
+        constant = self.compiled.canonical.constants.get(name)
+        if packing is not None:
+            nbytes = 0 if packing.form == "plain" else packed_bytes(packing)
+            self._dram(("param", name), name, "weight", arg, packing, nbytes)
+        elif constant is not None:
+            data = np.ascontiguousarray(constant.astype(arg.dtype.numpy)).reshape(-1).view(np.uint8)
+            self.constants[name] = data
+            self._dram(("param", name), name, "constant", arg)
+        else:
+            plain = Packing(self.compiled.weights[name], "plain", 0, 0, 0, arg.dtype.bits, 0, False)
+            self._dram(("param", name), name, "weight", arg, plain)
+
+    def _host_weight(self, name: str, kind: TensorType) -> None:
+        """An initialiser as the ONNX file has it, for the host alone."""
+        if ("host", name) in self.address:
+            return
+        arg = Arg(kind.shape, DTYPES[host_dtype(kind.elem_type, name)])
+        plain = Packing(name, "plain", 0, 0, 0, arg.dtype.bits, 0, False)
+        self._dram(("host", name), f"host:{name}", "weight", arg, plain)
+
+    def _dram(
+        self, key: tuple[str, str], name: str, kind: str, arg: Arg, packing: Packing | None = None, nbytes: int = 0
+    ) -> None:
+        align = self.target.scratchpad.alignment_bytes
+        at = -(-self.end // align) * align
+        nbytes = nbytes or arg.nbytes
+        self.address[key] = at
+        self.end = at + nbytes
+        self.tensors.append(Tensor(name, kind, Space.DRAM, at, nbytes, arg.dtype, arg.shape, packing))
