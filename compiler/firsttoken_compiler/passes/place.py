@@ -74,9 +74,39 @@ class Place:
                     sizes.pop(value.name, None)
         for name in launches.reshaped:
             sizes.pop(name, None)
+        demanded = _demanded(launches, sizes, budget, self.target)
         resident: dict[str, int] = {}
         used = 0
-        for name in sorted(sizes, key=lambda name: (-traffic[name] / max(1, sizes[name]), name)):
+        for name in sorted(sizes, key=lambda name: (name not in demanded, -traffic[name] / max(1, sizes[name]), name)):
             if used + sizes[name] <= budget:
                 resident[name], used = used, used + sizes[name]
         return Placement(resident, {name: sizes[name] for name in resident}, used, pad.bytes)
+
+
+def _demanded(launches: Launches, sizes: dict[str, int], budget: int, target: Target) -> set[str]:
+    """Storages of normalised rows that have to be resident; those that may not be are taken out of `sizes`.
+
+    Raises AllocationError when not all of the former fit.
+    """
+    asked = [(launch, str(launch.spec.get("place"))) for launch in launches.launches if launch.spec.get("place")]
+    for launch, place in asked:
+        if place == "dram":
+            sizes.pop(launch.outs[0].name, None)
+    found: set[str] = set()
+    for launch, place in asked:
+        name = launch.outs[0].name
+        if place != "scratchpad" or name in found:
+            continue
+        taken = sum(sizes[other] for other in found)
+        if name not in sizes or taken + sizes[name] > budget:
+            why = (
+                f"they take {sizes[name]} bytes, and {budget - taken} of {target.scratchpad.bytes} are free for them"
+                if name in sizes
+                else "the host reads them, or they share their memory with what lies in DRAM"
+            )
+            raise AllocationError(
+                f"target {target.name}: the rows of norm {launch.label} cannot stay in the scratchpad: {why}; choose "
+                "--norm-cache-place auto, a narrower --norm-cache, or a shorter prompt"
+            )
+        found.add(name)
+    return found

@@ -79,9 +79,10 @@ def normalise(spec: KernelSpec, p: list[Any]) -> list[Any]:
     x, numbers, (gamma, *beta) = p[0], dict(zip(names, p[1:], strict=False)), p[1 + len(names) :]
     row = Row(numbers["factor"], numbers.get("mean"), gamma, beta[0] if beta else None)
     shape, dtype = spec.outs[0].shape, NAMES[spec.outs[0].dtype]
+    if spec.outs[0].dtype is Dtype.F32:
+        return [te.compute(shape, lambda i, j: row.element(x, i, j), name="out")]
     if "scale" not in numbers:
-        narrow = (lambda v: v) if spec.outs[0].dtype is Dtype.F32 else (lambda v: v.astype(dtype))
-        return [te.compute(shape, lambda i, j: narrow(row.element(x, i, j)), name="out")]
+        return [te.compute(shape, lambda i, j: row.element(x, i, j).astype(dtype), name="out")]
     inverse = te.compute((shape[0],), lambda i: 1.0 / numbers["scale"][i, 0], name="inverse")
     return [te.compute(shape, lambda i, j: te.round(row.element(x, i, j) * inverse[i]).astype(dtype), name="out")]
 
