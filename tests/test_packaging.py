@@ -14,7 +14,7 @@ PACKAGES = {
     "firsttoken": "simulator",
     "firsttoken_models": "models",
 }
-DATA = (".py", ".toml", ".j2")
+DATA = (".py", ".toml", ".j2", ".txt")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from firsttoken.api import compile, execute, generate, run, simulate
+    from firsttoken.api import compile, execute, generate, quality, run, simulate
     from firsttoken.cost import CostModel, Estimate
     from firsttoken.options import RunOptions
     from firsttoken_compiler.target.target import Target
@@ -24,12 +24,14 @@ _HOMES: Final = {
     "compile": "firsttoken.api",
     "execute": "firsttoken.api",
     "generate": "firsttoken.api",
+    "quality": "firsttoken.api",
     "run": "firsttoken.api",
     "simulate": "firsttoken.api",
 }
 
 __all__ = [
-    "CostModel", "Estimate", "RunOptions", "Target", "__version__", "compile", "execute", "generate", "run", "simulate",
+    "CostModel", "Estimate", "RunOptions", "Target", "__version__", "compile", "execute", "generate", "quality",
+    "run", "simulate",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The verbs: compile, simulate, run, generate. Whatever is heavy is imported when a verb needs it."""
+"""The verbs: compile, simulate, run, generate, quality. Whatever is heavy is imported when a verb needs it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.target.target import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from firsttoken.answer import GenerateResult
+    from firsttoken.fidelity import QualityResult
     from firsttoken_compiler.isa.program import Program
     from firsttoken_simulator.energy import EnergyResult
     from firsttoken_simulator.report.document import RunDocument
@@ -194,6 +195,36 @@ def generate(
     return answer(
         subject_of(student), prompt_text, max_new_tokens, options, target_of(target), compare is not None, progress
     )
+
+
+def quality(
+    student: StudentLike,
+    target: TargetLike = "snapdragon-x-elite",
+    *,
+    formats: Sequence[RunOptions] = (DEFAULTS,),
+    windows: int = 4,
+    tokens: int = 128,
+    progress: Progress | None = None,
+) -> QualityResult:
+    """Divergence from the float32 run, agreement with it and perplexity of a student on the project's own text.
+
+    Logits of all tokens come from the functional machine, which executes the program of each format, and from
+    onnxruntime on the float32 graph.
+
+    Args:
+        student: a GGUF file, or the name of a student that has weights and a tokenizer here.
+        target: the machine that it is compiled for.
+        formats: number formats, a row of the result each.
+        windows: stretches of the text, each read from position 0 on.
+        tokens: tokens of each.
+        progress: called with (stage, done, total).
+
+    Raises:
+        FirsttokenError: the input is at fault; the message names the remedy.
+    """
+    from firsttoken.fidelity import measure_quality
+
+    return measure_quality(subject_of(student), formats, target_of(target), windows, tokens, progress)
 
 
 def target_of(target: TargetLike) -> Target:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 import typer
 
 from firsttoken.progress import Bar
+from firsttoken.verbs.quality import quality
 from firsttoken.verbs.quantise import quantise
 from firsttoken_compiler.errors import FirsttokenError, OptionError
 
@@ -41,6 +42,7 @@ students_app = typer.Typer(help="The students that installed plug-ins provide.",
 app.add_typer(targets_app, name="targets")
 app.add_typer(students_app, name="students")
 app.command()(quantise)
+app.command()(quality)
 
 Student = Annotated[str, typer.Argument(help="An ONNX or GGUF file, or a built-in student.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", help="A preset (see 'firsttoken targets') or a .toml file.")]

@@ -1,0 +1,77 @@
+"""`firsttoken quality`: what low precision costs in the student's own words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from firsttoken.progress import Bar
+
+if TYPE_CHECKING:
+    from firsttoken.fidelity import QualityResult, QualityRow
+
+COLUMNS: Final = (
+    "weights", "acts", "group", "norm cache", "weights in DRAM", "KL mean, nats", "KL 99 %", "same top 1", "perplexity",
+    "against fp32",
+)  # fmt: skip
+
+
+def quality(
+    student: Annotated[str, typer.Argument(help="A built-in student with weights, or a GGUF file.")],
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="TYPE[,TYPE...]", help="Types of the weights, a row each.")
+    ] = "int4",
+    acts: Annotated[str | None, typer.Option("--acts", help="Type of the activations; default as in 'run'.")] = None,
+    group: Annotated[str, typer.Option("--group", help="Weights that share a scale: 32, 64, 128, channel.")] = "128",
+    norm_cache: Annotated[
+        str | None, typer.Option("--norm-cache", help="How normalised rows are kept; default as in 'run'.")
+    ] = None,
+    target: Annotated[str, typer.Option("--target", help="A preset or a .toml file.")] = "snapdragon-x-elite",
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Stretches of the text; SmolLM2 has 16.")] = 4,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens of each.")] = 128,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Measure KL divergence, top-1 agreement and perplexity against fp32 on a text, by executing the program."""
+    from firsttoken import api
+    from firsttoken.options import RunOptions
+
+    names = dict.fromkeys(name.strip() for name in weights.split(",") if name.strip())
+    formats = [RunOptions(weights=name, acts=acts, group=group, norm_cache=norm_cache) for name in names]
+    with Bar() as bar:
+        result = api.quality(
+            student, target, formats=formats, windows=windows, tokens=tokens, progress=bar.update
+        )
+    if as_json:
+        print(result.to_json())
+    else:
+        show(result)
+
+
+def show(result: QualityResult) -> None:
+    """Prints the table and what it was measured on."""
+    from firsttoken.cli import table
+    from firsttoken_simulator.report.plain import plain
+
+    table([*COLUMNS], [cells(row) for row in result.rows])
+    print(
+        f"{plain(result.student)} on {result.target}: {result.windows} windows of {result.window_tokens} tokens of "
+        f"{result.text}; perplexity of the float32 graph in onnxruntime {result.reference_perplexity:.3f} "
+        f"± {result.reference_perplexity_error:.3f}; ± is one standard error, tokens taken as independent"
+    )
+
+
+def cells(row: QualityRow) -> list[str]:
+    """One format as text."""
+    return [
+        row.weights,
+        row.activations,
+        row.group if row.weights.startswith("int") else "-",
+        row.norm_cache,
+        f"{row.weight_bytes / 1e6:.1f} MB",
+        f"{row.kl_mean:.3g} ± {row.kl_mean_error:.1g}",
+        f"{row.kl_p99:.3g}",
+        f"{100 * row.top1_agreement:.1f} ± {100 * row.top1_agreement_error:.1f} %",
+        f"{row.perplexity:.3f}",
+        f"{100 * (row.perplexity_ratio - 1):+.2f} ± {100 * row.perplexity_ratio_error:.2f} %",
+    ]
