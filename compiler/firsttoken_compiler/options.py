@@ -17,7 +17,8 @@ WEIGHTS: Final = (*INTEGERS, "fp16", *(name for name in POLICIES if name not in 
 """Formats and mixtures of them. A name that is both is the mixture: its type everywhere, but for the head."""
 ACTS: Final = ("int8", "int16", "fp16")
 GROUPS: Final = ("32", "64", "128", "channel")
-NORM_CACHES: Final = ("int8", "int16", "fp16", "off")
+NORM_CACHES: Final = ("int8", "int16", "fp16", "off", "statistics", "auto")
+NORM_PLACES: Final = ("auto", "scratchpad", "dram")
 STORAGES: Final = ("fp16", "fp32")
 KV_CACHES: Final = ("fp16", "int8")
 OF_BITS: Final = {4: "int4", 8: "int8", 16: "fp16"}
@@ -76,7 +77,10 @@ class Precision:
     `layer_bits`, the weights' bits per layer (4, 8, 16; 0 keeps `weights`).
     `asymmetric` gives integer weights zero points.
     `norm_cache` is the type in which a norm's result is kept for its consumers; an integer type is also the activation
-    type of those consumers. `off`: every consumer computes the norm again.
+    type of those consumers. `off`: every consumer computes the norm again; `statistics`: from the numbers of each row,
+    which are kept; `auto`: what costs least of these and of rows in the type of the activations.
+    `norm_cache_place` is where rows that are kept lie; `auto` lets what is touched most per byte have the scratchpad.
+    `residual_spill` is the type of those sums of the residual stream that lie in DRAM.
     `kv_cache` is the type in which keys and values are kept: int8 with a scale per token and head, or fp16.
     `storage` is the type of floating-point values between operators; with fp32 only what the matrix unit reads is fp16.
     """
@@ -90,6 +94,8 @@ class Precision:
     kv_cache: str = "fp16"
     asymmetric: bool = False
     rules: tuple[WeightRule, ...] = ()
+    norm_cache_place: str = "auto"
+    residual_spill: str = "fp32"
 
     def __post_init__(self) -> None:
         """Raises OptionError naming the option, the value, and what is possible."""
@@ -97,6 +103,8 @@ class Precision:
             ("--weights", self.weights, WEIGHTS), ("--acts", self.acts, ACTS),
             ("--group", self.group, GROUPS), ("--norm-cache", self.norm_cache, NORM_CACHES),
             ("storage", self.storage, STORAGES), ("--kv-cache", self.kv_cache, KV_CACHES),
+            ("--norm-cache-place", self.norm_cache_place, NORM_PLACES),
+            ("--residual-spill", self.residual_spill, STORAGES),
         ):  # fmt: skip
             if value not in known:
                 raise OptionError(f"{name} {value!r} is not one of {', '.join(known)}")
@@ -109,6 +117,11 @@ class Precision:
         if self.weights == HALF and self.acts != HALF:
             raise OptionError(
                 f"--weights fp16 needs --acts fp16, not {self.acts}: no unit multiplies {self.acts} by fp16"
+            )
+        if self.norm_cache in ("off", "statistics") and self.norm_cache_place != "auto":
+            raise OptionError(
+                f"--norm-cache {self.norm_cache} keeps no rows that could lie in {self.norm_cache_place}: "
+                "leave out --norm-cache-place"
             )
         if self.weights == HALF and self.norm_cache in ("int8", "int16"):
             raise OptionError(

@@ -92,7 +92,7 @@ class _Run:
         imported, canonical = split(student, self.fallback, self.done, frozenset(target.matrix.macs_per_cycle))
         quantised = Quantise(precision, target).run(canonical, imported.weights)
         self.done("quantise", quantised.module)
-        quantised, decisions = CacheNorms(precision.norm_cache).run(quantised)
+        quantised, decisions = CacheNorms.of(precision.norm_cache, precision.norm_cache_place).run(quantised)
         self.done("cache-norms", quantised.module)
         quantised, canonical = FuseWindows().run(*Fuse().run(quantised, canonical))
         self.done("fuse", quantised.module)

@@ -22,7 +22,8 @@ class RunOptions:
             floats, as those that a file stores quantised stay as they are.
         acts: "int8", "int16" or "fp16"; None for what goes with the weights.
         group: weights that share a scale: "32", "64", "128" or "channel".
-        norm_cache: "int8", "int16", "fp16" or "off"; None for what goes with the activations.
+        norm_cache: type in which normalised rows are kept, "int8", "int16" or "fp16"; "statistics", "off" (nothing is
+            kept) or "auto" (the cheapest); None for what goes with the activations.
         kv_cache: "fp16" or "int8", type of the keys and values that are kept.
         seed: of every random choice.
         fallback: whether the host computes what the NPU cannot; without it that is an error.
@@ -30,6 +31,8 @@ class RunOptions:
         layer_bits: bits of the weights per layer (4, 8, 16; 0 for `weights`), before the bits that the student names.
         asymmetric: whether integer weights have zero points.
         rules: formats for some of the matrices, before `layer_bits` and `weights`; the first that covers one decides.
+        norm_cache_place: where normalised rows that are kept lie, "scratchpad", "dram" or "auto".
+        residual_spill: "fp32" or "fp16", type of those sums of the residual stream that do not fit the scratchpad.
     """
 
     weights: str = "int4"
@@ -43,6 +46,8 @@ class RunOptions:
     layer_bits: tuple[int, ...] = ()
     asymmetric: bool = False
     rules: tuple[WeightRule, ...] = ()
+    norm_cache_place: str = "auto"
+    residual_spill: str = "fp32"
 
     def __post_init__(self) -> None:
         """Raises OptionError for a combination that does not exist."""
@@ -62,7 +67,10 @@ class RunOptions:
         chosen = resolve(
             self.weights, self.acts, self.group, self.norm_cache, asymmetric=self.asymmetric, rules=self.rules
         )
-        return replace(chosen, layer_bits=bits if any(bits) else (), kv_cache=self.kv_cache)
+        return replace(
+            chosen, layer_bits=bits if any(bits) else (), kv_cache=self.kv_cache,
+            norm_cache_place=self.norm_cache_place, residual_spill=self.residual_spill,
+        )  # fmt: skip
 
     def meta(self) -> dict[str, Any]:
         """What a program records of the options."""
@@ -72,6 +80,8 @@ class RunOptions:
             "activations": chosen.acts,
             "group": chosen.group,
             "norm_cache": chosen.norm_cache,
+            "norm_cache_place": chosen.norm_cache_place,
+            "residual_spill": chosen.residual_spill,
             "kv_cache": chosen.kv_cache,
             "seed": self.seed,
         }

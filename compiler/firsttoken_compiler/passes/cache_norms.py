@@ -1,17 +1,32 @@
 """Low-precision norm caching: what each norm keeps for its consumers, and who computes what again.
 
-`int8`/`int16`: the norm is quantised once, per token, and every product that follows reads that (q, k, v; gate, up).
-`fp16`: the norm is kept in fp16; consumers that want integers quantise it themselves.
+`rows`: the norm is computed once, and what every product that follows reads (q, k, v; gate, up) is kept: quantised per
+token (int8, int16), or in fp16, where consumers that want integers quantise for themselves.
+`statistics`: a few fp32 numbers per row are kept, and every consumer makes its rows out of them.
 `off`: no consumer shares anything; each computes the norm, and its quantisation, again.
+
+All ways make the same numbers, to the bit, as long as the type of the rows is the same.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from firsttoken_compiler.passes.quantise import INTEGER, Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
+from firsttoken_compiler.schedule.norm_definitions import statistics_of
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, relax
+from firsttoken_compiler.tvm.api import Call, IRModule, dtype_of, relax
+
+NORMS = ("npu.rms_norm", "npu.layer_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class NormWay:
+    """What a norm keeps: `rows`, `statistics` or nothing (`off`), and where rows lie: `auto`, `scratchpad`, `dram`."""
+
+    keeps: str
+    place: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -21,55 +36,88 @@ class NormDecision:
     name: str
     """Variable of the norm in the canonical module."""
     cached_as: str
+    """Type of the rows that are kept, or `off`, or `statistics`."""
     consumers: int
 
 
 @dataclass(frozen=True)
 class CacheNorms:
-    """See the module's docstring. Keeps types and names; fuses SwiGLU with the quantisation that follows it."""
+    """See the module's docstring. Keeps types and names; fuses SwiGLU with the quantisation that follows it.
+
+    `mode`: the type of the rows, or `acts` for that of the activations of each consumer. `ways`: what single norms
+    keep, by their variables in the canonical module; all others go `way`.
+    """
 
     mode: str
+    way: NormWay
+    ways: Mapping[str, NormWay]
+
+    @staticmethod
+    def of(norm_cache: str, place: str = "auto", ways: Mapping[str, NormWay] | None = None) -> "CacheNorms":
+        """The pass as options say it; `auto` keeps rows where `ways` does not know better."""
+        keeps = norm_cache if norm_cache in ("off", "statistics") else "rows"
+        mode = norm_cache if norm_cache in (*INTEGER, "fp16") else "acts"
+        return CacheNorms(mode, NormWay(keeps, place), ways or {})
 
     def run(self, quantised: Quantised) -> tuple[Quantised, tuple[NormDecision, ...]]:
         """Rewrites the typed module."""
-        state = _State(self.mode, quantised)
-        return state.run()
+        return _State(self, quantised).run()
 
 
 class _State:
-    def __init__(self, mode: str, quantised: Quantised) -> None:
-        self.mode, self.source = mode, quantised
+    def __init__(self, options: CacheNorms, quantised: Quantised) -> None:
+        self.options, self.source = options, quantised
         self.producers: dict[Any, Any] = {}
         self.fused: dict[Any, Any] = {}
-        self.consumers: dict[Any, int] = {}
+        self.consumers: dict[Any, list[str]] = {}
+        """Norm → activation types of the products that read it, directly or through their quantisation."""
 
     def run(self) -> tuple[Quantised, tuple[NormDecision, ...]]:
         function = self.source.module["main"]
         bindings = [b for block in function.body.blocks for b in block.bindings]
         self.producers = {b.var: b.value for b in bindings}
         for binding in bindings[:-1]:
-            self._count(binding.value)
+            norm = self._norm_read(binding.value)
+            if norm is not None:
+                self.consumers.setdefault(norm, []).append(self._acts(norm, binding.value))
         parameters = list(function.params)
         env: dict[Any, Any] = {p: p for p in parameters}
         module, names = rebuild(self.source.module, parameters, env, self._visit)
         module = _without_dead(module)
         traced = {new: self.source.names.get(old, old) for new, old in names.items()}
         decisions = tuple(
-            NormDecision(self.source.names.get(norm.name, norm.name), self.mode, count)
-            for norm, count in self.consumers.items()
+            NormDecision(self.source.names.get(norm.name, norm.name), self._cached_as(norm, acts), len(acts))
+            for norm, acts in self.consumers.items()
         )
         return Quantised(module, self.source.packings, traced, self.source.plain), decisions
 
-    def _count(self, call: Any) -> None:
-        """Counts the products that read a norm, directly or through their quantisation."""
-        if isinstance(call, Call) and call.op.name == "npu.linear" and not int(call.attrs["stored"]):
-            norm = self._norm_behind(call.args[0])
-            if norm is not None:
-                self.consumers[norm] = self.consumers.get(norm, 0) + 1
+    def _way(self, norm: Any) -> NormWay:
+        return self.options.ways.get(self.source.names.get(norm.name, norm.name), self.options.way)
 
-    def _norm_behind(self, value: Any) -> Any | None:
-        value, _ = self._quantise_behind(value)
-        return value if self._is_norm(value) else None
+    def _cached_as(self, norm: Any, acts: list[str]) -> str:
+        keeps = self._way(norm).keeps
+        if keeps != "rows":
+            return keeps
+        return self.options.mode if self.options.mode != "acts" else "/".join(dict.fromkeys(acts))
+
+    def _acts(self, norm: Any, product: Any) -> str:
+        """Activation type of a product that reads a norm: the mode's, where the weights are integers of ours."""
+        acts, own = str(product.attrs["acts"]), not int(product.attrs["stored"]) and int(product.attrs["bits"]) != 16
+        integer = self.options.mode in INTEGER and self._way(norm).keeps == "rows"
+        return self.options.mode if integer and own else acts
+
+    def _norm_read(self, value: Any) -> Any | None:
+        """The norm behind the activations of a product.
+
+        A product on weights that the graph stores quantised counts where it reads the norm as it is: else its
+        activations have types of their own.
+        """
+        if not (isinstance(value, Call) and value.op.name == "npu.linear"):
+            return None
+        source, quantise = self._quantise_behind(value.args[0])
+        if int(value.attrs["stored"]) and (quantise is not None or str(value.attrs["acts"]) != "fp16"):
+            return None
+        return source if self._is_norm(source) else None
 
     def _quantise_behind(self, value: Any) -> tuple[Any, Any | None]:
         """(what is quantised, the quantise variable) when `value` is a quantised matrix, else (value, None)."""
@@ -79,23 +127,25 @@ class _State:
         return value, None
 
     def _is_norm(self, value: Any) -> bool:
-        return self._is(value, "npu.rms_norm") or self._is(value, "npu.layer_norm")
+        return any(self._is(value, name) for name in NORMS)
 
     def _is(self, value: Any, name: str) -> bool:
         bound = self.producers.get(value)
         return isinstance(bound, Call) and bound.op.name == name
 
-    def _visit(self, state: Rebuild, _variable: Any, call: Any, args: list[Any]) -> Any:
-        if call.op.name != "npu.linear" or int(call.attrs["stored"]):  # what is stored quantised has types of its own
+    def _visit(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
+        if variable in self.consumers:
+            return state.emit(dialect.call(call.op.name, args, **self._kept(variable)))
+        norm = self._norm_read(call)
+        if call.op.name != "npu.linear" or (norm is None and int(call.attrs["stored"])):
             return state.emit(Call(call.op, args, call.attrs))
         source, quantise = self._quantise_behind(call.args[0])
         attrs = dialect.plain_attributes(call)
         rest = args[3:] if quantise is not None else args[2:]
         acts = str(attrs["acts"])
-        if self._is_norm(source):
-            if self.mode in INTEGER and int(attrs["bits"]) != 16:
-                acts = self.mode
-            operands = self._normed(state, source, acts)
+        if norm is not None:
+            acts = self._acts(norm, call)
+            operands = self._normed(state, norm, acts)
         elif acts in INTEGER:
             operands = self._quantised(state, source, acts)
         else:
@@ -103,24 +153,45 @@ class _State:
         attrs["acts"] = acts
         return state.emit(dialect.call("npu.linear", [operands[0], args[1], *operands[1:], *rest], **attrs))
 
+    def _kept(self, norm: Any, **changes: str) -> dict[str, Any]:
+        """Attributes of a norm whose rows are kept."""
+        place = self._way(norm).place
+        asked = {"place": place} if place != "auto" and self._way(norm).keeps == "rows" else {}
+        return {**dialect.plain_attributes(self.producers[norm]), **changes, **asked}
+
     def _normed(self, state: Rebuild, norm: Any, acts: str) -> list[Any]:
-        """The product's input as the mode has it: [matrix] or [matrix, scale]."""
+        """The product's input as its norm keeps it: [matrix] or [matrix, scale]."""
+        keeps = self._way(norm).keeps
         call = self.producers[norm]
-        attrs = dialect.plain_attributes(call)
+        if keeps == "rows" and self.options.mode == "fp16" and acts in INTEGER:
+            return self._quantised(state, norm, acts)
+        out = acts if acts in INTEGER else "float16"
+        if keeps == "rows" and out == dtype_of(norm):
+            return [state.env[norm]]
         arguments = [state.env.get(a, a) for a in call.args]
-        if self.mode == "fp16":
-            return self._quantised(state, norm, acts) if acts in INTEGER else [state.env[norm]]
-        attrs["out"] = acts if acts in INTEGER else "float16"
-        key = (norm, attrs["out"])
-        if self.mode == "off" or key not in self.fused:
-            before, state.current = state.current, norm.name
-            made = state.emit(dialect.call(call.op.name, arguments, **attrs))
-            parts = _parts(state, made) if acts in INTEGER else [made]
-            state.current = before
-            if self.mode == "off":
-                return parts
-            self.fused[key] = parts
-        return list(self.fused[key])
+        before, state.current = state.current, norm.name
+        if keeps == "statistics":
+            parts = self._from_statistics(state, norm, arguments, out)
+        elif keeps == "rows" and (norm, out) in self.fused:
+            parts = self.fused[norm, out]
+        else:
+            made = state.emit(dialect.call(call.op.name, arguments, **self._kept(norm, out=out)))
+            parts = self.fused[norm, out] = _parts(state, made) if acts in INTEGER else [made]
+        state.current = before
+        return list(parts)
+
+    def _from_statistics(self, state: Rebuild, norm: Any, arguments: list[Any], out: str) -> list[Any]:
+        """Rows of one consumer from the numbers that are kept: [matrix] or [matrix, scale]."""
+        name = self.producers[norm].op.name.removeprefix("npu.")
+        attrs = {"norm": name, "out": out, "eps": float(self.producers[norm].attrs["eps"])}
+        if (norm, out) not in self.fused:
+            made = state.emit(dialect.call("npu.norm_stats", arguments, **attrs))
+            count = len(statistics_of(name, out))
+            self.fused[norm, out] = [state.emit(relax.TupleGetItem(made, i)) for i in range(count)]
+        numbers = self.fused[norm, out]
+        del attrs["eps"]
+        rows = state.emit(dialect.call("npu.normalise", [arguments[0], *numbers, *arguments[1:]], **attrs))
+        return [rows, numbers[-1]] if out in INTEGER else [rows]
 
     def _quantised(self, state: Rebuild, source: Any, acts: str) -> list[Any]:
         """Quantises one product's input; SwiGLU does it itself."""
@@ -140,8 +211,6 @@ def _parts(state: Rebuild, pair: Any) -> list[Any]:
 
 def _without_dead(module: Any) -> Any:
     """The module without bindings that nothing follows from; TVM's own pass needs time in the square of them."""
-    from firsttoken_compiler.tvm.api import IRModule
-
     function = module["main"]
     live, blocks = {function.body.body}, []
     for block in reversed(function.body.blocks):

@@ -26,7 +26,7 @@ def fused(checked: Case, precision: Precision) -> tuple[Canonical, Quantised, Ca
     """(canonical, typed) before the pass and after it."""
     canonical = Canonicalise().run(checked.imported)
     typed = Quantise(precision, load_target("systolic-128")).run(canonical, checked.imported.weights)
-    typed, _ = CacheNorms(precision.norm_cache).run(typed)
+    typed, _ = CacheNorms.of(precision.norm_cache).run(typed)
     after, provenance = Fuse().run(typed, canonical)
     return canonical, typed, provenance, after
 

@@ -53,7 +53,7 @@ def typed(checked: Case, precision: Precision) -> tuple[Canonical, Quantised, Qu
     """(canonical, quantised, norms cached, decisions)."""
     canonical = Canonicalise().run(checked.imported)
     quantised = Quantise(precision, TARGET).run(canonical, checked.imported.weights)
-    return canonical, quantised, *CacheNorms(precision.norm_cache).run(quantised)
+    return canonical, quantised, *CacheNorms.of(precision.norm_cache).run(quantised)
 
 
 @pytest.fixture(scope="module", params=["prefill", "decode", "tied", "torch"])

@@ -30,10 +30,10 @@ def kinds(norm: str, rows: int, width: int, wide: bool, beta: bool, out: Dtype) 
     x, vector = Arg((rows, width), F32 if wide else F16), Arg((width,), F16)
     vectors = (vector, vector) if beta else (vector,)
     numbers = tuple(Arg((rows, 1), F32) for _ in statistics_of(norm, NAMES[out]))
-    given = {"norm": norm, "out": NAMES[out], "eps": 1e-5}
+    given = {"norm": norm, "out": NAMES[out]}
     return (
         spec_of(norm, (x, *vectors), *results_of(rows, width, out), eps=1e-5),
-        spec_of("norm_stats", (x, *vectors), *numbers, **given),
+        spec_of("norm_stats", (x, *vectors), *numbers, **given, eps=1e-5),
         spec_of("normalise", (x, *numbers, *vectors), Arg((rows, width), out), **given),
     )
 
