@@ -64,12 +64,11 @@ def matmul_pairs(program: Program) -> tuple[np.ndarray, tuple[str, ...]]:
     """Operand types of the matrix instructions: index into the returned names per instruction, -1 for the others."""
     code = program.code
     is_matmul = code[:, word.OPCODE] == Matmul.OPCODE
-    a = code[:, word.operand_column(1)] % 16
-    w = code[:, word.operand_column(2)] % 16
-    keys, inverse = np.unique(a[is_matmul] * 16 + w[is_matmul], return_inverse=True)
+    pairs = word.dtype_of(code[:, [word.operand_column(1), word.operand_column(2)]])[is_matmul]
+    keys, inverse = np.unique(pairs, axis=0, return_inverse=True)
     which = np.full(len(code), -1, np.int64)
-    which[is_matmul] = inverse
-    return which, tuple(pair_name(Dtype(int(key) // 16), Dtype(int(key) % 16)) for key in keys)
+    which[is_matmul] = inverse.reshape(-1)
+    return which, tuple(pair_name(Dtype(a), Dtype(w)) for a, w in keys.tolist())
 
 
 def by_pair(program: Program, target: Target, table: dict[str, float] | dict[str, int], what: str) -> np.ndarray:

@@ -86,12 +86,12 @@ class FunctionalMachine:
             )
         flat = np.ascontiguousarray(array).reshape(-1)
         if tensor.dtype in PACKED:
-            flat = pack(flat)
+            flat = pack(flat, tensor.dtype.bits)
         view = self._tensor_bytes(tensor)
         view[...] = flat.view(np.uint8)
 
     def read_tensor(self, name: str) -> np.ndarray:
-        """A copy of a tensor's elements, int4 and uint4 widened to a byte each."""
+        """A copy of a tensor's elements, those of less than a byte widened to one."""
         tensor = self.program.tensor(name)
         raw = self._tensor_bytes(tensor)
         if tensor.dtype in PACKED:

@@ -87,7 +87,7 @@ class CallState:
             return np.ascontiguousarray(found).reshape(-1).view(np.uint8)
         flat = _narrow(found, value.dtype).reshape(-1)
         if value.dtype in PACKED:
-            flat = pack(flat)
+            flat = pack(flat, value.dtype.bits)
         return np.ascontiguousarray(flat).view(np.uint8)
 
 

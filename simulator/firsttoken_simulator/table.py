@@ -114,7 +114,7 @@ def _compute(
 ) -> None:
     code = program.code[index]
     kinds = code[:, word.operand_column(0) :: word.OPERAND_WIDTH]
-    direct = np.flatnonzero((kinds // 16 == int(Space.DRAM)).any(axis=1))
+    direct = np.flatnonzero((word.space_of(kinds) == int(Space.DRAM)).any(axis=1))
     if len(direct):
         raise ProgramError(
             f"instruction {index[direct[0]]} computes on an operand in DRAM; units reach the scratchpad only: "

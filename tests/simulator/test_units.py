@@ -1,6 +1,7 @@
 """Matrix, vector and scratchpad against closed forms."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from harness import load, make_program, make_target, matmul, vector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firsttoken_compiler.isa.types import Dtype
+from firsttoken_compiler.isa.dma import spad
+from firsttoken_compiler.isa.types import PACKED, Dtype
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.target.rates import vector_cycles
 from firsttoken_compiler.target.target import Target
@@ -61,6 +63,22 @@ def test_vector_cycles_are_the_shared_rate() -> None:
     target = make_target()
     expected = vector_cycles(target, VectorKernel.parse("add(s0, s1)"), (2, 8, 512))
     assert simulate_program(make_program(vector(2, 8, 512)), target).total_cycles == expected
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+def test_packed_sources_are_billed_by_their_bits(dtype: Dtype) -> None:
+    """A conversion per lane-vector, bytes by row, energy of one operation more per element."""
+    target, (rows, width) = make_target(), (6, 131)
+    plain = vector(1, rows, width)
+    packed = replace(plain, operands=(*plain.operands[:2], spad(dtype, 1 << 20, 0, dtype.nbytes(width), 1)))
+    line, before = (simulate_program(make_program(i), target) for i in (packed, plain))
+    kernel = VectorKernel.parse("add(s0, s1)")
+    assert line.total_cycles == vector_cycles(target, kernel, (1, rows, width), 1)
+    assert line.total_cycles > vector_cycles(target, kernel, (1, rows, width))
+    assert line.spad_read_bytes[0] == rows * (2 * width + dtype.nbytes(width))
+    assert line.vector_ops[0] == before.vector_ops[0] + rows * width == 2 * rows * width
+    once = replace(plain, operands=(*plain.operands[:2], spad(dtype, 1 << 20, 0, 8, 0)))
+    assert simulate_program(make_program(once), target).spad_read_bytes[0] == rows * (2 * width + 1)
 
 
 def test_narrow_ports_stretch_a_product() -> None:

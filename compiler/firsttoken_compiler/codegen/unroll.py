@@ -48,9 +48,15 @@ Piece = tuple[tuple[int, ...], tuple[int, ...], bool]
 """Extents of a nest after cutting, first iteration of each loop, whether it lies in a narrow last panel."""
 
 
-def unroll(body: list[Statement], places: list[Place], ragged: Ragged, alignment: int, tile: str = "") -> Template:
-    """The template of a kernel; raises ProgramError when an instruction cannot express a statement."""
-    memory = slots.assign(body, [place.space for place in places], alignment)
+def unroll(
+    body: list[Statement], places: list[Place], ragged: Ragged, alignment: int, tile: str = "",
+    weights_alignment: int = 0,
+) -> Template:  # fmt: skip
+    """The template of a kernel; raises ProgramError when an instruction cannot express a statement.
+
+    Local buffers begin on multiples of `alignment`, those that products read as weights also of `weights_alignment`.
+    """
+    memory = slots.assign(body, [place.space for place in places], alignment, weights_alignment)
     state = _Unroller(places, ragged, memory)
     state.run(body)
     rows = np.array(state.rows, np.int64).reshape(-1, word.WIDTH)
@@ -289,7 +295,7 @@ class _Unroller:
             raise ProgramError(f"internal: {len(operands)} operands, an instruction holds {word.MAX_OPERANDS}")
         for index, (symbol, space, dtype, address, s0, s1, s2) in enumerate(operands):
             at = word.operand_column(index)
-            row[at : at + word.OPERAND_WIDTH] = space * 16 + dtype, address, s0, s1, s2
+            row[at : at + word.OPERAND_WIDTH] = word.kind(space, dtype), address, s0, s1, s2
             symbols[index] = symbol
         self.rows.append(row)
         self.symbols.append(symbols)

@@ -1,6 +1,5 @@
 """The static verifier: a program that passes touches only what it may, and any legal execution equals program order."""
 
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -8,22 +7,18 @@ from numba import njit
 
 from firsttoken_compiler.codegen.hazards import (
     GRANULE,
-    INSTRUCTION,
-    SPACE,
-    WRITE,
-    bounds,
     conflict,
-    footprints,
     hazards,
 )
 from firsttoken_compiler.codegen.verify_host import check_calls, check_order
+from firsttoken_compiler.codegen.verify_memory import check_homes, check_tensors
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.instruction import BITS, columns
 from firsttoken_compiler.isa.matmul import TRANSPOSED
 from firsttoken_compiler.isa.opcodes import BY_MNEMONIC, BY_OPCODE, decode
 from firsttoken_compiler.isa.program import Program
-from firsttoken_compiler.isa.types import COMPUTED, ENGINES_PER_CORE, Dtype, Engine, Space, queue_name
+from firsttoken_compiler.isa.types import COMPUTED, ENGINES_PER_CORE, PACKED, Dtype, Engine, Space, queue_name
 from firsttoken_compiler.isa.vector import KERNEL_SHIFT
 from firsttoken_compiler.target.target import Target
 
@@ -59,23 +54,25 @@ _OPERANDS: dict[int, tuple[tuple[tuple[Space, ...], tuple[Dtype, ...]], ...]] = 
         ((Space.SPAD,), _FACTORS),
         ((Space.SPAD,), (*_FACTORS, Dtype.I4)),
     ),
-    _VECTOR: (((Space.SPAD, Space.ACC), _LANES),) * word.MAX_OPERANDS,
+    _VECTOR: (
+        ((Space.SPAD, Space.ACC), _LANES),
+        *(((Space.SPAD, Space.ACC), (*_LANES, *PACKED)),) * (word.MAX_OPERANDS - 1),
+    ),
     _HOST_LOAD: (((Space.DRAM,), _ANY),),
     _HOST_STORE: (((Space.DRAM,), _ANY),),
 }
 """Spaces and element types that each operand of each opcode may have."""
-_WRITABLE = ("output", "kv", "activation")
 
 
 def verify(program: Program, target: Target) -> None:
     """Raises ProgramError with the first few violations: instruction, its text, the value and the limit.
 
-    Three rounds, each only on what the one before accepted: fields; addresses and tensors; order. Order means that
+    Three rounds, each only on what the one before accepted: fields; the memory plan; order. Order means that
     every local read follows a write, the queues never deadlock, every hazard between queues is covered by waits, and
     calls of the host run between the loads of their operands and the stores of their results.
     """
     fields = (_check_fields, _check_operands, _check_shapes, _check_calls)
-    for checks in (fields, (_check_tensors, _check_accesses), (_check_order,)):
+    for checks in (fields, (check_tensors, _check_accesses), (_check_order,)):
         found = _Findings(program)
         for check in checks:
             check(found, target)
@@ -159,7 +156,7 @@ def _check_operands(found: _Findings, _: Target) -> None:
         required[rows & ~is_vector] = len(rules)
         for index, (spaces, dtypes) in enumerate(rules):
             kind = code[:, word.operand_column(index)]
-            allowed = [0, *(int(space) * 16 + int(dtype) for space in spaces for dtype in dtypes)]
+            allowed = [0, *(word.kind(space, dtype) for space in spaces for dtype in dtypes)]
             limit = f"{'/'.join(s.text for s in spaces)} of {'/'.join(d.text for d in dtypes)}"
             name = BY_OPCODE[number].OPERAND_NAMES[index]
             found.rows(rows & ~np.isin(kind, allowed), "{} is {}, allowed: {}", name, _kind_texts(kind), limit)
@@ -171,16 +168,20 @@ def _check_operands(found: _Findings, _: Target) -> None:
 
 
 def _check_shapes(found: _Findings, _: Target) -> None:
-    """What single operands cannot show: matmul type pairs and panels, the extent of a gathered table."""
+    """What single operands cannot show: type pairs and panels of products, packed streams, the extent of a table."""
     code = found.program.code
     matmul = code[:, word.OPCODE] == _MATMUL
     accumulator, left, right, width = (columns(code, i)[c] for i, c in ((0, 0), (1, 0), (2, 0), (2, 4)))
-    mixed = ~np.isin(left % 16, _INTEGER) | ~np.isin(right % 16, _INTEGER)
-    wrong = matmul & (accumulator % 16 == Dtype.I32) & mixed
+    mixed = ~np.isin(word.dtype_of(left), _INTEGER) | ~np.isin(word.dtype_of(right), _INTEGER)
+    wrong = matmul & (word.dtype_of(accumulator) == Dtype.I32) & mixed
     found.rows(wrong, "{} x {} cannot accumulate in i32, only in f32", _kind_texts(left), _kind_texts(right))
     transposed = (code[:, word.FLAGS] & TRANSPOSED) != 0
-    found.rows(matmul & transposed & (right % 16 == Dtype.I4), "a transposed weight operand cannot be i4")
+    found.rows(matmul & transposed & (word.dtype_of(right) == Dtype.I4), "a transposed weight operand cannot be i4")
     found.rows(matmul & ~transposed & (width < 1), "panels of {} columns, at least 1", width)
+    for index in range(1, word.MAX_OPERANDS):
+        kind, step = columns(code, index)[0], columns(code, index)[4]
+        odd = (code[:, word.OPCODE] == _VECTOR) & np.isin(word.dtype_of(kind), PACKED) & ~np.isin(step, (0, 1))
+        found.rows(odd, "elements of operand {} are {} apart; those of less than a byte 1, or 0", index, step)
     stride, rows = columns(code, 2)[2:4]
     run = code[:, word.DIMS + 2]
     bad = (stride < run) | (rows < 1) | (stride.astype(np.float64) * rows > MAX_OFFSET)
@@ -194,62 +195,24 @@ def _check_calls(found: _Findings, _: Target) -> None:
 
 def _kind_texts(kinds: np.ndarray) -> np.ndarray:
     """Names like `spad:f16` of operand kinds."""
-    table = np.array([f"kind {kind}" for kind in range(64)], dtype=object)
+    last = word.kind(len(Space) + 1, 0)
+    table = np.array([f"kind {kind}" for kind in range(last + 1)], dtype=object)
     for space in Space:
         for dtype in Dtype:
-            table[int(space) * 16 + int(dtype)] = f"{space.text}:{dtype.text}"
-    return table[np.clip(kinds, 0, 63)]
-
-
-def _limits(program: Program, target: Target) -> dict[Space, int]:
-    local = target.scratchpad
-    return {Space.DRAM: program.dram_bytes, Space.SPAD: local.bytes, Space.ACC: local.accumulator_bytes}
-
-
-def _check_tensors(found: _Findings, target: Target) -> None:
-    program, unit = found.program, target.scratchpad.alignment_bytes
-    limits = _limits(program, target)
-    for tensor in program.tensors:
-        name, limit, end = f"{tensor.kind} tensor {tensor.name!r}", limits[tensor.space], tensor.address + tensor.nbytes
-        if tensor.address % unit:
-            found.note(f"{name} starts at {tensor.address:#x}, the alignment is {unit} bytes")
-        if tensor.address < 0 or tensor.nbytes < 0 or end > limit:
-            found.note(f"{name} takes bytes {tensor.address} to {end} of {tensor.space.text}, which has {limit}")
-        constant = program.constants.get(tensor.name)
-        if tensor.kind == "constant" and (constant is None or constant.nbytes != tensor.nbytes):
-            found.note(f"{name} of {tensor.nbytes} bytes has no constant of that size in the program")
-    for space in Space:
-        placed = sorted((t.address, t.nbytes, t.name) for t in program.tensors if t.space is space)
-        for (address, nbytes, earlier), (following, _, later) in pairwise(placed):
-            if address + nbytes > following:
-                found.note(f"tensors {earlier!r} and {later!r} overlap in {space.text} from {following:#x}")
+            table[word.kind(space, dtype)] = f"{space.text}:{dtype.text}"
+    return table[np.clip(kinds, 0, last)]
 
 
 def _check_accesses(found: _Findings, target: Target) -> None:
-    program, code = found.program, found.program.code
-    table = footprints(code)
-    number, dram, (low, high) = table[:, INSTRUCTION], table[:, SPACE] == Space.DRAM, bounds(table)
-    for space, limit in _limits(program, target).items():
-        bad = np.flatnonzero((table[:, SPACE] == space) & ((low < 0) | (high > limit)))
-        found.at(number[bad], "touches {} bytes {} to {}, limit {}", space.text, low[bad], high[bad], limit)
+    check_homes(found, target)
+    code = found.program.code
     for index in range(word.MAX_OPERANDS):
         kind, address, *_ = columns(code, index)
-        element = np.maximum(BITS[kind % 16] // 8, 1)
-        odd = (kind != 0) & (kind // 16 != Space.DRAM) & (address % element != 0)
+        element = np.maximum(BITS[word.dtype_of(kind)] // 8, 1)
+        odd = (kind != 0) & (word.space_of(kind) != Space.DRAM) & (address % element != 0)
         found.rows(
             odd, "address {} of operand {} is not a multiple of its element of {} bytes", address, index, element
         )
-    tensors = sorted((t for t in program.tensors if t.space is Space.DRAM), key=lambda t: (t.address, t.nbytes))
-    starts = np.array([t.address for t in tensors], np.int64)
-    stops = np.array([t.address + t.nbytes for t in tensors] + [-1])
-    home = np.searchsorted(starts, low, side="right") - 1  # -1, before the first tensor, meets the stop of -1
-    outside = np.flatnonzero(dram & (high > stops[home]))
-    found.at(number[outside], "touches dram bytes {} to {}, not in one tensor", low[outside], high[outside])
-    kinds = np.array([t.kind for t in tensors] + ["none"])
-    spoiled = np.flatnonzero(dram & (high <= stops[home]) & (table[:, WRITE] == 1) & ~np.isin(kinds, _WRITABLE)[home])
-    names = np.array([t.name for t in tensors] + [""], dtype=object)
-    owner = home[spoiled]
-    found.at(number[spoiled], "writes {} tensor {!r}; only {} may be", kinds[owner], names[owner], "/".join(_WRITABLE))
 
 
 def _check_order(found: _Findings, _: Target) -> None:

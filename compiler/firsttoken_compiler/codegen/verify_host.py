@@ -103,5 +103,5 @@ def _check_slot(found: Findings, number: int, call: HostCall, slot: int) -> None
     needed = needed_bytes(value)
     if nbytes[0] != needed:
         found.at(at, "moves {} bytes, {!r} of call {!r} needs {}", nbytes, value.name, call.name, needed)
-    if kind[0] % 16 != value.dtype:
+    if word.dtype_of(kind[0]) != value.dtype:
         found.at(at, "{!r} of call {!r} is {} in memory", value.name, call.name, value.dtype.text)

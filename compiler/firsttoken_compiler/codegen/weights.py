@@ -13,7 +13,7 @@ import numpy as np
 from firsttoken_compiler.codegen import stored_weights
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.program import Packing, Program, Tensor
-from firsttoken_compiler.isa.types import PACKED, Dtype, pack, pack_int4
+from firsttoken_compiler.isa.types import PACKED, Dtype, pack
 
 QMAX: Final = {4: 7, 8: 127}
 BLOCK_ELEMENTS: Final = 1 << 21
@@ -121,11 +121,7 @@ def pack_panels(columns: np.ndarray, panel: int, bits: int) -> np.ndarray:
 
 def _pack_rows(values: np.ndarray, bits: int) -> np.ndarray:
     """Values `[..., columns]` to bytes, each row padded to whole bytes."""
-    if bits != 4:
-        return np.ascontiguousarray(values).view(np.uint8)
-    if values.shape[-1] % 2:
-        values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
-    return pack_int4(values)
+    return pack(values, bits) if bits < 8 else np.ascontiguousarray(values).view(np.uint8)
 
 
 def _row_bytes(columns: int, bits: int) -> int:
@@ -219,11 +215,11 @@ def _write_plain(tensor: Tensor, array: np.ndarray, write: Write) -> None:
             f"does not fit as plain {tensor.dtype.text}"
         )
     if tensor.dtype in PACKED:
-        low, high = (-8, 7) if tensor.dtype is Dtype.I4 else (0, 15)
+        low, high = (-8, 7) if tensor.dtype is Dtype.I4 else (0, (1 << tensor.dtype.bits) - 1)
         whole = array.astype(np.int64)
         if not (np.array_equal(whole, array.astype(np.float64)) and np.all((low <= whole) & (whole <= high))):
             raise ProgramError(f"initialiser {packing.source!r} is not made of {tensor.dtype.text} numbers")
-        write(tensor.address, pack(whole))
+        write(tensor.address, pack(whole.reshape(-1), tensor.dtype.bits))
         return
     rows = np.atleast_1d(array.T if packing.transposed else array)
     step = max(1, BLOCK_ELEMENTS * len(rows) // max(1, array.size))

@@ -90,7 +90,7 @@ class Instruction(ABC):
             if operand is not None:
                 column = word.operand_column(index)
                 row[column : column + word.OPERAND_WIDTH] = (
-                    operand.space * 16 + operand.dtype, operand.address, operand.s0, operand.s1, operand.s2,
+                    word.kind(operand.space, operand.dtype), operand.address, operand.s0, operand.s1, operand.s2,
                 )  # fmt: skip
         return row
 
@@ -102,7 +102,7 @@ class Instruction(ABC):
         for index in range(word.MAX_OPERANDS):
             column = word.operand_column(index)
             kind, address, s0, s1, s2 = row[column : column + word.OPERAND_WIDTH].tolist()
-            operands.append(Operand(Space(kind // 16), Dtype(kind % 16), address, s0, s1, s2) if kind else None)
+            operands.append(_operand(kind, address, s0, s1, s2) if kind else None)
         n0, n1, n2 = row[word.DIMS : word.DIMS + 3].tolist()
         return cls(
             queue=int(row[word.QUEUE]),
@@ -189,6 +189,10 @@ def _int64(text: str, base: int = 10) -> int:
     return number
 
 
+def _operand(kind: int, address: int, s0: int, s1: int, s2: int) -> Operand:
+    return Operand(Space(word.space_of(kind)), Dtype(word.dtype_of(kind)), address, s0, s1, s2)
+
+
 def _without_tail(operands: Sequence[Operand | None]) -> tuple[Operand | None, ...]:
     """The operands without the absent ones at the end, which a row cannot tell from none."""
     count = len(operands)
@@ -218,14 +222,14 @@ def columns(code: np.ndarray, operand: int) -> tuple[np.ndarray, ...]:
 def region(index: np.ndarray, write: bool, kind: np.ndarray, address: np.ndarray, *axes: Any) -> np.ndarray:
     """Assembles footprint rows; `axes`: c0, s0, c1, s1, c2, s2, run (arrays or numbers). Absent operands drop out."""
     table = np.zeros((len(index), len(REGION_COLUMNS)), np.int64)
-    for column, values in enumerate((index, int(write), kind // 16, address, *axes)):
+    for column, values in enumerate((index, int(write), word.space_of(kind), address, *axes)):
         table[:, column] = values
     for count, stride in ((4, 5), (6, 7), (8, 9)):
         table[table[:, stride] == 0, count] = 1  # a stride of 0 touches the same bytes again
     return table[kind != 0]
 
 
-BITS = np.zeros(16, np.int64)
+BITS = np.zeros(1 << word.KIND_BITS, np.int64)
 for _dtype in Dtype:
     BITS[int(_dtype)] = _dtype.bits
 """Element width in bits by dtype number, for column arithmetic."""

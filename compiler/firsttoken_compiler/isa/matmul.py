@@ -39,9 +39,9 @@ class Matmul(Instruction):
         parts.append(parts[0][accumulates[kind != 0]].copy())
         parts[1][:, 1] = 0
         kind, address, s0, _, _ = columns(code, 1)
-        parts.append(region(index, False, kind, address, m, s0, 1, 0, 1, 0, k * BITS[kind % 16] // 8))
+        parts.append(region(index, False, kind, address, m, s0, 1, 0, 1, 0, k * BITS[word.dtype_of(kind)] // 8))
         kind, address, s0, s1, width = columns(code, 2)
-        bits = BITS[kind % 16]
+        bits = BITS[word.dtype_of(kind)]
         transposed = (code[:, word.FLAGS] & TRANSPOSED) != 0
         full, rest = n // np.maximum(width, 1), n % np.maximum(width, 1)
         panels = np.where(transposed, n, full)

@@ -21,7 +21,7 @@ from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 
 FORMAT: Final = "firsttoken-program"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 MAX_FILE_BYTES: Final = 1 << 30
 MALFORMED: Final = (
     zipfile.BadZipFile, zlib.error, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError,
@@ -29,9 +29,13 @@ MALFORMED: Final = (
 )  # fmt: skip
 """What zipfile, json and numpy raise on bytes that nobody's `encode` wrote."""
 
+MATRIX_FORMS: Final = ("panels", "stored")
+"""Forms of packed weights that are the operand of a matrix unit."""
+
 _Record = TypeVar("_Record")
 
-TENSOR_KINDS = ("input", "output", "weight", "constant", "kv", "activation")
+TENSOR_KINDS = ("input", "output", "weight", "constant", "kv", "activation", "scratch")
+"""`activation`: a value between operators. `scratch`: what one operator works in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,11 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A named range of memory. `packing` says how a weight's bytes are made; constants carry theirs in the program."""
+    """A named range of memory. `packing` says how a weight's bytes are made; constants carry theirs in the program.
+
+    Activations and scratch live from operator `first` to operator `last`, both included; their bytes are another
+    tensor's before and after. All others live as long as the program is loaded: `last` is -1.
+    """
 
     name: str
     kind: str
@@ -79,6 +87,13 @@ class Tensor:
     dtype: Dtype
     shape: tuple[int, ...]
     packing: Packing | None = None
+    first: int = 0
+    last: int = -1
+
+    @property
+    def lasting(self) -> bool:
+        """Whether its bytes are its own all the time."""
+        return self.last < 0
 
 
 @dataclass(frozen=True, slots=True)

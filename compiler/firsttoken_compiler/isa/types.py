@@ -10,10 +10,10 @@ import numpy as np
 
 
 class Dtype(IntEnum):
-    """Element type of an operand. `I4` and `U4` are packed two to a byte, low nibble first.
+    """Element type of an operand. Those of less than a byte (`PACKED`) fill bytes from the lowest bits on.
 
-    Matrix and vector unit compute on `F32` to `I4`, the lanes also on `I64`, `BOOL`, `U8` and `U16`; the others
-    are stored, copied, and read by the host.
+    Matrix and vector unit compute on `F32` to `I4`, the lanes also on `I64`, `BOOL`, `U8` and `U16`, and they read
+    `U4`, `U2` and `U1`; the others are stored, copied, and read by the host.
     """
 
     F32 = 1
@@ -30,6 +30,8 @@ class Dtype(IntEnum):
     U32 = 12
     U64 = 13
     U4 = 14
+    U2 = 15
+    U1 = 16
 
     @property
     def bits(self) -> int:
@@ -43,7 +45,7 @@ class Dtype(IntEnum):
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """The numpy element type; for `I4` and `U4` the byte that it is widened to."""
+        """The numpy element type; for a type of `PACKED` the byte that it is widened to."""
         return _NUMPY[self]
 
     def nbytes(self, elements: int) -> int:
@@ -66,12 +68,17 @@ _NUMPY: dict[Dtype, np.dtype[Any]] = {
     Dtype.U32: np.dtype(np.uint32),
     Dtype.U64: np.dtype(np.uint64),
     Dtype.U4: np.dtype(np.uint8),
+    Dtype.U2: np.dtype(np.uint8),
+    Dtype.U1: np.dtype(np.uint8),
 }
-PACKED = (Dtype.I4, Dtype.U4)
-"""Two elements to a byte."""
+PACKED = (Dtype.I4, Dtype.U4, Dtype.U2, Dtype.U1)
+"""Several elements to a byte."""
 COMPUTED = (Dtype.F32, Dtype.F16, Dtype.I32, Dtype.I16, Dtype.I8, Dtype.I4, Dtype.I64)
 """What the NPU's units read and write."""
-_BITS = {dtype: 4 if dtype in PACKED else 8 * kind.itemsize for dtype, kind in _NUMPY.items()}
+_BITS = {
+    **{dtype: 8 * kind.itemsize for dtype, kind in _NUMPY.items()},
+    Dtype.I4: 4, Dtype.U4: 4, Dtype.U2: 2, Dtype.U1: 1,
+}  # fmt: skip
 
 
 class Space(IntEnum):
@@ -128,7 +135,7 @@ def parse_queue(text: str) -> int:
 class Operand:
     """A strided view: element (i, j, l) lies at `address + i*s0 + j*s1 + l*s2` (bytes).
 
-    What the three axes mean is the instruction's business; see each class.
+    What the three axes mean is the instruction's business; see each class. Of a type of `PACKED` s2 counts elements.
     """
 
     space: Space
@@ -153,12 +160,21 @@ def pack_int4(values: np.ndarray) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, dtype: Dtype) -> np.ndarray:
-    """Bytes `[..., n]` to the elements of a type of `PACKED`, one to a byte `[..., 2n]`."""
-    values = unpack_int4(packed)
-    return values if dtype is Dtype.I4 else values.view(np.uint8) & 0xF
+    """Bytes `[..., n]` to the elements of a type of `PACKED`, one to a byte `[..., 8 n / bits]`."""
+    if dtype is Dtype.I4:
+        return unpack_int4(packed)
+    shifts = np.arange(0, 8, dtype.bits, dtype=np.uint8)
+    values = (packed.view(np.uint8)[..., None] >> shifts) & np.uint8((1 << dtype.bits) - 1)
+    return values.reshape(*packed.shape[:-1], -1)
 
 
-def pack(values: np.ndarray) -> np.ndarray:
-    """Elements of a type of `PACKED`, any number of them, to bytes."""
-    flat = values.astype(np.int8).reshape(-1)
-    return pack_int4(np.append(flat, np.zeros(flat.size % 2, np.int8)))
+def pack(values: np.ndarray, bits: int) -> np.ndarray:
+    """Integers of 1, 2 or 4 bits `[..., n]` to bytes along the last axis, which is filled up with zeros."""
+    each = 8 // bits
+    low = values.astype(np.int8).view(np.uint8) & np.uint8((1 << bits) - 1)
+    if low.shape[-1] % each:
+        low = np.concatenate([low, np.zeros((*low.shape[:-1], -low.shape[-1] % each), np.uint8)], axis=-1)
+    packed = low[..., 0::each].copy()
+    for index in range(1, each):
+        packed |= low[..., index::each] << np.uint8(index * bits)
+    return packed

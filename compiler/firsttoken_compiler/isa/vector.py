@@ -7,7 +7,7 @@ import numpy as np
 
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.instruction import BITS, Instruction, Memory, columns, region, strided
-from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Dtype, Operand
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE, PACKED, Dtype, Operand, unpack
 from firsttoken_compiler.isa.vector_kernel import REDUCTIONS
 
 KERNEL_SHIFT = 1
@@ -22,6 +22,7 @@ class Vector(Instruction):
 
     Arithmetic is fp32 in the lanes; sources widen to it exactly (int32 rounds to nearest), the destination narrows:
     fp16 rounds to nearest even, integers truncate and saturate, a truth value is whether the number is not 0.
+    Rows of a source of less than a byte per element start at whole bytes; its s2 is 1, or 0 for one element.
     """
 
     OPCODE: ClassVar[int] = 5
@@ -36,10 +37,11 @@ class Vector(Instruction):
         parts = []
         for operand in range(word.MAX_OPERANDS):
             kind, address, s0, s1, s2 = columns(code, operand)
-            element = BITS[kind % 16] // 8
+            bits = BITS[word.dtype_of(kind)]
+            element = np.maximum(bits // 8, 1)
             whole = s2 == element
             rows = np.where(whole, 1, n2)
-            run = np.where(whole, n2 * element, element)
+            run = np.where(whole, (n2 * bits + 7) // 8, element)
             parts.append(region(index, operand == 0, kind, address, n0, s0, n1, s1, rows, np.where(whole, 0, s2), run))
         _, _, d0, d1, d2 = columns(code, 0)
         reduces = (n0 > 1) & (d0 == 0) | (n1 > 1) & (d1 == 0) | (n2 > 1) & (d2 == 0)
@@ -65,7 +67,14 @@ class Vector(Instruction):
         out[kept] = _narrow(np.asarray(ufunc(before, result)), dst.dtype)
 
     def _read(self, memory: Memory, operand: Operand) -> np.ndarray:
-        return self._view(memory, operand).astype(np.float32)
+        if operand.dtype not in PACKED:
+            return self._view(memory, operand).astype(np.float32)
+        n0, n1, n2 = self.dims
+        used = n2 if operand.s2 else 1
+        data = memory.bytes(operand.space, self.queue // ENGINES_PER_CORE)
+        shape = (n0, n1, operand.dtype.nbytes(used))
+        rows = strided(data, Dtype.U8, operand.address, shape, (operand.s0, operand.s1, 1))
+        return unpack(rows, operand.dtype)[..., :used].astype(np.float32)
 
     def _view(self, memory: Memory, operand: Operand) -> np.ndarray:
         core = self.queue // ENGINES_PER_CORE

@@ -87,15 +87,18 @@ def matmul_scratchpad_bytes(target: Target, m: int, n: int, k: int, a_bits: int,
     return weights + column_blocks * (m * k * a_bits // 8), moved
 
 
-def vector_cycles(target: Target, kernel: VectorKernel, dims: tuple[int, int, int]) -> int:
+def vector_cycles(target: Target, kernel: VectorKernel, dims: tuple[int, int, int], packed: int = 0) -> int:
     """Cycles of one vector instruction: lane-vectors per context times the kernel's operations.
 
     The innermost axis fills the lanes; the outer two are divided over the contexts. An instruction whose inner axis is
-    short packs outer elements into the same lane-vector.
+    short packs outer elements into the same lane-vector. Each of the `packed` sources, those of less than a byte per
+    element, costs a conversion more: bits are shifted and masked, or looked up, before they are numbers in lanes.
+    Wider sources widen in the load ports.
     """
     unit = target.vector
     outer, inner = dims[0] * dims[1], dims[2]
-    packed = max(1, unit.lanes // inner)
-    vectors = ceil_div(inner, unit.lanes) * ceil_div(outer, packed)
+    together = max(1, unit.lanes // inner)
+    vectors = ceil_div(inner, unit.lanes) * ceil_div(outer, together)
     weight = sum(count * unit.cycles[name] for name, count in zip(COST_CLASSES, kernel.cost, strict=True))
+    weight += packed * unit.cycles["convert"]
     return unit.startup_cycles + max(1, round(ceil_div(vectors, unit.contexts) * weight))

@@ -90,7 +90,7 @@ def bursts(walked: tuple[np.ndarray, ...], burst_bytes: int) -> np.ndarray:
 
 def in_dram(kind: np.ndarray) -> np.ndarray:
     """Whether operands of these kinds lie in DRAM."""
-    return np.asarray(kind // 16 == int(Space.DRAM))
+    return np.asarray(word.space_of(kind) == int(Space.DRAM))
 
 
 @njit(_nrt=False, error_model="numpy")

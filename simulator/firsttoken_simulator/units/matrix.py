@@ -33,7 +33,7 @@ def resolve(code: np.ndarray, target: Target) -> ComputeCost:
 def _one(
     target: Target, m: int, n: int, k: int, transposed: int, a_kind: int, a_s0: int, w_kind: int, w_s1: int, w_s2: int
 ) -> tuple[int, ...]:
-    a, w = Dtype(a_kind % 16), Dtype(w_kind % 16)
+    a, w = Dtype(word.dtype_of(a_kind)), Dtype(word.dtype_of(w_kind))
     cost = matmul_cost(target, m, n, k, pair_name(a, w))
     read, acc = matmul_scratchpad_bytes(target, m, n, k, a.bits, w.bits)
     a_bytes = ceil_div(n, target.matrix.columns) * (m * k * a.bits // 8)

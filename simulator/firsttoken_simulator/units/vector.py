@@ -1,8 +1,8 @@
 """Vector unit: cycles from `rates.vector_cycles`; operands stream from and to the scratchpad or the accumulators.
 
 A source with stride 0 along the inner axis is read once per row of lanes, any other once per element; the
-destination is written once per element that it has, and a reduction that does not initialise reads it too. The bank
-time is that of the slowest operand's stream.
+destination is written once per element that it has, and a reduction that does not initialise reads it too. Rows of
+elements of less than a byte are whole bytes. The bank time is that of the slowest operand's stream.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from firsttoken_compiler.isa import word
-from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.isa.types import PACKED, Dtype, Space
 from firsttoken_compiler.isa.vector import INITIALISE, KERNEL_SHIFT
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.target.rates import vector_cycles
@@ -33,31 +33,36 @@ def _one(target: Target, kernels: tuple[VectorKernel, ...], row: list[int]) -> t
     flags, dims = row[0], (row[1], row[2], row[3])
     kernel = kernels[flags >> KERNEL_SHIFT]
     elements = dims[0] * dims[1] * dims[2]
-    read = written = acc = 0
+    read = written = acc = packed = 0
     banks = 0.0
     for index in range(word.MAX_OPERANDS):
         kind, *strides = row[4 + 4 * index : 8 + 4 * index]
         if not kind:
             continue
-        size = Dtype(kind % 16).bits // 8
+        dtype = Dtype(word.dtype_of(kind))
+        packed += dtype in PACKED
         if index == 0:
-            moved = size * math.prod(extent for extent, stride in zip(dims, strides, strict=True) if stride)
+            moved = dtype.nbytes(math.prod(extent for extent, stride in zip(dims, strides, strict=True) if stride))
             accumulates = kernel.reduction is not None and not flags & INITIALISE
         else:
-            moved = size * dims[0] * dims[1] * (dims[2] if strides[2] else 1)
+            moved = dims[0] * dims[1] * dtype.nbytes(dims[2] if strides[2] else 1)
             accumulates = False
-        if kind // 16 == Space.ACC:
+        if word.space_of(kind) == Space.ACC:
             acc += moved * (1 + accumulates)
             continue
         written += moved if index == 0 else 0
         read += moved if index or accumulates else 0
-        banks = max(banks, stream_cycles(target, moved * (1 + accumulates), *_pattern(dims, strides, size)))
-    return 0, vector_cycles(target, kernel, dims), 0, math.ceil(banks), read, written, acc, elements * sum(kernel.cost)
+        banks = max(banks, stream_cycles(target, moved * (1 + accumulates), *_pattern(dims, strides, dtype)))
+    cycles, operations = vector_cycles(target, kernel, dims, packed), elements * (sum(kernel.cost) + packed)
+    return 0, cycles, 0, math.ceil(banks), read, written, acc, operations
 
 
-def _pattern(dims: tuple[int, int, int], strides: list[int], size: int) -> tuple[int, int]:
+def _pattern(dims: tuple[int, int, int], strides: list[int], dtype: Dtype) -> tuple[int, int]:
     """(run, stride) in bytes of the stream in the order in which the lanes take it."""
-    run, stride = size, size
+    run, stride = dtype.nbytes(1), dtype.nbytes(1)
+    if dtype in PACKED and strides[2]:
+        run = stride = dtype.nbytes(dims[2])
+        dims = (dims[0], dims[1], 1)
     for extent, step in zip(reversed(dims), reversed(strides), strict=True):
         if extent == 1 or step == 0:
             continue

@@ -16,14 +16,17 @@ from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.opcodes import BY_MNEMONIC, BY_OPCODE, INSTRUCTIONS, decode, parse
 from firsttoken_compiler.isa.types import (
     ENGINES_PER_CORE,
+    PACKED,
     Dtype,
     Engine,
     Operand,
     Space,
+    pack,
     pack_int4,
     parse_queue,
     queue_index,
     queue_name,
+    unpack,
     unpack_int4,
 )
 from firsttoken_compiler.isa.vector import Vector
@@ -77,7 +80,7 @@ def test_fields_lie_in_the_documented_columns() -> None:
     )  # fmt: skip
     row = instruction.encode()
     assert row[: word.DIMS + 3].tolist() == [1, 7, 9, 1, 3, 5, 9, 1, 0, 0, 0, 0, 3, 4, 5, 6]
-    assert row[word.OPERANDS : word.OPERANDS + 10].tolist() == [37, 64, 1, 2, 3, 18, 128, 7, 8, 0]
+    assert row[word.OPERANDS : word.OPERANDS + 10].tolist() == [2 << 8 | 5, 64, 1, 2, 3, 1 << 8 | 2, 128, 7, 8, 0]
     assert not row[word.OPERANDS + 10 :].any()
 
 
@@ -139,9 +142,9 @@ def test_any_row_decodes_or_is_a_program_error(values: list[int], opcode: int) -
     ("column", "value", "message"),
     [
         (word.OPCODE, 99, r"unknown opcode 99; known: 1, 2, 3, 4, 5, 6, 7, 8"),
-        (word.OPERANDS, 16 * 9 + 1, r"malformed load instruction: 9 is not a valid Space"),
-        (word.OPERANDS, 16 * 1 + 15, r"malformed load instruction: 15 is not a valid Dtype"),
-        (word.operand_column(2), 18, r"malformed load instruction: load: 3 operands"),
+        (word.OPERANDS, word.kind(9, 1), r"malformed load instruction: 9 is not a valid Space"),
+        (word.OPERANDS, word.kind(1, 31), r"malformed load instruction: 31 is not a valid Dtype"),
+        (word.operand_column(2), word.kind(1, 2), r"malformed load instruction: load: 3 operands"),
         (word.QUEUE, -3, r"malformed load instruction: load: queue -3"),
     ],
 )
@@ -202,6 +205,24 @@ def test_int4_packs_low_nibble_first_as_ml_dtypes_reads_it(values: list[int]) ->
     assert unpack_int4(packed.view(np.int8)).tolist() == values
     nibbles = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)
     np.testing.assert_array_equal(nibbles.view(ml_dtypes.int4).astype(np.int8), np.array(values, np.int8))
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+@given(data=st.data())
+def test_packed_elements_fill_bytes_from_the_lowest_bits(dtype: Dtype, data: st.DataObject) -> None:
+    low = -8 if dtype is Dtype.I4 else 0
+    rows, width = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 20))
+    values = np.array(
+        data.draw(
+            st.lists(st.integers(low, low + (1 << dtype.bits) - 1), min_size=rows * width, max_size=rows * width)
+        )
+    ).reshape(rows, width)
+    packed = pack(values, dtype.bits)
+    assert packed.shape == (rows, dtype.nbytes(width))
+    assert np.array_equal(unpack(packed, dtype)[:, :width], values)
+    bits = np.unpackbits(packed, axis=1, bitorder="little")
+    assert np.array_equal(bits[:, 0], values[:, 0] & 1)
+    assert not bits[:, width * dtype.bits :].any()
 
 
 def test_int4_packs_along_the_last_axis() -> None:

@@ -193,8 +193,8 @@ def test_any_damaged_byte_is_refused_or_harmless(at: int, value: int, remove: bo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 1}, "format 'firsttoken-program' version 1; this release reads 'firsttoken-program' version 2"),
-        ({"version": 3}, "format 'firsttoken-program' version 3"),
+        ({"version": 1}, "format 'firsttoken-program' version 1; this release reads 'firsttoken-program' version 3"),
+        ({"version": 4}, "format 'firsttoken-program' version 4"),
         ({"format": "elf"}, "format 'elf'"),
         ({"format": None}, "format None"),
         ({"tensors": None}, "'tensors'"),

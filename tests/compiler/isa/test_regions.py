@@ -13,7 +13,7 @@ from firsttoken_compiler.isa.dma import Gather, Load, Store, dram, spad
 from firsttoken_compiler.isa.instruction import REGION_COLUMNS
 from firsttoken_compiler.isa.matmul import ACCUMULATE, TRANSPOSED, Matmul
 from firsttoken_compiler.isa.opcodes import regions
-from firsttoken_compiler.isa.types import COMPUTED, Dtype, Operand, Space
+from firsttoken_compiler.isa.types import COMPUTED, PACKED, Dtype, Operand, Space
 from firsttoken_compiler.isa.vector import INITIALISE, KERNEL_SHIFT, Vector
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 
@@ -156,6 +156,28 @@ def test_vector_reductions(flags: int, data: st.DataObject) -> None:
     assert {p for p in found if p[1] < 400} <= low_bytes
     assert bool(low_bytes) == (flags == 0)
     assert low_bytes in (set(), places(instruction, write=True))
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+@pytest.mark.parametrize("step", [0, 1])
+@SMALL
+@given(data=st.data())
+def test_packed_sources(dtype: Dtype, step: int, data: st.DataObject) -> None:
+    dims = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)), data.draw(st.integers(1, 8 // dtype.bits)))
+    row = dtype.nbytes(dims[2])
+    source = spad(dtype, 300, data.draw(st.sampled_from([0, 4 * row])), data.draw(st.sampled_from([0, row + 1])), step)
+    instruction, memory = vector("mul(s0, 3.0)", dims, 0, spad(Dtype.I32, 8, 96, 32, 4), source)
+    low = read(instruction, memory, flip=0x01)
+    assert low == places(instruction, write=False)
+    bits = np.unpackbits(memory.spaces[Space.SPAD][300:], bitorder="little")
+    after = memory.copy()
+    instruction.execute(after)
+    for index in np.ndindex(*dims):
+        at = 8 * (index[0] * source.s0 + index[1] * source.s1) + index[2] * step * dtype.bits
+        value = int(bits[at : at + dtype.bits] @ (1 << np.arange(dtype.bits)))
+        value -= 16 * (dtype is Dtype.I4 and value > 7)
+        written = after.view(Space.SPAD, "i4", 8 + 96 * index[0] + 32 * index[1] + 4 * index[2], 1)[0]
+        assert written == 3 * value
 
 
 @pytest.mark.parametrize("dtype", [d for d in COMPUTED if d is not Dtype.I4])
