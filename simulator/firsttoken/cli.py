@@ -61,7 +61,14 @@ Bind = Annotated[
     list[str] | None,
     typer.Option("--bind", metavar="NAME=VALUE", help="Value of a dimension that the file leaves open; repeatable."),
 ]
-Weights = Annotated[Literal["int4", "int8", "fp16"], typer.Option("--weights", help="Type of the weights.")]
+Weights = Annotated[
+    str, typer.Option("--weights", help="int4, int8, fp16, a type of blocks (q4_k) or a mixture of them (q4_k_m).")
+]
+Asymmetric = Annotated[bool, typer.Option("--asymmetric", help="Give int4 and int8 weights zero points.")]
+Mix = Annotated[
+    str | None,
+    typer.Option("--mix", metavar="RULES", help="Weights of some: 'attn_*@0-3=int8,output=q6_k', or a TOML file."),
+]
 Acts = Annotated[
     Literal["int8", "int16", "fp16"] | None,
     typer.Option("--acts", help="Type of the activations; default: int8 for integer weights, else fp16."),
@@ -118,6 +125,8 @@ def run(
     weights: Weights = "int4",
     acts: Acts = None,
     group: Group = "128",
+    asymmetric: Asymmetric = False,
+    mix: Mix = None,
     norm_cache: NormCache = None,
     seed: Seed = 0,
     fallback: Fallback = True,
@@ -131,7 +140,10 @@ def run(
     from firsttoken.buckets import prompt_lengths
 
     lengths = prompt_lengths(prompt or [])
-    options = _options(weights, acts, group, norm_cache, seed, fallback, weights_absent)
+    options = _options(
+        mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, seed=seed,
+        fallback=fallback, weights_absent=weights_absent,
+    )  # fmt: skip
     documents = []
     with Bar() as bar:
         for length in lengths:
@@ -161,6 +173,8 @@ def compile_command(
     weights: Weights = "int4",
     acts: Acts = None,
     group: Group = "128",
+    asymmetric: Asymmetric = False,
+    mix: Mix = None,
     norm_cache: NormCache = None,
     seed: Seed = 0,
     fallback: Fallback = True,
@@ -177,7 +191,10 @@ def compile_command(
     from firsttoken_simulator.report.folder import write_file
 
     lengths = prompt_lengths(prompt or [])
-    options = _options(weights, acts, group, norm_cache, seed, fallback, weights_absent)
+    options = _options(
+        mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, seed=seed,
+        fallback=fallback, weights_absent=weights_absent,
+    )  # fmt: skip
     written: dict[Path, Program] = {}
     with Bar() as bar:
         for length in lengths:
@@ -250,6 +267,8 @@ def generate(
     weights: Weights = "fp16",
     acts: Acts = None,
     group: Group = "128",
+    asymmetric: Asymmetric = False,
+    mix: Mix = None,
     norm_cache: NormCache = None,
     seed: Seed = 0,
     compare: Annotated[
@@ -265,7 +284,9 @@ def generate(
             student,
             prompt_text,
             max_new_tokens=max_new_tokens,
-            options=_options(weights, acts, group, norm_cache, seed),
+            options=_options(
+                mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, seed=seed,
+            ),
             target=target,
             compare=compare,
             progress=bar.update,
@@ -391,16 +412,12 @@ def students_show(name: Annotated[str, typer.Argument(show_default=False)], as_j
     _print_facts(student_document(name), as_json)
 
 
-def _options(
-    weights: str, acts: str | None, group: str, norm_cache: str | None, seed: int, fallback: bool = True,
-    weights_absent: bool = False,
-) -> RunOptions:  # fmt: skip
+def _options(mix: str | None, **chosen: Any) -> RunOptions:
+    """The options of these names, with the rules of `--mix`."""
     from firsttoken.options import RunOptions
+    from firsttoken.weight_rules import rules_of
 
-    return RunOptions(
-        weights=weights, acts=acts, group=group, norm_cache=norm_cache, seed=seed, fallback=fallback,
-        weights_absent=weights_absent,
-    )  # fmt: skip
+    return RunOptions(rules=() if mix is None else rules_of(mix), **chosen)
 
 
 def _program_facts(program: Program) -> dict[str, Any]:
