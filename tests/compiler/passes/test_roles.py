@@ -86,7 +86,7 @@ def test_names_do_not_matter() -> None:
 
 
 DECODERS = [
-    path.name for path in sorted(ROUTES.iterdir()) if path.name.startswith(("dynamo", "script", "optimum", "genai", "nbits"))
+    p.name for p in sorted(ROUTES.iterdir()) if p.name.startswith(("dynamo", "script", "optimum", "genai", "nbits"))
 ]
 FUSED = ("genai-",)
 """Routes whose queries, keys and values are one product."""
