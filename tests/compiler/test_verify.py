@@ -3,8 +3,6 @@
 import contextlib
 import time
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.target.target import Scratchpad, Target
 
 SCRATCHPAD = Scratchpad(bytes=4096, banks=4, bank_bytes=16, alignment_bytes=64, accumulator_bytes=1024)
-TARGET = cast(Target, SimpleNamespace(scratchpad=SCRATCHPAD, cores=2))
+TARGET = replace(Target.load("systolic-128"), scratchpad=SCRATCHPAD, cores=2)
 KERNELS = (VectorKernel.parse("s0"),)
 TENSORS = (
     Tensor("x", "input", Space.DRAM, 0, 4096, Dtype.I8, (4096,)),
@@ -142,7 +140,7 @@ def test_more_synchronisation_than_needed_is_accepted() -> None:
         ("dst=spad:i8@0x400+0,64,0", "dst=spad:i8@0x400+0,-1024,0", "touches spad bytes -2048"),
         ("src=dram:i8@0x1000", "src=dram:i8@0xf80", "touches dram bytes 3968 to 4992, not in one tensor"),
         ("dst=dram:i8@0x2000", "dst=dram:i8@0x27f0", "touches dram bytes 10224 to 10288, limit 10240"),
-        ("dst=dram:i8@0x2000", "dst=dram:i8@0x1000", "writes weight tensor 'w'; only output/kv/activation may be"),
+        ("dst=dram:i8@0x2000", "dst=dram:i8@0x1000", "writes weight tensor 'w'; only output/kv/activation/scratch may be"),
         (
             "n2=64 flags=1 dst=spad:i8@0x800",
             "n2=64 flags=1 dst=spad:i8@0x840",
@@ -274,9 +272,7 @@ def test_forty_thousand_instructions_take_less_than_three_seconds() -> None:
         Tensor("w", "weight", Space.DRAM, 0x10000000, 1 << 20, Dtype.I8, (1 << 20,)),
     )
     good = replace(program(insert_semaphores(code)), tensors=tensors, dram_bytes=1 << 29)
-    target = cast(
-        Target, SimpleNamespace(cores=1, scratchpad=replace(SCRATCHPAD, bytes=1 << 20, accumulator_bytes=1 << 16))
-    )
+    target = replace(TARGET, cores=1, scratchpad=replace(SCRATCHPAD, bytes=1 << 20, accumulator_bytes=1 << 16))
     verify(good.with_code(good.code[:10]), target)  # compiles
     begin = time.process_time()
     verify(good, target)

@@ -1,8 +1,7 @@
 """The verifier on calls of the host: one call between NPU instructions is accepted, every single mistake rejected."""
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.target.target import Scratchpad, Target
 
 SCRATCHPAD = Scratchpad(bytes=4096, banks=4, bank_bytes=16, alignment_bytes=64, accumulator_bytes=1024)
-TARGET = cast(Target, SimpleNamespace(scratchpad=SCRATCHPAD, cores=2))
+TARGET = replace(Target.load("systolic-128"), scratchpad=SCRATCHPAD, cores=2)
 TENSORS = (
     Tensor("x", "input", Space.DRAM, 0, 256, Dtype.I8, (256,)),
     Tensor("w", "weight", Space.DRAM, 256, 64, Dtype.I4, (128,)),

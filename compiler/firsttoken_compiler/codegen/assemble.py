@@ -87,6 +87,7 @@ class _Emitter:
         """Emits every launch."""
         placement = self.compiled.placement
         names = OperatorNames(self.compiled.canonical.nodes)
+        unit = self.target.alignment(Space.SPAD, matrix_weights=True)
         first, cursor = 0, placement.resident_bytes
         self.spad_bytes = placement.resident_bytes
         for number, launch in enumerate(self.compiled.launches.launches):
@@ -105,8 +106,9 @@ class _Emitter:
             operands = [self._address(v) for v in kernel_operands(launch.spec, (*launch.args, *launch.outs))]
             numbers = [self.kernels.setdefault(kernel, len(self.kernels)) for kernel in template.kernels]
             self.code.append(template.relocated(operands, cursor, numbers, number))
-            cursor += template.scratch_bytes
-            self.spad_bytes = max(self.spad_bytes, cursor)
+            self.memory.scratch(number, cursor, template.scratch_bytes)
+            self.spad_bytes = max(self.spad_bytes, cursor + template.scratch_bytes)
+            cursor = -(-(cursor + template.scratch_bytes) // unit) * unit
             self.ops.append(names.describe(launch, template.tile, first, first + len(template.code)))
             first += len(template.code)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from firsttoken_compiler.codegen import concat, convolve, images
+from firsttoken_compiler.codegen import concat, convolve, images, normed
 from firsttoken_compiler.codegen.staging import over_rows
 from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.tir_reader import read
@@ -25,6 +25,8 @@ def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Roo
         return _template(attention.schedule(spec, spaces, chosen, target), spaces, target)
     if spec.kind == "conv":
         return convolve.build(spec, spaces, target, room)
+    if spec.kind == "normed":
+        return normed.build(spec, spaces, target, room)
     if spec.kind == "concat":
         return concat.build(spec, spaces, target, (room.preferred, room.limit))
     if spec.kind in windows.KINDS:
@@ -44,4 +46,5 @@ def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Roo
 def _template(scheduled: Scheduled, spaces: tuple[Space, ...], target: Target) -> Template:
     body, _ = read(scheduled.lowered())
     places = [Place(space, layout) for space, layout in zip(spaces, scheduled.layouts, strict=True)]
-    return unroll(body, places, scheduled.ragged, target.scratchpad.alignment_bytes, scheduled.tile)
+    align, tiles = target.alignment(Space.SPAD), target.matrix.tile_bytes
+    return unroll(body, places, scheduled.ragged, align, scheduled.tile, tiles)

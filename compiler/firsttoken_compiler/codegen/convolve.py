@@ -37,7 +37,8 @@ def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Roo
     image = layout.matrix(spec.args[0].shape[0], spec.args[0], layout.pitch_bits(spec.args[0], spaces[0], target))
     layouts = [image, *scheduled.layouts[1:]]
     places = [Place(space, made) for space, made in zip(spaces, layouts, strict=True)]
-    return unroll(body, places, scheduled.ragged, target.scratchpad.alignment_bytes, scheduled.tile)
+    align, tiles = target.alignment(Space.SPAD), target.matrix.tile_bytes
+    return unroll(body, places, scheduled.ragged, align, scheduled.tile, tiles)
 
 
 @dataclass

@@ -25,7 +25,7 @@ MAX_QUEUES: Final = 4096
 
 INSTRUCTION, WRITE, SPACE, ADDRESS = range(4)
 RUN = REGION_COLUMNS.index("run")
-_AXES = tuple((REGION_COLUMNS.index(f"c{axis}"), REGION_COLUMNS.index(f"s{axis}")) for axis in range(3))
+AXES = tuple((REGION_COLUMNS.index(f"c{axis}"), REGION_COLUMNS.index(f"s{axis}")) for axis in range(3))
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ def footprints(code: np.ndarray) -> np.ndarray:
     Merging keeps the set of granules: a gap of less than a granule between runs cannot hide one.
     """
     table = regions(code)
-    table = table[(table[:, [count for count, _ in _AXES]] > 0).all(axis=1) & (table[:, RUN] > 0)]
-    for count, stride in _AXES:
+    table = table[(table[:, [count for count, _ in AXES]] > 0).all(axis=1) & (table[:, RUN] > 0)]
+    for count, stride in AXES:
         down = table[:, stride] < 0
         table[down, ADDRESS] += ((table[:, count] - 1) * table[:, stride])[down]
         table[:, stride] = np.abs(table[:, stride])
-    for count, stride in _AXES * 3:
+    for count, stride in AXES * 3:
         dense = (table[:, count] > 1) & (table[:, stride] < table[:, RUN] + GRANULE)
         table[dense, RUN] += ((table[:, count] - 1) * table[:, stride])[dense]
         table[dense, count] = 1
@@ -84,7 +84,7 @@ def footprints(code: np.ndarray) -> np.ndarray:
 def bounds(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First byte and one past the last byte of each footprint (of `footprints`, whose strides are not negative)."""
     low = table[:, ADDRESS]
-    return low, low + sum((table[:, count] - 1) * table[:, stride] for count, stride in _AXES) + table[:, RUN]
+    return low, low + sum((table[:, count] - 1) * table[:, stride] for count, stride in AXES) + table[:, RUN]
 
 
 def conflict(code: np.ndarray, earlier: int, later: int) -> str:
@@ -104,7 +104,7 @@ def conflict(code: np.ndarray, earlier: int, later: int) -> str:
 
 def _granules(row: np.ndarray) -> np.ndarray:
     starts = row[ADDRESS : ADDRESS + 1]
-    for count, stride in _AXES:
+    for count, stride in AXES:
         starts = (starts[:, None] + np.arange(row[count]) * row[stride]).ravel()
     first, last = starts // GRANULE, (starts + row[RUN] - 1) // GRANULE
     return np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True)]))

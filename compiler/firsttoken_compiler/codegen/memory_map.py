@@ -11,7 +11,7 @@ from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.frontend.importer import host_dtype
 from firsttoken_compiler.frontend.partition import Segment
 from firsttoken_compiler.frontend.values import TensorType
-from firsttoken_compiler.isa.program import Packing, Tensor
+from firsttoken_compiler.isa.program import MATRIX_FORMS, Packing, Tensor
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.lower import Launches
@@ -59,8 +59,7 @@ class MemoryMap:
             if name in self.compiled.inputs and name not in past:
                 self._dram(("param", name), self.compiled.inputs[name], "input", arg)
         self._outputs()
-        for storage in launches.storages:
-            self._storage(storage.name, storage.nbytes)
+        self._storages()
         for name, arg in launches.params.items():
             if name not in self.compiled.inputs:
                 self._weight(name, arg)
@@ -99,14 +98,30 @@ class MemoryMap:
                     kind = "kv" if len(arg.shape) == 3 else "output"
                     self._dram(("output", value.name), names.get(value.name, value.name), kind, arg)
 
-    def _storage(self, name: str, nbytes: int) -> None:
+    def _storages(self) -> None:
+        """Residents of the scratchpad, and a region of DRAM that holds the others."""
         placement = self.compiled.placement
-        if name in placement.resident:
-            at, nbytes = placement.resident[name], placement.sizes[name]
+        align = self.target.alignment(Space.DRAM)
+        base = -(-self.end // align) * align
+        for storage in self.compiled.launches.storages:
+            name = storage.name
+            space = Space.SPAD if name in placement.resident else Space.DRAM
+            at = placement.resident[name] if space is Space.SPAD else base + placement.dram[name]
+            nbytes = placement.sizes.get(name, storage.nbytes)
             self.address["storage", name] = at
-            self.tensors.append(Tensor(name, "activation", Space.SPAD, at, nbytes, Dtype.I8, (nbytes,)))
-        else:
-            self._dram(("storage", name), name, "activation", Arg((nbytes,), Dtype.I8))
+            self.tensors.append(
+                Tensor(name, "activation", space, at, nbytes, Dtype.I8, (nbytes,), None, storage.first, storage.last)
+            )
+        if placement.dram_bytes:
+            self.end = base + placement.dram_bytes
+
+    def scratch(self, number: int, address: int, nbytes: int) -> None:
+        """What launch `number` works in."""
+        if nbytes:
+            name, shape = f"scratch{number}", (nbytes,)
+            self.tensors.append(
+                Tensor(name, "scratch", Space.SPAD, address, nbytes, Dtype.I8, shape, None, number, number)
+            )
 
     def _weight(self, name: str, arg: Arg) -> None:
         packing = self.compiled.quantised.packings.get(name)
@@ -133,7 +148,8 @@ class MemoryMap:
     def _dram(
         self, key: tuple[str, str], name: str, kind: str, arg: Arg, packing: Packing | None = None, nbytes: int = 0
     ) -> None:
-        align = self.target.scratchpad.alignment_bytes
+        tiled = packing is not None and packing.form in MATRIX_FORMS
+        align = self.target.alignment(Space.DRAM, matrix_weights=tiled)
         at = -(-self.end // align) * align
         nbytes = nbytes or arg.nbytes
         self.address[key] = at

@@ -42,19 +42,32 @@ class Memory:
     acc_bytes: int = 0
 
 
-def assign(body: list[Statement], spaces: list[Space], alignment: int) -> Memory:
-    """Rooms in order of first allocation, every slot aligned."""
-    memory = Memory()
+def assign(body: list[Statement], spaces: list[Space], alignment: int, weights_alignment: int = 0) -> Memory:
+    """Rooms in order of first allocation, every slot aligned; what products read as weights on its own boundary."""
+    memory, weights = Memory(), _weights(body)
     for buffer, stages in _allocations(body, ()).items():
-        nbytes = -(-buffer.dtype.nbytes(buffer.elements) // alignment) * alignment
+        unit = max(alignment, weights_alignment) if buffer in weights else alignment
+        nbytes = -(-buffer.dtype.nbytes(buffer.elements) // unit) * unit
         depth = _depth(buffer, stages, body, spaces)
         if buffer.scope == "acc":
             memory.rooms[buffer] = Room(Space.ACC, memory.acc_bytes, nbytes, depth)
             memory.acc_bytes += nbytes * depth
         else:
-            memory.rooms[buffer] = Room(Space.SPAD, memory.scratch_bytes, nbytes, depth)
-            memory.scratch_bytes += nbytes * depth
+            start = -(-memory.scratch_bytes // unit) * unit
+            memory.rooms[buffer] = Room(Space.SPAD, start, nbytes, depth)
+            memory.scratch_bytes = start + nbytes * depth
     return memory
+
+
+def _weights(body: list[Statement]) -> set[Buffer]:
+    """Buffers that a product reads as weights."""
+    found: set[Buffer] = set()
+    for statement in body:
+        if isinstance(statement, MatmulCall):
+            found.add(statement.w.buffer)
+        elif isinstance(statement, Loop):
+            found |= _weights(statement.body)
+    return found
 
 
 def _allocations(body: list[Statement], stages: tuple[int, ...]) -> dict[Buffer, tuple[int, ...]]:

@@ -1,10 +1,11 @@
-"""Typed npu calls → one PrimFunc per distinct spec, fused and planned by TVM → a list of kernel launches.
+"""Typed npu calls → one PrimFunc per distinct spec, fused by TVM → a list of kernel launches.
 
-LegalizeOps gives each call its PrimFunc, FuseOps/FuseTIR merge what is elementwise, StaticPlanBlockMemory shares
-storage between values that are never live together.
+LegalizeOps gives each call its PrimFunc, FuseOps/FuseTIR merge what is elementwise. Every value has a storage of its
+own, from the launch that writes it to the last one that reads it; `place` lets storages share memory.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from firsttoken_compiler.errors import StudentError
@@ -20,15 +21,17 @@ OPAQUE = 8
 
 @dataclass(frozen=True)
 class Storage:
-    """One planned piece of memory shared by several values."""
+    """The memory of one value, live from launch `first` to launch `last`, both included."""
 
     name: str
     nbytes: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
 class Value:
-    """Where an operand lives: a parameter by name, a planned storage, or a graph output."""
+    """Where an operand lives: a parameter by name, a storage, or a graph output."""
 
     kind: str
     """`param`, `storage` or `output`."""
@@ -100,7 +103,7 @@ class Lower:
         stages = [
             transform.LegalizeOps(), transform.AnnotateTIROpPattern(), transform.FuseOps(), transform.FuseTIR(),
             transform.RewriteDataflowReshape(), transform.ToNonDataflow(), transform.RemovePurityChecking(),
-            transform.CallTIRRewrite(), transform.StaticPlanBlockMemory(),
+            transform.CallTIRRewrite(),
         ]  # fmt: skip
         module = tvm.transform.Sequential(stages)(quantised.module)
         return _Reader(module, quantised).read()
@@ -111,17 +114,27 @@ def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if len(shape) == 2 and shape[0] > 1 else ()
 
 
+def _storages(launches: Sequence[Launch]) -> tuple[Storage, ...]:
+    """The storages of all values that are no parameters and no results, in the order in which they are first used."""
+    found: dict[str, Storage] = {}
+    for number, launch in enumerate(launches):
+        for value in (*launch.args, *launch.outs):
+            if value.kind == "storage":
+                before = found.get(value.name, Storage(value.name, 0, number, number))
+                found[value.name] = replace(before, nbytes=max(before.nbytes, value.arg.nbytes), last=number)
+    return tuple(found.values())
+
+
 class _Reader:
-    """Walks the planned main function: allocations, launches, views, results."""
+    """Walks the main function: allocations, launches, views, results."""
 
     def __init__(self, module: Any, quantised: Quantised) -> None:
         self.module, self.names = module, quantised.names
         self.values: dict[Any, Any] = {}
-        self.storages: dict[Any, Storage] = {}
         self.raw: list[tuple[KernelSpec, list[Any]]] = []
         self.labels: dict[int, str] = {}
         self.reshaped: set[str] = set()
-        self.made_by: dict[Value, int] = {}
+        self.made = 0
 
     def read(self) -> Launches:
         function = self.module["main"]
@@ -132,12 +145,22 @@ class _Reader:
             for binding in block.bindings:
                 self._binding(binding.var, binding.value)
         body = self.values[function.body.body]
-        outputs = tuple(body if isinstance(body, tuple) else (body,))
-        launches = tuple(
-            Launch(spec, tuple(v[: len(spec.args)]), tuple(v[len(spec.args) :]), self.labels.get(i, ""))
-            for i, (spec, v) in enumerate(self.raw)
+        returned = tuple(body if isinstance(body, tuple) else (body,))
+        results = {value.name for value in returned if value.kind == "storage"}
+
+        def final(value: Value) -> Value:
+            return replace(value, kind="output") if value.kind == "storage" and value.name in results else value
+
+        launches = []
+        for number, (spec, values) in enumerate(self.raw):
+            operands = [final(value) for value in values]
+            arity = len(spec.args)
+            label = self.labels.get(number, "")
+            launches.append(Launch(spec, tuple(operands[:arity]), tuple(operands[arity:]), label))
+        outputs = tuple(final(value) for value in returned)
+        return Launches(
+            tuple(launches), _storages(launches), outputs, params, self.module, frozenset(self.reshaped - results)
         )
-        return Launches(launches, tuple(self.storages.values()), outputs, params, self.module, frozenset(self.reshaped))
 
     def _binding(self, variable: Any, value: Any) -> None:
         if isinstance(value, Call) and isinstance(value.op, GlobalVar):
@@ -158,10 +181,7 @@ class _Reader:
         text = function.attrs.get("npu.spec") if function.attrs else None
         if text is None:
             raise StudentError(f"internal: kernel {call.op.name_hint} has no npu operator; it cannot be scheduled")
-        operands = [self.values[argument] for argument in call.args]
-        for operand in operands:
-            self.made_by[operand] = len(self.raw)
-        self.raw.append((KernelSpec.from_json(str(text)), operands))
+        self.raw.append((KernelSpec.from_json(str(text)), [self.values[argument] for argument in call.args]))
 
     def _label(self, variable: Any) -> None:
         """A variable bound to what the last launch wrote names that launch."""
@@ -170,17 +190,13 @@ class _Reader:
 
     def _intrinsic(self, variable: Any, call: Any) -> None:
         name = call.op.name
-        if name == "relax.memory.alloc_storage":
-            nbytes = int(call.args[0].values[0])
-            self.storages[variable] = Storage(f"storage{len(self.storages)}", nbytes)
-        elif name == "relax.memory.alloc_tensor":
-            self.values[variable] = Value("storage", self.storages[call.args[0]].name, _arg(call.ty))
-        elif name == "relax.builtin.alloc_tensor":
-            self.values[variable] = Value("output", variable.name, _arg(call.ty))
+        if name == "relax.builtin.alloc_tensor":
+            self.values[variable] = Value("storage", f"storage{self.made}", _arg(call.ty))
+            self.made += 1
         elif name in ("relax.reshape", "relax.memory.view"):
             source = self.values[call.args[0]]
             if source.kind == "storage" and _rows(source.arg.shape) != _rows(shape_of(call)):
                 self.reshaped.add(source.name)
             self.values[variable] = Value(source.kind, source.name, Arg(shape_of(call), source.arg.dtype))
-        elif name not in ("relax.memory.kill_storage", "relax.memory.kill_tensor"):
-            raise StudentError(f"internal: unexpected {name} after planning")
+        else:
+            raise StudentError(f"internal: unexpected {name} after lowering")

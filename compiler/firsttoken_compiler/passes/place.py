@@ -1,6 +1,7 @@
-"""Decides which planned storages stay in the scratchpad for the whole run, and what is left for the kernels to work in.
+"""Decides which values lie in the scratchpad, where they and the others lie, and what is left for kernels to work in.
 
-Storages that are touched most per byte come first; at least `WORKING_SHARE` of the scratchpad stays free for tiles.
+Values that are touched most per byte come first; a value stays where the bytes live beside it leave room. At least
+`WORKING_SHARE` of the scratchpad stays free for tiles. Values share bytes when they are never live together.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.passes.arena import Packed, Piece, pack
 from firsttoken_compiler.passes.lower import Launches, Value
 from firsttoken_compiler.schedule.layout import resident_bytes
 from firsttoken_compiler.schedule.tiling import Room
@@ -22,13 +26,20 @@ first tiles, so that weights stream while vector work goes on."""
 
 @dataclass(frozen=True)
 class Placement:
-    """Scratchpad addresses of the resident storages; all others lie in DRAM. Kernels work above `resident_bytes`."""
+    """Where the storages lie: residents in the scratchpad, all others in DRAM. Kernels work above `resident_bytes`."""
 
     resident: dict[str, int]
+    """Scratchpad addresses."""
     sizes: dict[str, int]
     """Bytes of the residents."""
     resident_bytes: int
     scratchpad_bytes: int
+    dram: dict[str, int]
+    """Offsets of the others in a region of DRAM."""
+    dram_bytes: int
+    """Bytes of that region."""
+    spilled: dict[str, str]
+    """Why each of them does not lie in the scratchpad."""
 
     @property
     def room(self) -> Room:
@@ -48,65 +59,106 @@ class Place:
     target: Target
 
     def run(self, launches: Launches) -> Placement:
-        """Chooses the residents; raises AllocationError when the scratchpad is smaller than a tile could ever be."""
+        """Chooses the residents.
+
+        Raises AllocationError when the scratchpad is smaller than a tile could ever be, and for a value that was asked
+        to lie there and cannot.
+        """
         pad = self.target.scratchpad
-        align = pad.alignment_bytes
-        if pad.bytes < 16 * align:
+        if pad.bytes < 16 * pad.alignment_bytes:
             raise AllocationError(
                 f"target {self.target.name} has a scratchpad of {pad.bytes} bytes, which cannot hold one tile: "
-                f"at least {16 * align} are needed, raise scratchpad.bytes"
+                f"at least {16 * pad.alignment_bytes} are needed, raise scratchpad.bytes"
             )
-        traffic = dict.fromkeys((storage.name for storage in launches.storages), 0)
-        for launch in launches.launches:
+        choice = _Choice(launches, self.target, int(pad.bytes * (1 - WORKING_SHARE)))
+        packed = choice.residents()
+        align = self.target.alignment(Space.DRAM)
+        others = [
+            Piece(storage.name, storage.nbytes, storage.first, storage.last, align)
+            for storage in launches.storages
+            if storage.name not in packed.offsets
+        ]
+        dram = pack(others)
+        unit = self.target.alignment(Space.SPAD, matrix_weights=True)
+        return Placement(
+            packed.offsets, {name: choice.pieces[name].nbytes for name in packed.offsets},
+            -(-packed.nbytes // unit) * unit, pad.bytes, dram.offsets, dram.nbytes, choice.spilled,
+        )  # fmt: skip
+
+
+class _Choice:
+    """Which values stay, within a budget of bytes."""
+
+    def __init__(self, launches: Launches, target: Target, budget: int) -> None:
+        self.launches, self.target, self.budget = launches, target, budget
+        self.wanted = {
+            launch.outs[0].name: launch
+            for launch in launches.launches
+            if launch.spec.get("place") == "scratchpad" and launch.outs[0].kind == "storage"
+        }
+        """Values that the options want in the scratchpad, by the launch that writes them."""
+        traffic, needed = self._uses()
+        unit = target.alignment(Space.SPAD)
+        self.pieces = {s.name: Piece(s.name, needed[s.name], s.first, s.last, unit) for s in launches.storages}
+        self.order = sorted(
+            self.pieces.values(),
+            key=lambda p: (p.name not in self.wanted, -traffic[p.name] / max(1, p.nbytes), p.first, p.name),
+        )
+        self.spilled = self._barred()
+
+    def residents(self) -> Packed:
+        """The residents packed; whoever does not fit is in `spilled` afterwards."""
+        live = np.zeros(len(self.launches.launches) + 1, np.int64)
+        chosen: dict[str, Piece] = {}
+        for piece in self.order:
+            span = slice(piece.first, piece.last + 1)
+            taken = int(live[span].max())
+            if piece.name in self.spilled:
+                self._require(piece, self.spilled[piece.name])
+            elif taken + piece.nbytes > self.budget:
+                self._spill(piece, f"{self.budget - taken} of {self.budget} bytes are free while it lives")
+            else:
+                live[span] += -(-piece.nbytes // piece.alignment) * piece.alignment
+                chosen[piece.name] = piece
+        packed = pack(list(chosen.values()))
+        while packed.nbytes > self.budget:
+            above = [p for p in chosen.values() if packed.offsets[p.name] + p.nbytes > self.budget]
+            self._spill(above[-1], f"{self.budget} bytes have no gap for it while it lives")
+            del chosen[above[-1].name]
+            packed = pack(list(chosen.values()))
+        return packed
+
+    def _uses(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Bytes that launches move to and from each value, and what it takes of the scratchpad."""
+        traffic = dict.fromkeys((storage.name for storage in self.launches.storages), 0)
+        needed = {storage.name: storage.nbytes for storage in self.launches.storages}
+        for launch in self.launches.launches:
             for value in (*launch.args, *launch.outs):
                 if value.kind == "storage":
                     traffic[value.name] += value.arg.nbytes
-        needed = {storage.name: storage.nbytes for storage in launches.storages}
-        for launch in launches.launches:
-            for value in (*launch.args, *launch.outs):
-                if value.kind == "storage":
                     needed[value.name] = max(needed[value.name], resident_bytes(value.arg, self.target))
-        sizes = {name: -(-nbytes // align) * align for name, nbytes in needed.items()}
-        budget = int(pad.bytes * (1 - WORKING_SHARE))
-        for launch in launches.launches:
-            if launch.spec.kind == "host":  # the host reaches DRAM only
-                for value in (*launch.args, *launch.outs):
-                    sizes.pop(value.name, None)
-        for name in launches.reshaped:
-            sizes.pop(name, None)
-        demanded = _demanded(launches, sizes, budget, self.target)
-        resident: dict[str, int] = {}
-        used = 0
-        for name in sorted(sizes, key=lambda name: (name not in demanded, -traffic[name] / max(1, sizes[name]), name)):
-            if used + sizes[name] <= budget:
-                resident[name], used = used, used + sizes[name]
-        return Placement(resident, {name: sizes[name] for name in resident}, used, pad.bytes)
+        return traffic, needed
 
+    def _barred(self) -> dict[str, str]:
+        """Values that the scratchpad cannot hold whatever its size, and why."""
+        found = dict.fromkeys(self.launches.reshaped, "it is also read as a matrix of other rows")
+        for launch in self.launches.launches:
+            if launch.spec.kind == "host":
+                values = (value for value in (*launch.args, *launch.outs) if value.kind == "storage")
+                found |= dict.fromkeys((v.name for v in values), "the host reaches DRAM only")
+            elif launch.spec.get("place") == "dram" and launch.outs[0].kind == "storage":
+                found[launch.outs[0].name] = "the options want it in DRAM"
+        return found
 
-def _demanded(launches: Launches, sizes: dict[str, int], budget: int, target: Target) -> set[str]:
-    """Storages of normalised rows that have to be resident; those that may not be are taken out of `sizes`.
+    def _spill(self, piece: Piece, why: str) -> None:
+        self._require(piece, why)
+        self.spilled[piece.name] = f"{piece.nbytes} bytes, {why}"
 
-    Raises AllocationError when not all of the former fit.
-    """
-    asked = [(launch, str(launch.spec.get("place"))) for launch in launches.launches if launch.spec.get("place")]
-    for launch, place in asked:
-        if place == "dram":
-            sizes.pop(launch.outs[0].name, None)
-    found: set[str] = set()
-    for launch, place in asked:
-        name = launch.outs[0].name
-        if place != "scratchpad" or name in found:
-            continue
-        taken = sum(sizes[other] for other in found)
-        if name not in sizes or taken + sizes[name] > budget:
-            why = (
-                f"they take {sizes[name]} bytes, and {budget - taken} of {target.scratchpad.bytes} are free for them"
-                if name in sizes
-                else "the host reads them, or they share their memory with what lies in DRAM"
-            )
+    def _require(self, piece: Piece, why: str) -> None:
+        """An error for what must not be spilled."""
+        if piece.name in self.wanted:
             raise AllocationError(
-                f"target {target.name}: the rows of norm {launch.label} cannot stay in the scratchpad: {why}; choose "
-                "--norm-cache-place auto, a narrower --norm-cache, or a shorter prompt"
+                f"target {self.target.name}: {self.wanted[piece.name].label}: its normalised rows take {piece.nbytes} "
+                f"bytes and cannot lie in the scratchpad: {why}; choose --norm-cache-place auto or a narrower "
+                "--norm-cache, or shorten the prompt"
             )
-        found.add(name)
-    return found

@@ -109,7 +109,11 @@ def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target
         "factor": three * tile.m * n * 2,
         "out": two * dtypes["out"].nbytes(tile.m * n),
     }  # fmt: skip
-    total = sum(nbytes + 3 * align for name, nbytes in staged.items() if where.get(name) is Space.DRAM)
+    total = sum(
+        nbytes + 3 * target.alignment(Space.SPAD, matrix_weights=name == "w")
+        for name, nbytes in staged.items()
+        if where.get(name) is Space.DRAM
+    )
     acc = ceil_div(tile.m * n * 4, align) * align
     if shape.group or corrected_apart(spec):
         total += acc

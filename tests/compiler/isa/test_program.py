@@ -230,7 +230,8 @@ def test_each_wrong_field_is_named(changes: dict[str, Any], message: str) -> Non
     [
         ({"space": 9}, "9 is not a valid Space"),
         ({"dtype": "f16"}, "'f16' is not a valid Dtype"),
-        ({"kind": "scratch"}, "tensor 'x' is of kind 'scratch'; known: input, output"),
+        ({"kind": "spare"}, "tensor 'x' is of kind 'spare'; known: input, output"),
+        ({"first": 1.5}, "Tensor has first 1.5, expected int"),
         ({"address": "0"}, "Tensor has address '0', expected int"),
         ({"shape": [1, "2"]}, "Tensor has shape (1, '2'), expected tuple[int, ...]"),
         ({"shape": 3}, "not a program file"),

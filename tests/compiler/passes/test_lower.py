@@ -1,4 +1,4 @@
-"""Lowering: launches in order, operands that were made before, storage that is shared only in turn."""
+"""Lowering: launches in order, operands that were made before, a storage with a life for each value."""
 
 from __future__ import annotations
 
@@ -31,20 +31,19 @@ def test_lowering_keeps_order_operands_and_results(lowered: Launches) -> None:
     assert len(lowered.outputs) == 5
 
 
-def test_values_share_storage_only_when_never_live_together(lowered: Launches) -> None:
-    """A storage that is written again is not read as what it was before."""
-    holds: dict[str, object] = {}
-    sizes = {storage.name: storage.nbytes for storage in lowered.storages}
+def test_each_value_has_a_storage_that_lives_from_its_launch_to_its_last_reader(lowered: Launches) -> None:
+    storages = {storage.name: storage for storage in lowered.storages}
+    touched: dict[str, list[int]] = {name: [] for name in storages}
+    writers: dict[str, int] = {}
     for number, launch in enumerate(lowered.launches):
-        for value in launch.args:
+        for value in (*launch.args, *launch.outs):
             if value.kind == "storage":
-                assert holds[value.name] == value.arg, (number, launch.spec.kind, value)
+                assert value.arg.nbytes <= storages[value.name].nbytes
+                touched[value.name].append(number)
         for value in launch.outs:
-            if value.kind == "storage":
-                assert value.arg.nbytes <= sizes[value.name]
-                holds[value.name] = value.arg
-    assert len(sizes) < sum(value.kind == "storage" for launch in lowered.launches for value in launch.outs)
-
-
-def test_labels_lead_to_onnx_nodes(lowered: Launches) -> None:
-    assert all(launch.label for launch in lowered.launches if launch.spec.kind in ("linear", "attention"))
+            assert value.name not in writers
+            writers[value.name] = number
+    for name, storage in storages.items():
+        assert storage.first == writers[name] == min(touched[name])
+        assert storage.last == max(touched[name])
+    assert not set(storages) & {value.name for value in lowered.outputs}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations
 
 import pytest
 from launches import tiny_launches
@@ -27,16 +28,33 @@ def with_pad(nbytes: int) -> Target:
 
 
 @pytest.mark.parametrize("nbytes", [2048, 4096, 16384, 1 << 22])
-def test_residents_do_not_overlap_and_leave_room_to_work(lowered: Launches, nbytes: int) -> None:
+def test_values_share_bytes_only_when_never_live_together_and_leave_room_to_work(
+    lowered: Launches, nbytes: int
+) -> None:
     placement = Place(with_pad(nbytes)).run(lowered)
-    spans = sorted((at, at + placement.sizes[name]) for name, at in placement.resident.items())
-    for (_, end), (start, _) in pairwise(spans):
-        assert end <= start
-    assert placement.resident_bytes == max((end for _, end in spans), default=0)
-    assert placement.resident_bytes <= nbytes * (1 - WORKING_SHARE)
+    lives = {storage.name: storage for storage in lowered.storages}
+    assert set(placement.resident) | set(placement.dram) == set(lives)
+    assert set(placement.spilled) == set(placement.dram)
+    sizes = {name: lives[name].nbytes for name in placement.dram}
+    for offsets, taken in ((placement.resident, placement.sizes), (placement.dram, sizes)):
+        for one, other in combinations(offsets, 2):
+            if lives[one].first <= lives[other].last and lives[other].first <= lives[one].last:
+                first, second = sorted((one, other), key=offsets.__getitem__)
+                assert offsets[first] + taken[first] <= offsets[second], (one, other)
+        assert all(at % 64 == 0 for at in offsets.values())
+    top = max((at + placement.sizes[name] for name, at in placement.resident.items()), default=0)
+    assert placement.resident_bytes - 64 < top <= placement.resident_bytes
+    assert top <= nbytes * (1 - WORKING_SHARE)
     assert placement.room.limit == nbytes - placement.resident_bytes
     assert placement.room.preferred == placement.room.limit // 2
-    assert all(at % 64 == 0 for at in placement.resident.values())
+
+
+def test_what_is_spilled_says_why(lowered: Launches) -> None:
+    placement = Place(with_pad(2048)).run(lowered)
+    assert placement.spilled
+    for name, reason in placement.spilled.items():
+        assert re.fullmatch(r"\d+ bytes, -?\d+ of 1126 bytes are free while it lives", reason), (name, reason)
+    assert Place(TARGET).run(lowered).spilled == {}
 
 
 def test_everything_that_fits_is_resident_and_parameters_never_are(lowered: Launches) -> None:
