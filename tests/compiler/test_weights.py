@@ -13,6 +13,7 @@ from firsttoken_compiler.codegen.weights import (
     packed_bytes,
     panel_offset,
     quantise,
+    quantise_asymmetric,
     scale_groups,
 )
 from firsttoken_compiler.errors import ProgramError
@@ -178,6 +179,44 @@ def test_rounds_half_to_even_with_the_stored_scale_and_keeps_zero_columns() -> N
     assert not q[:, 1].any()
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 70), st.integers(1, 12), st.sampled_from([4, 8]), st.integers(1, 80), st.floats(-9, 9),
+    st.integers(0, 2**31),
+)  # fmt: skip
+def test_zero_points_halve_the_step_of_values_on_one_side(
+    k: int, n: int, bits: int, group: int, middle: float, seed: int
+) -> None:
+    matrix = (np.random.default_rng(seed).standard_normal((k, n)) + middle).astype(np.float32)
+    q, scales, zeros = quantise_asymmetric(matrix, bits, group)
+    assert (q.shape, scales.shape, zeros.shape) == ((k, n), (-(-k // group), n), (-(-k // group), n))
+    wide = [np.repeat(part.astype(np.float64), group, axis=0)[:k] for part in (scales, zeros)]
+    found, low, high = (q - wide[1]) * wide[0], -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    # What lies beyond the range, as the scale or the zero point was rounded, is clipped to it.
+    clipped = np.maximum((low - wide[1]) * wide[0] - matrix, 0) + np.maximum(matrix - (high - wide[1]) * wide[0], 0)
+    assert (np.abs(matrix - found) <= np.maximum(wide[0] * (0.5 + 1e-4), clipped * (1 + 1e-4))).all()
+    assert (clipped <= wide[0] * 0.51 + np.abs(matrix) * 2.0**-10).all()
+    spread = np.maximum(matrix.max(axis=0), 0) - np.minimum(matrix.min(axis=0), 0)
+    assert (scales.max(axis=0) <= (spread / (high - low)).astype(np.float16) + 1e-7).all()
+    assert np.array_equal(quantise_asymmetric(np.zeros((k, n), np.float32), bits, group)[0], np.full((k, n), low))
+
+
+@pytest.mark.parametrize(("bits", "group", "of"), [(4, 8, 32), (8, 12, 24), (4, 40, 40)])
+def test_parts_of_groups_repeat_their_scales_and_zero_points(bits: int, group: int, of: int) -> None:
+    k, n, panel, matrix = 40 if of == 40 else 2 * of, 10, 4, random_matrix(3, 40 if of == 40 else 2 * of, 10)
+    tensors = []
+    for form, dtype in (("panels", WEIGHT_TYPE[bits]), ("scales", Dtype.F16), ("zeros", Dtype.I8)):
+        packing = Packing("w", form, k, n, panel, bits, group, False, f":{of}", 1 << (bits - 1))
+        address = tensors[-1].address + tensors[-1].nbytes if tensors else 0
+        tensors.append(Tensor(form, "weight", Space.DRAM, address, packed_bytes(packing), dtype, (k, n), packing))
+    image = materialised(tensors, {"w": matrix})
+    q, scales, zeros = quantise_asymmetric(matrix, bits, of)
+    rows = np.arange(0, k, group) // of
+    for tensor, values, width in zip(tensors, (q, scales[rows], zeros[rows]), (bits, 16, 8), strict=True):
+        stored = image[tensor.address : tensor.address + tensor.nbytes]
+        assert np.array_equal(stored, pack_panels(values, panel, width))
+
+
 @pytest.mark.parametrize(
     ("dtype", "array"),
     [
@@ -227,11 +266,14 @@ def test_weights_that_do_not_fit_are_refused(array: np.ndarray, bits: int, messa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"form": "rows"}, "unknown packing form 'rows'; known: panels, scales, plain"),
+        ({"form": "rows"}, "unknown packing form 'rows'; known: panels, scales, zeros, plain"),
         ({"bits": 5}, "4, 8 or 16 bits"),
         ({"group": 0}, "groups of 0 rows"),
         ({"n": 99}, "the tensor has 10"),
         ({"bits": 16, "form": "scales"}, "have no scales"),
+        ({"bits": 16, "form": "zeros", "shift": 8}, "have no zeros"),
+        ({"form": "zeros"}, "symmetric weights have no zeros"),
+        ({"group": 3, "layout": ":5"}, "groups of 3 rows are no parts of those of ':5'"),
     ],
 )
 def test_impossible_recipes_are_refused(change: dict[str, object], message: str) -> None:

@@ -66,8 +66,8 @@ def panel_offset(packing: Packing, panel: int) -> int:
 
 def _rows_and_bits(packing: Packing) -> tuple[int, int]:
     """Rows of a panel and bits of an element."""
-    if packing.form in ("scales", "vectors", "sums"):
-        return scale_groups(packing), {"scales": 16, "vectors": packing.bits, "sums": 32}[packing.form]
+    if packing.form in ("scales", "zeros", "vectors", "sums"):
+        return scale_groups(packing), {"scales": 16, "zeros": 8, "vectors": packing.bits, "sums": 32}[packing.form]
     return packing.k, packing.bits
 
 
@@ -106,6 +106,34 @@ def quantise(matrix: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.
     return q, scales
 
 
+def quantise_asymmetric(matrix: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(q int8 `[k, n]`, scales fp16, zeros int8 `[ceil(k / group), n]`), so that (q - zero) * scale is near a matrix.
+
+    The range of a group, widened to hold 0, is spread over all integers of `bits` bits; these and the zero points are
+    those of the unsigned range less its middle. Scales are as in `quantise`. Raises ProgramError likewise.
+    """
+    if bits not in QMAX or group < 1:
+        raise ProgramError(f"cannot quantise to {bits} bits in groups of {group}; bits are 4 or 8, groups at least 1")
+    middle, count = 1 << (bits - 1), -(-matrix.shape[0] // group)
+    q = np.empty(matrix.shape, np.int8)
+    scales, zeros = np.empty((count, matrix.shape[1]), np.float16), np.empty((count, matrix.shape[1]), np.int8)
+    for index in range(count):
+        rows = slice(index * group, (index + 1) * group)
+        values = np.asarray(matrix[rows], np.float32)
+        low, high = np.minimum(values.min(axis=0), 0), np.maximum(values.max(axis=0), 0)
+        with np.errstate(over="ignore"):
+            scale = ((high - low) / np.float32(2 * middle - 1)).astype(np.float16)
+        if not np.isfinite(scale).all():
+            raise ProgramError(f"values from {low.min()} to {high.max()} are too far apart for fp16 scales")
+        scale[scale == 0] = SMALLEST_SCALE
+        scale[high == low] = 1
+        wide = scale.astype(np.float32)
+        zero = np.clip(np.rint(-low / wide), 0, 2 * middle - 1)
+        q[rows] = np.clip(np.rint(values / wide) + zero, 0, 2 * middle - 1) - middle
+        scales[index], zeros[index] = scale, zero - middle
+    return q, scales, zeros
+
+
 def dequantise(q: np.ndarray, scales: np.ndarray, group: int) -> np.ndarray:
     """fp32 `[k, n]` of what `quantise` returned."""
     return q.astype(np.float32) * np.repeat(scales.astype(np.float32), group, axis=0)[: len(q)]
@@ -133,7 +161,7 @@ def _recipe(tensor: Tensor) -> Packing:
     packing = tensor.packing
     assert packing is not None
     where = f"tensor {tensor.name!r} from {packing.source!r}"
-    known = ("panels", "scales", "plain", *stored_weights.FORMS)
+    known = ("panels", "scales", "zeros", "plain", *stored_weights.FORMS)
     if packing.form not in known:
         raise ProgramError(f"{where}: unknown packing form {packing.form!r}; known: {', '.join(known)}")
     if packing.form == "plain":
@@ -143,8 +171,13 @@ def _recipe(tensor: Tensor) -> Packing:
         raise ProgramError(f"{where}: {packing} needs k, n and panel above 0, and {spelt} bits")
     if packing.form in stored_weights.FORMS:
         stored_weights.check(packing, where)
-    if packing.bits == 16 and packing.form == "scales":
-        raise ProgramError(f"{where}: fp16 weights have no scales")
+    if packing.bits == 16 and packing.form in ("scales", "zeros"):
+        raise ProgramError(f"{where}: fp16 weights have no {packing.form}")
+    if packing.form == "zeros" and not packing.shift:
+        raise ProgramError(f"{where}: symmetric weights have no zeros")
+    own = packing.form not in stored_weights.FORMS
+    if own and packing.group > 0 and _quantised_in(packing)[1] % packing.group:
+        raise ProgramError(f"{where}: groups of {packing.group} rows are no parts of those of {packing.layout!r}")
     if packing.bits != 16 and packing.group < 1:
         raise ProgramError(f"{where}: groups of {packing.group} rows; integers need at least 1, k for per-channel")
     if packed_bytes(packing) > tensor.nbytes:
@@ -157,7 +190,8 @@ def _write_matrix(tensors: list[Tensor], array: np.ndarray, write: Write) -> Non
     packing = tensors[0].packing
     assert packing is not None
     expected = (packing.n, packing.k) if packing.transposed else (packing.k, packing.n)
-    if packing.layout == "conv" and array.ndim > 2 and array.shape[0] == packing.n and array[0].size == packing.k:
+    conv = _quantised_in(packing)[0] == "conv"
+    if conv and array.ndim > 2 and array.shape[0] == packing.n and array[0].size == packing.k:
         taps = array.reshape(packing.n, array.shape[1], -1)  # [n, channels, taps]
         array = taps.transpose(2, 1, 0).reshape(expected)
     if array.shape != expected:
@@ -172,13 +206,27 @@ def _write_matrix(tensors: list[Tensor], array: np.ndarray, write: Write) -> Non
         if packing.bits == 16:
             packed = {"panels": (_to_half(packing.source, columns), 16)}
         else:
-            q, scales = quantise(columns, packing.bits, packing.group)
-            packed = {"panels": (q, packing.bits), "scales": (scales, 16)}
+            packed = _quantised(packing, columns)
         for tensor in tensors:
             assert tensor.packing is not None
             values, bits = packed[tensor.packing.form]
             offset = panel_offset(tensor.packing, first // packing.panel)
             write(tensor.address + offset, pack_panels(values, packing.panel, bits))
+
+
+def _quantised(packing: Packing, columns: np.ndarray) -> dict[str, tuple[np.ndarray, int]]:
+    """(values, bits) of what a recipe makes of integers, by form; its groups repeat the numbers that they share."""
+    of = _quantised_in(packing)[1]
+    made = quantise_asymmetric(columns, packing.bits, of) if packing.shift else quantise(columns, packing.bits, of)
+    rows = np.arange(0, packing.k, packing.group) // of
+    forms = zip(("scales", "zeros"), made[1:], (16, 8), strict=False)
+    return {"panels": (made[0], packing.bits), **{form: (values[rows], bits) for form, values, bits in forms}}
+
+
+def _quantised_in(packing: Packing) -> tuple[str, int]:
+    """Layout, and rows of a group that the weights are quantised in, of which the recipe's groups are parts."""
+    layout, _, of = packing.layout.partition(":")
+    return layout, int(of) if of.isdecimal() and len(of) < 10 else packing.group
 
 
 def _write_stored(tensor: Tensor, packing: Packing, array: np.ndarray, write: Write) -> None:

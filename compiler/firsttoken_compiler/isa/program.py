@@ -49,7 +49,7 @@ class Packing:
     source: str
     """Name of the ONNX initialiser."""
     form: str
-    """`panels` (the matrix), `scales` (its scales), `plain` (row-major, only converted).
+    """`panels` (the matrix), `scales` and `zeros` (its scales and zero points), `plain` (row-major, only converted).
 
     Of weights that are stored quantised: `stored` (their integers, in panels), `vectors` (scales or zero points, a row
     per group), `sums` (fp32 sums of the integers of each group and column).
@@ -65,10 +65,12 @@ class Packing:
     layout: str = ""
     """How a `stored`, `vectors` or `sums` source lies in the file; see `codegen.stored_weights`.
 
-    Of `panels` and `scales`: `conv` for the weight of a convolution, `[n, channels, kernel]`; k counts tap by tap.
+    Of `panels`, `scales` and `zeros`: `conv` for the weight of a convolution, `[n, channels, kernel]`; k counts tap by
+    tap. A number behind a colon, such as `:128`: rows that share a scale, of which the recipe's groups are parts.
     """
     shift: int = 0
-    """Subtracted from stored integers and zero points: the middle of an unsigned range."""
+    """Subtracted from stored integers and zero points: the middle of an unsigned range. Weights that are quantised by
+    the recipe have zero points where it is not 0."""
 
 
 @dataclass(frozen=True, slots=True)
