@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from firsttoken.student import StoredType
-from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.errors import OptionError, StudentError
 from firsttoken_compiler.formats.policy import row_bytes, type_of
 from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_models.gguf_file import Texts
@@ -125,7 +125,7 @@ def write_gguf(
             writer.write_ti_data_to_file()
             for tensor in tensors:
                 values = as_stored(config, tensor.name, tensor_of(tensor.name))
-                writer.write_tensor_data(encoded(values, tensor.type))
+                writer.write_tensor_data(encoded(values, tensor.type, tensor.stored))
                 done += tensor.nbytes
                 if progress is not None:
                     progress("quantise", done, total)
@@ -139,20 +139,22 @@ def as_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if len(shape) == 1 or name == EMBEDDING else shape[::-1]
 
 
-def encoded(values: NDArray[np.float32], kind: str) -> NDArray[Any]:
-    """Return values [n, k] as a file of that type has them."""
+def encoded(values: NDArray[np.float32], kind: str, name: str) -> NDArray[Any]:
+    """Return values [n, k] as a file of that type has them; raise a FirsttokenError naming the tensor."""
     import numpy as np
 
-    if kind in _FLOATS:
-        with np.errstate(over="ignore"):
-            made = values.astype(_FLOATS[kind][1])
-        if kind == "f16" and not np.isfinite(made).all():
-            raise OptionError(f"values up to {np.abs(values).max()} do not fit f16: choose another --weights")
-        return made
-    from gguf import GGMLQuantizationType
-    from gguf.quants import quantize
+    if kind in BLOCK_TYPES:
+        from firsttoken_compiler.formats.quantise import quantise
 
-    return quantize(values, GGMLQuantizationType(BLOCK_TYPES[kind].ggml))
+        try:
+            return quantise(values, BLOCK_TYPES[kind])
+        except StudentError as error:
+            raise StudentError(f"{name} in {kind}: {error}") from error
+    with np.errstate(over="ignore"):
+        made = values.astype(_FLOATS[kind][1])
+    if kind == "f16" and not np.isfinite(made).all():
+        raise OptionError(f"{name}: values up to {np.abs(values).max()} do not fit f16: choose another --weights")
+    return made
 
 
 def _dimensions(writer: gguf.GGUFWriter, config: StudentConfig, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""`firsttoken quantise`: a student with weights as a GGUF file whose matrices are of one type."""
+"""`firsttoken quantise`: a student with weights as a GGUF file, its matrices in blocks of one type or of a mixture."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import typer
 
 from firsttoken.progress import Bar
 from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.formats.policy import POLICIES
 
 
 def quantise(
     student: Annotated[str, typer.Argument(help="A GGUF file, or a built-in student with weights.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The GGUF file.")],
-    weights: Annotated[str, typer.Option("--weights", help="f16, f32, q4_0, q4_1, q5_0, q5_1 or q8_0.")] = "q8_0",
+    weights: Annotated[str, typer.Option("--weights", help=f"One of {', '.join(POLICIES)}.")] = "q8_0",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
-    """Write a student's weights in one type to a GGUF file, norms and biases as floats."""
+    """Write a student's weights in blocks to a GGUF file, norms and biases as floats."""
     from firsttoken.cli import print_json, table
     from firsttoken.subject import Built, subject_of
 
