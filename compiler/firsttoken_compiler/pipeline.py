@@ -22,7 +22,7 @@ PIPELINE: Final = (
     "canonicalise",  # exporters' spellings → npu.* operators on matrices
     "quantise",  # types of weights and activations, recipes of packed weights
     "cache-norms",  # what each norm keeps for its consumers
-    "fuse",  # activations into the products that they follow, windows into those that read them
+    "fuse",  # activations into the products that they follow, windows and rows of norms into those that read them
     "lower",  # TVM: one PrimFunc per operator, fusion, memory plan → kernel launches
     "place",  # which storages stay in the scratchpad
     "schedule",  # a tile and a tensorised schedule per distinct kernel → instruction templates
@@ -80,6 +80,7 @@ class _Run:
         from firsttoken_compiler.frontend.specialise import specialise
         from firsttoken_compiler.passes.cache_norms import CacheNorms
         from firsttoken_compiler.passes.fuse import Fuse
+        from firsttoken_compiler.passes.fuse_norms import FuseNorms
         from firsttoken_compiler.passes.fuse_windows import FuseWindows
         from firsttoken_compiler.passes.lower import Lower
         from firsttoken_compiler.passes.place import Place
@@ -94,7 +95,7 @@ class _Run:
         self.done("quantise", quantised.module)
         quantised, decisions = CacheNorms.of(precision.norm_cache, precision.norm_cache_place).run(quantised)
         self.done("cache-norms", quantised.module)
-        quantised, canonical = FuseWindows().run(*Fuse().run(quantised, canonical))
+        quantised, canonical = FuseNorms().run(*FuseWindows().run(*Fuse().run(quantised, canonical)))
         self.done("fuse", quantised.module)
         launches = Lower().run(quantised)
         self.done("lower", launches.module)

@@ -13,10 +13,13 @@ from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.passes.cache_norms import NormDecision
 from firsttoken_compiler.passes.lower import Launch, Launches
 from firsttoken_compiler.passes.place import Placement
+from firsttoken_compiler.schedule.normed import product_of
 from firsttoken_compiler.schedule.spec import KernelSpec
 
-_OWN_NAME = ("linear", "conv", "rms_norm", "layer_norm", "gather", "row", "columns", "add")
+_OWN_NAME = ("linear", "normed", "conv", "rms_norm", "layer_norm", "gather", "row", "columns", "add")
 """Kinds that the module's path names well enough."""
+PRODUCTS = ("linear", "normed", "conv")
+"""Kinds of products with weights."""
 _PLACES = {Space.SPAD: "scratchpad", Space.DRAM: "DRAM"}
 
 
@@ -34,10 +37,11 @@ class OperatorNames:
         path = module_path(nodes[0]) if nodes else spec.kind
         name = self._unique(path if spec.kind in _OWN_NAME else f"{path}.{spec.kind}")
         m, n, k, batch = dimensions(spec)
-        w_bits = spec.args[1].dtype.bits if spec.kind in ("linear", "conv", "attention") else 0
+        of = product_of(spec) if spec.kind == "normed" else spec
+        w_bits = of.args[1].dtype.bits if of.kind in ("linear", "conv", "attention") else 0
         return OpInfo(
             name=name, kind=spec.kind, onnx_nodes=nodes, module=path.rpartition(".")[0] if nodes else "", first=first,
-            last=last, m=m, n=n, k=k, batch=batch, w_bits=w_bits, a_bits=spec.args[0].dtype.bits, macs=macs(spec),
+            last=last, m=m, n=n, k=k, batch=batch, w_bits=w_bits, a_bits=of.args[0].dtype.bits, macs=macs(spec),
             tile=tile,
         )  # fmt: skip
 
@@ -68,7 +72,7 @@ def module_path(node: str) -> str:
 def dimensions(spec: KernelSpec) -> tuple[int, int, int, int]:
     """(m, n, k, batch) of a product, scores of an attention, or rows and columns of anything else."""
     rows = spec.args[0].shape[0]
-    if spec.kind in ("linear", "conv"):
+    if spec.kind in PRODUCTS:
         return spec.rows, int(spec["n"]), int(spec["k"]), 1
     if spec.kind == "attention":
         heads = int(spec["heads"])
@@ -80,7 +84,7 @@ def dimensions(spec: KernelSpec) -> tuple[int, int, int, int]:
 def macs(spec: KernelSpec) -> int:
     """Multiply-accumulates that the ONNX operators define: m n k, twice over all heads for an attention."""
     m, n, k, batch = dimensions(spec)
-    if spec.kind in ("linear", "conv"):
+    if spec.kind in PRODUCTS:
         return m * n * k
     return 2 * batch * m * n * k if spec.kind == "attention" else 0
 

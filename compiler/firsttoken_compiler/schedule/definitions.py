@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from firsttoken_compiler.isa.types import Dtype
-from firsttoken_compiler.schedule import expressions, norm_definitions, vector_definitions, vision_definitions
+from firsttoken_compiler.schedule import (
+    expressions,
+    norm_definitions,
+    normed,
+    vector_definitions,
+    vision_definitions,
+)
 from firsttoken_compiler.schedule.quantised_definitions import QUANTISED, QUANTISED_BY_ELEMENT
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.schedule.windows import product_of, windows_of
@@ -212,6 +218,13 @@ def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
     ]
 
 
+def _normed(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """The product of the rows that it makes."""
+    count = int(spec["operands"])
+    rows = norm_definitions.normalise(normed.normalise_of(spec), p[:count])
+    return _linear(normed.product_of(spec), [*rows, *p[count:]])
+
+
 def _conv(spec: KernelSpec, p: list[Any]) -> list[Any]:
     """The product of the image's windows."""
     matrix = vision_definitions.DEFINITIONS["windows"](windows_of(spec), p[:1])
@@ -338,7 +351,7 @@ _DEFINITIONS: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
     "attention": _attention,
     "layer_norm": lambda spec, p: vector_definitions.layer_norm(spec, p, _quantise_rows),
     "norm_stats": lambda spec, p: norm_definitions.norm_stats(spec, p, _row_scale),
-    "normalise": norm_definitions.normalise,
+    "normalise": norm_definitions.normalise, "normed": _normed,
     **QUANTISED, **vector_definitions.DEFINITIONS, **vision_definitions.DEFINITIONS,
 }  # fmt: skip
 _BY_ELEMENT: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {

@@ -253,15 +253,15 @@ def choose_rows(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, roo
     for limit in (room.preferred, room.limit):
         for parts in range(1, total + 1):
             rows = ceil_div(total, parts)
-            if _row_bytes(spec, spaces, rows, target) <= limit:
+            if row_bytes(spec, spaces, rows, target) <= limit:
                 return rows
     raise AllocationError(
-        f"target {target.name}: one row of {spec.kind} needs {_row_bytes(spec, spaces, 1, target)} bytes of "
+        f"target {target.name}: one row of {spec.kind} needs {row_bytes(spec, spaces, 1, target)} bytes of "
         f"scratchpad, {room.limit} are free: raise scratchpad.bytes"
     )
 
 
-def _row_bytes(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: Target) -> int:
+def row_bytes(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: Target) -> int:
     """Scratchpad of a block: staged operands in their slots, and the numbers per row."""
     per_row = rowwise.row_elements(spec)
     operands = rowwise.kernel_operands(spec, (*spec.args, *spec.outs))

@@ -236,6 +236,9 @@ CANONICAL: dict[str, Infer] = {
     # factor [m, 1][, scale [m, 1] of integer rows]); with `normalise` the same rows as the operator that `norm` names
     "npu.norm_stats": _norm_stats,
     "npu.normalise": declared,  # (x [m, h], the results of norm_stats, gamma [h][, beta [h]]); norm, out -> [m, h]
+    # (the operands of normalise, as many as `operands` says, those of npu.linear without the first); norm, rows (their
+    # type), and the attributes of npu.linear
+    "npu.normed": _linear,
     # (matrices [rows, width], rows [width] or [1, width], columns [rows, 1], numbers [1]); expr, a microprogram over
     # their elements; rows, width -> [rows, width]
     "npu.map": _map,
