@@ -94,7 +94,8 @@ class Bench:
                 if result:
                     after.append(self._transfer(arg, index, dram, spad, nbytes, load=False))
                 spad = -(-(spad + max(nbytes, resident_bytes(arg, self.target))) // ALIGN) * ALIGN
-            dram = -(-(dram + nbytes) // ALIGN) * ALIGN
+            align = self.target.alignment(Space.DRAM)
+            dram = -(-(dram + nbytes) // align) * align
         middle = template.relocated(addresses, spad, list(range(len(template.kernels))), 0)
         code = np.concatenate([np.stack([i.encode() for i in part]) for part in (before,) if part] + [middle])
         if after:

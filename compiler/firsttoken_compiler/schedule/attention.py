@@ -3,6 +3,10 @@
 Work is cut into batches of query rows that share keys. For a prompt a batch is one query head and its rows are tokens;
 for a single token a batch is one key head and its rows are the query heads that share it, so that the matrix unit sees
 them together. Keys and values stream in tiles when they lie in DRAM; a row of scores is complete before its softmax.
+
+An int8 cache is multiplied as it lies in memory. The scale of a key multiplies its column of scores; the scale of a
+value, over the largest one of its head, multiplies the weights of that value, which so stay at most 1 in fp16. A target
+without the pair fp16 x int8 converts each tile on the vector unit, which changes no number.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from firsttoken_compiler.schedule.definitions import MASKED
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
 from firsttoken_compiler.schedule.layout import Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
+from firsttoken_compiler.target.rates import pair_name
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm.api import Schedule, te, tirx
 
@@ -53,31 +58,56 @@ class Heads:
 
 
 def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, target: Target) -> Scheduled:
-    """The scheduled PrimFunc of an attention; operands q, k, v and the optional mask, then the result."""
+    """The scheduled PrimFunc of an attention; operands as `operand_names` has them, then the result."""
     heads = Heads.of(spec)
     rows, keys = (-(-n // t) * t for n, t in ((heads.rows, tile.rows), (heads.keys, tile.keys)))
-    s = Schedule(_definition(spec, heads, rows, keys))
-    _Scheduling(s, spec, spaces, tile).run()
+    widened = quantised_cache(spec) and widens(target)
+    s = Schedule(_definition(spec, heads, (rows, keys), widened))
+    _Scheduling(s, spec, spaces, tile, widened).run()
     args = (*spec.args, *spec.outs)
-    q, k, v, *mask, out = (layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True))
+    q, k, v, *more, out = (layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True))
     layouts = [_query_layout(spec.args[0], heads, rows, q)]
     layouts += [_key_layout(arg, heads, keys, pitch) for arg, pitch in zip(spec.args[1:3], (k, v), strict=True)]
     if spec["mask"]:
-        layouts.append(Layout((1 if _one_mask_row(spec) else rows, keys), (mask[0], Dtype.F32.bits)))
+        layouts.append(Layout((1 if _one_mask_row(spec) else rows, keys), (more[0], Dtype.F32.bits)))
+    if quantised_cache(spec):
+        layouts += [_scale_layout(arg, keys) for arg in spec.args[-2:]]
     layouts.append(_query_layout(spec.outs[0], heads, rows, out))
     ragged = Ragged({"r": heads.rows, "t": heads.keys})
     return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys")
 
 
-def scratch_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile) -> int:
+def operand_names(spec: KernelSpec) -> list[str]:
+    """Names of an attention's operands in the order of the call."""
+    scales = ["ks", "vs"] if quantised_cache(spec) else []
+    return ["q", "k", "v", *(["mask"] if spec["mask"] else []), *scales]
+
+
+def quantised_cache(spec: KernelSpec) -> bool:
+    """Whether keys and values are int8 with a scale per row."""
+    return spec.args[1].dtype is Dtype.I8
+
+
+def widens(target: Target) -> bool:
+    """Whether int8 keys and values become fp16 before they are multiplied."""
+    return pair_name(Dtype.F16, Dtype.I8) not in target.matrix.macs_per_cycle
+
+
+def scratch_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, target: Target) -> int:
     """Scratchpad bytes of a tile: scores, their exponentials, sums per row, staged operands in their slots."""
     heads = Heads.of(spec)
     keys = -(-heads.keys // tile.keys) * tile.keys
     total = tile.rows * keys * 6 + tile.rows * 16
-    staged = [tile.rows * heads.width * 2, *(tile.keys * heads.width * 2,) * 2]
-    staged += [tile.rows * tile.keys * 4] if spec["mask"] else []
-    staged += [tile.rows * heads.width * spec.outs[0].dtype.bits // 8]
-    return total + sum(3 * nbytes for nbytes, space in zip(staged, spaces, strict=True) if space is Space.DRAM) + 2048
+    staged = {
+        "q": tile.rows * heads.width * 2, **dict.fromkeys("kv", spec.args[1].dtype.nbytes(tile.keys * heads.width)),
+        "mask": tile.rows * tile.keys * 4, "ks": keys * 2, "vs": keys * 2,
+        "out": tile.rows * heads.width * spec.outs[0].dtype.bits // 8,
+    }  # fmt: skip
+    if quantised_cache(spec):  # the scaled weights of the values, and the factors of their columns
+        total += tile.rows * keys * 2 + keys * 8
+        total += 2 * tile.keys * heads.width * 2 if widens(target) else 0
+    where = zip([*operand_names(spec), "out"], spaces, strict=True)
+    return total + sum(3 * staged[name] for name, space in where if space is Space.DRAM) + 2048
 
 
 def acc_bytes(spec: KernelSpec, tile: AttentionTile) -> int:
@@ -101,28 +131,39 @@ def _key_layout(arg: Arg, heads: Heads, keys: int, pitch: int) -> Layout:
     return Layout((count, keys, heads.width), (heads.width * bits, pitch, bits))
 
 
+def _scale_layout(arg: Arg, keys: int) -> Layout:
+    """Scales `[kv_heads, keys, 1]` of a cache's rows."""
+    return Layout((arg.shape[0], keys), (arg.shape[1] * arg.dtype.bits, arg.dtype.bits))
+
+
 def _one_mask_row(spec: KernelSpec) -> bool:
     """Whether the mask is the same for all tokens."""
     return bool(spec.args[3].shape[0] == 1)
 
 
-def _definition(spec: KernelSpec, heads: Heads, rows: int, keys: int) -> Any:
+def _definition(spec: KernelSpec, heads: Heads, padded: tuple[int, int], widened: bool) -> Any:
     count, width, share = heads.batches, heads.width, heads.share
+    rows, keys = padded
     q = te.placeholder((count, rows, width), "float16", name="q")
-    k, v = (te.placeholder((count // share, keys, width), "float16", name=name) for name in "kv")
+    stored = NAMES[spec.args[1].dtype]
+    k, v = (te.placeholder((count // share, keys, width), stored, name=name) for name in "kv")
     operands = [q, k, v]
-    c = te.reduce_axis((0, width), "c")
-    scores = te.compute(
-        (count, rows, keys),
-        lambda b, r, t: te.sum(q[b, r, c].astype("float32") * k[b // share, t, c].astype("float32"), axis=c), name="S",
-    )  # fmt: skip
     if spec["mask"]:
         mask = te.placeholder((1 if _one_mask_row(spec) else rows, keys), "float32", name="mask")
         operands.append(mask)
+    if quantised_cache(spec):
+        operands += [te.placeholder((count // share, keys), "float16", name=name) for name in ("ks", "vs")]
+    key, value = (_per_batch(x, name, heads, keys, widened) for x, name in ((k, "KH"), (v, "VH")))
+    c = te.reduce_axis((0, width), "c")
+    scores = te.compute(
+        (count, rows, keys),
+        lambda b, r, t: te.sum(q[b, r, c].astype("float32") * key(b, t, c).astype("float32"), axis=c), name="S",
+    )  # fmt: skip
     past = int(spec["past"])
+    by_key = _key_factors(spec, operands, heads, keys)
 
     def masked(b: Any, r: Any, t: Any) -> Any:
-        value = scores[b, r, t] * float(spec["scale"])
+        value = scores[b, r, t] * by_key(b, t)
         if spec["mask"]:
             return value + mask[0 if _one_mask_row(spec) else r, t]
         if spec["causal"] and not heads.one_token:
@@ -136,12 +177,13 @@ def _definition(spec: KernelSpec, heads: Heads, rows: int, keys: int) -> Any:
         (count, rows, keys), lambda b, r, t: te.exp(shown[b, r, t] - peak[b, r]).astype("float16"), name="E"
     )
     norm = te.compute((count, rows), lambda b, r: te.sum(weight[b, r, t2].astype("float32"), axis=t2), name="norm")
+    weight, top = _scaled_weights(spec, operands, heads, weight)
     mixed = te.compute(
         (count, rows, width),
-        lambda b, r, d: te.sum(weight[b, r, t3].astype("float32") * v[b // share, t3, d].astype("float32"), axis=t3),
+        lambda b, r, d: te.sum(weight[b, r, t3].astype("float32") * value(b, t3, d).astype("float32"), axis=t3),
         name="V",
     )
-    factor = te.compute((count, rows), lambda b, r: 1.0 / norm[b, r], name="factor")
+    factor = te.compute((count, rows), lambda b, r: top(b) / norm[b, r], name="factor")
     out = te.compute(
         (count, rows, width),
         lambda b, r, d: (mixed[b, r, d] * factor[b, r]).astype(NAMES[spec.outs[0].dtype]),
@@ -150,14 +192,57 @@ def _definition(spec: KernelSpec, heads: Heads, rows: int, keys: int) -> Any:
     return te.create_prim_func([*operands, out])
 
 
+def _per_batch(source: Any, name: str, heads: Heads, keys: int, widened: bool) -> Any:
+    """(batch, key, column) → element of the keys or values, in fp16 first where they are widened."""
+    share = heads.share
+    if not widened:
+        return lambda b, t, c: source[b // share, t, c]
+    half = te.compute(
+        (heads.batches, keys, heads.width), lambda b, t, c: source[b // share, t, c].astype("float16"), name=name
+    )
+    return lambda b, t, c: half[b, t, c]
+
+
+def _key_factors(spec: KernelSpec, operands: list[Any], heads: Heads, keys: int) -> Any:
+    """(batch, key) → what scores are multiplied by: the scale, of an int8 cache times that of the key's row."""
+    scale = float(spec["scale"])
+    if not quantised_cache(spec):
+        return lambda _b, _t: scale
+    scales, share = operands[-2], heads.share
+    made = te.compute(
+        (heads.batches, keys), lambda b, t: scales[b // share, t].astype("float32") * scale, name="KS"
+    )
+    return lambda b, t: made[b, t]
+
+
+def _scaled_weights(spec: KernelSpec, operands: list[Any], heads: Heads, weight: Any) -> tuple[Any, Any]:
+    """The fp16 weights that meet the values, and batch → what the sum of the values is multiplied by besides."""
+    if not quantised_cache(spec):
+        return weight, lambda _b: 1.0
+    scales, share, shape = operands[-1], heads.share, tuple(weight.shape)
+    t = te.reduce_axis((0, shape[2]), "t4")
+    top = te.compute(
+        (shape[0],), lambda b: te.max(scales[b // share, t].astype("float32"), axis=t), name="top"
+    )
+    ratio = te.compute(
+        (shape[0], shape[2]), lambda b, t: scales[b // share, t].astype("float32") / top[b], name="VS"
+    )
+    scaled = te.compute(
+        shape, lambda b, r, t: (weight[b, r, t].astype("float32") * ratio[b, t]).astype("float16"), name="W"
+    )
+    return scaled, lambda b: top[b]
+
+
 class _Scheduling:
     """The steps of the schedule."""
 
-    def __init__(self, s: Any, spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile) -> None:
-        self.s, self.spec, self.tile = s, spec, tile
-        names = ["q", "k", "v", *(["mask"] if spec["mask"] else []), "out"]
-        self.where = dict(zip(names, spaces, strict=True))
+    def __init__(
+        self, s: Any, spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, widened: bool
+    ) -> None:
+        self.s, self.spec, self.tile, self.widened = s, spec, tile, widened
+        self.where = dict(zip([*operand_names(spec), "out"], spaces, strict=True))
         self.width = Heads.of(spec).width
+        self.stored = "float16" if widened else NAMES[spec.args[1].dtype]
 
     def run(self) -> None:
         s = self.s
@@ -170,11 +255,17 @@ class _Scheduling:
             s.annotate(loop, "software_pipeline_stage", PIPELINE)
         if self.where["out"] is Space.DRAM:
             spill(s, out, r0, "one,r,d", NAMES[self.spec.outs[0].dtype])
-        for name in ("factor", "V", "norm", "E", "peak", "M"):
+        scaled = quantised_cache(self.spec)
+        kept = ["norm", "E", "peak", "M"]
+        if scaled:
+            kept = ["W", "VS", "top", *kept, "KS"]
+        for name in ("factor", "V", *kept):
             s.compute_at(s.get_sblock(name), r0, preserve_unit_loops=True)
-        for name in ("factor", "norm", "E", "peak", "M"):
+        for name in ("factor", *kept):
             s.set_scope(s.get_sblock(name), 0, intrinsics.SPAD)
         self._scores(r0)
+        if scaled:
+            self._scales(r0)
         self._softmax()
         self._values()
 
@@ -190,18 +281,46 @@ class _Scheduling:
         s.compute_at(scores, t0, preserve_unit_loops=True)
         if self.where["q"] is Space.DRAM:
             fetch(s, scores, "q", r0, "one,r,d")
-        if self.where["k"] is Space.DRAM:
-            fetch(s, scores, "k", t0, "one,t,d")
+        self._bring(scores, "k", t0)
         if self.where.get("mask") is Space.DRAM:
             fetch(s, shown, "mask", t0, "r,t")
         s.decompose_reduction(scores, s.get_loops(scores)[-4])
-        a, w = (intrinsics.SPAD if self.where[name] is Space.DRAM else "global" for name in "qk")
-        name = intrinsics.attend(tile.rows, tile.keys, self.width, "r,t,d", True, a, w)
+        a = intrinsics.SPAD if self.where["q"] is Space.DRAM else "global"
+        name = intrinsics.attend(tile.rows, tile.keys, self.width, "r,t,d", True, a, self._scope("k"), self.stored)
         s.tensorize(s.get_loops(scores)[-4], name)
+
+    def _bring(self, reader: Any, name: str, loop: Any) -> None:
+        """A tile of the keys or values on chip, in the type that the matrix unit takes."""
+        s = self.s
+        if self.widened:
+            reader = s.get_sblock(f"{name.upper()}H")
+            s.set_scope(reader, 0, intrinsics.SPAD)
+            s.compute_at(reader, loop, preserve_unit_loops=True)
+            annotate(s, dict(zip(s.get_loops(reader)[-2:], "td", strict=True)))
+        if self.where[name] is Space.DRAM:
+            fetch(s, reader, name, loop, "one,t,d")
+
+    def _scope(self, name: str) -> str:
+        """Where the matrix unit finds the keys or values."""
+        return intrinsics.SPAD if self.widened or self.where[name] is Space.DRAM else "global"
+
+    def _scales(self, r0: Any) -> None:
+        """Factors per key of a row of scores, from the scales of the whole cache."""
+        s = self.s
+        for name, reader in (("ks", "KS"), ("vs", "top")):
+            if self.where[name] is Space.DRAM:
+                fetch(s, s.get_sblock(reader), name, r0, "one,t")
+        for name in ("KS", "VS", "top"):
+            block = s.get_sblock(name)
+            loops = s.get_loops(block)[2:]
+            annotate(s, {loops[1]: "t"})
+            if name == "top":
+                s.decompose_reduction(block, loops[0])
 
     def _softmax(self) -> None:
         s = self.s
-        for name, reduces in (("peak", True), ("norm", True), ("E", False), ("factor", False)):
+        names = [("peak", True), ("norm", True), ("E", False), ("factor", False)]
+        for name, reduces in [*names, ("W", False)] if quantised_cache(self.spec) else names:
             block = s.get_sblock(name)
             loops = s.get_loops(block)[2:]
             annotate(s, dict(zip(loops[1:], ("r", "t"), strict=False)))
@@ -217,9 +336,9 @@ class _Scheduling:
         s.reorder(t0, batch, r, d, t1)
         annotate(s, {t0: f"t:{tile.keys}"})
         s.annotate(t0, "software_pipeline_stage", PIPELINE)
-        if self.where["v"] is Space.DRAM:
-            fetch(s, mixed, "v", t0, "one,t,d")
+        self._bring(mixed, "v", t0)
         s.decompose_reduction(mixed, t0)
-        scope = intrinsics.SPAD if self.where["v"] is Space.DRAM else "global"
-        name = intrinsics.attend(tile.rows, self.width, tile.keys, "r,d,t", False, intrinsics.SPAD, scope)
+        name = intrinsics.attend(
+            tile.rows, self.width, tile.keys, "r,d,t", False, intrinsics.SPAD, self._scope("v"), self.stored
+        )
         s.tensorize(s.get_loops(mixed)[-4], name)

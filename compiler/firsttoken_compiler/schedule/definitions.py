@@ -27,6 +27,8 @@ MASKED = -1e30
 """Stands for minus infinity: its exponential is exactly 0."""
 MIN_SCALE = 1e-12
 """Smallest activation scale, so that a row of zeros divides by something."""
+MIN_CACHE_SCALE = 2.0**-14
+"""Smallest scale of a row of a cache: the smallest normal number of fp16."""
 
 
 def definition(spec: KernelSpec) -> Any:
@@ -178,6 +180,43 @@ def _kv_rows(spec: KernelSpec, p: list[Any]) -> list[Any]:
     return [te.compute((rows, heads, width), lambda t, h, c: _store(spec, p[0][t, h * width + c]), name="out")]
 
 
+def _quantised_rows(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """The rows that `kv_quantise` adds, as (row, head, column), and their scales: symmetric int8 per row and head.
+
+    scale = fp16(max(max(|x|) / 127, MIN_CACHE_SCALE)), value = round-half-even(x * (1 / scale)), of the rounded scale.
+    """
+    heads, _, width = spec.outs[0].shape
+    rows, x = spec.args[0].shape[0], p[0]
+    c = te.reduce_axis((0, width), "c")
+    peak = te.compute(
+        (rows, heads), lambda t, h: te.max(te.abs(_f32(x[t, h * width + c])), axis=c), name="peak"
+    )
+    scale = te.compute(
+        (rows, heads, 1),
+        lambda t, h, _: te.max(peak[t, h] * (1.0 / 127.0), MIN_CACHE_SCALE).astype("float16"), name="scale",
+    )  # fmt: skip
+    inverse = te.compute((rows, heads), lambda t, h: 1.0 / _f32(scale[t, h, 0]), name="inverse")
+    values = te.compute(
+        (rows, heads, width),
+        lambda t, h, c: te.round(_f32(x[t, h * width + c]) * inverse[t, h]).astype("int8"), name="q",
+    )  # fmt: skip
+    return [values, scale]
+
+
+def _kv_quantise(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """The whole caches of integers and scales: what is there already, then the new rows."""
+    past = int(spec["past"])
+    found = []
+    for index, (new, out) in enumerate(zip(_quantised_rows(spec, p), spec.outs, strict=True)):
+
+        def element(h: Any, t: Any, c: Any, new: Any = new, index: int = index) -> Any:
+            row = new[te.max(t - past, 0), h, c]
+            return te.if_then_else(t < past, p[1 + index][h, te.min(t, past - 1), c], row) if past else row
+
+        found.append(te.compute(out.shape, element, name=f"out{index}"))
+    return found
+
+
 def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
     """Accumulate per group of k, take off zero points, scale per token and column, add bias and residual, narrow."""
     operands = linear_operands(spec, p)
@@ -304,7 +343,7 @@ def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: 
 
 
 def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
-    """Grouped-query attention with an exact softmax over the whole row of scores."""
+    """Grouped-query attention with an exact softmax over the whole row of scores; int8 caches times their scales."""
     q = p[0]
     heads, kv_heads = spec["heads"], spec["kv_heads"]
     rows, features = spec.args[0].shape
@@ -312,12 +351,15 @@ def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
     total, width = spec.args[1].shape[1] if cached else spec.args[1].shape[0], features // heads
     shared = heads // kv_heads
 
-    def at(operand: Any, h: Any, t: Any, d: Any) -> Any:
-        return _f32(operand[h // shared, t, d] if cached else operand[t, h // shared * width + d])
+    scaled = spec.args[1].dtype is Dtype.I8
+
+    def at(index: int, h: Any, t: Any, d: Any) -> Any:
+        value = _f32(p[index][h // shared, t, d] if cached else p[index][t, h // shared * width + d])
+        return value * _f32(p[index - 3][h // shared, t, 0]) if scaled else value  # the scales come last
 
     c = te.reduce_axis((0, width), "c")
     shape = (heads, rows, total)
-    scores = te.compute(shape, lambda h, i, t: te.sum(_f32(q[i, h * width + c]) * at(p[1], h, t, c), axis=c), name="S")
+    scores = te.compute(shape, lambda h, i, t: te.sum(_f32(q[i, h * width + c]) * at(1, h, t, c), axis=c), name="S")
     masked = te.compute(shape, lambda h, i, t: mask(spec, p, scores[h, i, t] * spec["scale"], i, t), name="M")
     r1, r2, r3 = (te.reduce_axis((0, total), f"t{n}") for n in range(3))
     peak = te.compute((heads, rows), lambda h, i: te.max(masked[h, i, r1], axis=r1), name="peak")
@@ -325,7 +367,7 @@ def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
     norm = te.compute((heads, rows), lambda h, i: te.sum(_f32(weights[h, i, r2]), axis=r2), name="norm")
     mixed = te.compute(
         (heads, rows, width),
-        lambda h, i, d: te.sum(_f32(weights[h, i, r3]) * at(p[2], h, r3, d), axis=r3), name="V",
+        lambda h, i, d: te.sum(_f32(weights[h, i, r3]) * at(2, h, r3, d), axis=r3), name="V",
     )  # fmt: skip
     return [
         te.compute(
@@ -347,7 +389,8 @@ def mask(spec: KernelSpec, p: list[Any], value: Any, i: Any, t: Any) -> Any:
 _DEFINITIONS: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
     "rms_norm": _rms_norm, "swiglu": _swiglu, "quantise": _quantise, "add": _add, "row": _row, "columns": _columns,
     "rope": _rope,
-    "gather": _gather, "kv_append": _kv_append, "host": _host, "linear": _linear, "conv": _conv,
+    "gather": _gather, "kv_append": _kv_append, "kv_quantise": _kv_quantise,
+    "host": _host, "linear": _linear, "conv": _conv,
     "attention": _attention,
     "layer_norm": lambda spec, p: vector_definitions.layer_norm(spec, p, _quantise_rows),
     "norm_stats": lambda spec, p: norm_definitions.norm_stats(spec, p, _row_scale),
@@ -355,5 +398,5 @@ _DEFINITIONS: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
     **QUANTISED, **vector_definitions.DEFINITIONS, **vision_definitions.DEFINITIONS,
 }  # fmt: skip
 _BY_ELEMENT: dict[str, Callable[[KernelSpec, list[Any]], list[Any]]] = {
-    "rope": _rope_by_head, "kv_append": _kv_rows, **QUANTISED_BY_ELEMENT,
+    "rope": _rope_by_head, "kv_append": _kv_rows, "kv_quantise": _quantised_rows, **QUANTISED_BY_ELEMENT,
 }  # fmt: skip

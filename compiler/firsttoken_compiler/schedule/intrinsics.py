@@ -123,8 +123,8 @@ def matmul(m: int, p: int, k: int, panel: int, a: str, w: str, acc: str, a_scope
 
 
 @functools.cache
-def attend(m: int, n: int, k: int, axes: str, transposed: bool, a_scope: str, w_scope: str) -> str:
-    """Name of the intrinsic acc[b, m, n] += a[b, m, k] x w in fp16 with fp32 sums, b = 1.
+def attend(m: int, n: int, k: int, axes: str, transposed: bool, a_scope: str, w_scope: str, w: str) -> str:
+    """Name of the intrinsic acc[b, m, n] += a[b, m, k] x w of fp16 by the type `w` with fp32 sums, b = 1.
 
     w is [b, n, k] when transposed, else [b, k, n].
 
@@ -132,10 +132,10 @@ def attend(m: int, n: int, k: int, axes: str, transposed: bool, a_scope: str, w_
     """
     sizes = {"b": 1, "m": m, "n": n, "k": k}
     c, left = _Operand("C", "bmn", sizes, "float32", ACC), _Operand("A", "bmk", sizes, "float16", a_scope)
-    right = _Operand("W", "bnk" if transposed else "bkn", sizes, "float16", w_scope)
+    right = _Operand("W", "bnk" if transposed else "bkn", sizes, w, w_scope)
     panel = 0 if transposed else n
     numbers = [str(m), str(n), str(k), str(panel), c.stride("m"), left.stride("m"), "0", right.stride(right.axes[1])]
-    name = f"npu_attend_{m}x{n}x{k}_{axes}_{transposed}_{a_scope}_{w_scope}"
+    name = f"npu_attend_{m}x{n}x{k}_{axes}_{transposed}_{a_scope}_{w_scope}_{w}"
     value = f'{c.element} + T.Cast("float32", {left.element}) * T.Cast("float32", {right.element})'
     _register(name, [c, left, right], "bmnk", "k", value, f"npu.matmul:{axes}", numbers)
     return name

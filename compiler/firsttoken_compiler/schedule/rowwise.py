@@ -21,11 +21,11 @@ from firsttoken_compiler.tvm.api import Schedule, te
 BY_ROWS: Final[dict[str, tuple[int, ...]]] = {
     "rms_norm": (0,), "swiglu": (0, 1), "quantise": (0,), "add": (0, 1), "rope": (0, 1, 2), "gather": (1,), "row": (),
     "kv_append": (0,), "columns": (0,), "layer_norm": (0,), "softmax": (0,), "reduce": (0,), "group_sums": (0,),
-    "unpack": (0,), "norm_stats": (0,),
+    "unpack": (0,), "norm_stats": (0,), "kv_quantise": (0,),
 }  # fmt: skip
 """Operands that have a row per row of the result; of an elementwise operator their shapes say which they are."""
-KINDS_IN_PLACE: Final = ("kv_append",)
-"""Kernels whose result grows out of an operand (the last one), in the same memory."""
+KINDS_IN_PLACE: Final = ("kv_append", "kv_quantise")
+"""Kernels whose results grow out of their operands but the first one, in the same memory."""
 COPIES: Final = ("gather", "row", "kv_append", "columns")
 """Kernels that only move data: they read DRAM themselves."""
 
@@ -53,7 +53,7 @@ def by_rows(spec: KernelSpec) -> tuple[int, ...]:
 
 def rows_of(spec: KernelSpec) -> int:
     """Rows that the kernel makes."""
-    return spec.args[0].shape[0] if spec.kind == "kv_append" else spec.outs[0].shape[0]
+    return spec.args[0].shape[0] if spec.kind in KINDS_IN_PLACE else spec.outs[0].shape[0]
 
 
 def row_elements(spec: KernelSpec) -> dict[int, int]:
@@ -62,13 +62,13 @@ def row_elements(spec: KernelSpec) -> dict[int, int]:
     for index in by_rows(spec):
         found[index] = _row(spec.args[index])
     for position, out in enumerate(spec.outs):
-        found[_operands(spec) + position] = out.shape[0] * out.shape[2] if spec.kind == "kv_append" else _row(out)
+        found[_operands(spec) + position] = out.shape[0] * out.shape[2] if spec.kind in KINDS_IN_PLACE else _row(out)
     return found
 
 
 def row_parts(spec: KernelSpec) -> int:
     """In how many runs a row of the result lies in memory: one per head of a cache."""
-    return spec.outs[0].shape[0] if spec.kind == "kv_append" else 1
+    return spec.outs[0].shape[0] if spec.kind in KINDS_IN_PLACE else 1
 
 
 def kept_elements(spec: KernelSpec) -> int:
@@ -87,19 +87,19 @@ def _row(arg: Arg) -> int:
 
 def _operands(spec: KernelSpec) -> int:
     """Operands of the kernel; a cache that is appended to in place is the result."""
-    return 1 if spec.kind == "kv_append" else len(spec.args)
+    return 1 if spec.kind in KINDS_IN_PLACE else len(spec.args)
 
 
 def kernel_operands(spec: KernelSpec, values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Of what a launch names (operands, then results), what the kernel takes."""
-    return (values[0], values[-1]) if spec.kind == "kv_append" else values
+    return (values[0], *values[-len(spec.outs) :]) if spec.kind in KINDS_IN_PLACE else values
 
 
 def _block(spec: KernelSpec, rows: int) -> KernelSpec:
     """The same kernel over one block of rows."""
     args = [Arg((rows, *a.shape[1:]), a.dtype) if i in by_rows(spec) else a for i, a in enumerate(spec.args)]
     outs = spec.outs
-    if spec.kind not in ("kv_append", "row"):
+    if spec.kind not in (*KINDS_IN_PLACE, "row"):
         outs = tuple(Arg((rows, *out.shape[1:]), out.dtype) for out in spec.outs)
     return KernelSpec(spec.kind, spec.params, tuple(args[: _operands(spec)]), outs)
 
@@ -112,7 +112,7 @@ def _layouts(spec: KernelSpec, padded: int, pitches: list[int]) -> list[Layout]:
         out.append(layout.matrix(rows, arg, pitches[index]))
     for result in spec.outs:  # layouts follow the operands
         bits = result.dtype.bits
-        if spec.kind == "kv_append":
+        if spec.kind in KINDS_IN_PLACE:
             heads, depth, width = result.shape
             start = int(spec["past"]) * width * bits
             out.append(Layout((padded, heads, width), (width * bits, depth * width * bits, bits), start=start))
@@ -131,7 +131,7 @@ def _stages(spec: KernelSpec) -> tuple[tuple[str, ...], tuple[str, ...], tuple[s
         return (), rows, ("out",)
     if spec.kind == "swiglu":  # an exponential per element: worth keeping
         return (), ("product", "peak", "inverse"), ("scale", "q")
-    inline: tuple[str, ...] = {"rms_norm": ("normed",), "quantise": ("wide",)}[spec.kind]
+    inline: tuple[str, ...] = {"rms_norm": ("normed",), "quantise": ("wide",)}.get(spec.kind, ())
     if spec.kind == "quantise" and spec.args[0].dtype is Dtype.F32:
         inline = ()
     return inline, (*rows, "peak", "inverse"), ("scale", "q")

@@ -236,14 +236,14 @@ def choose_attention(
             for t in keys:
                 tile = attention.AttentionTile(r, t)
                 fits = attention.acc_bytes(spec, tile) <= target.scratchpad.accumulator_bytes
-                if fits and attention.scratch_bytes(spec, spaces, tile) <= limit:
+                if fits and attention.scratch_bytes(spec, spaces, tile, target) <= limit:
                     return tile
     tile = attention.AttentionTile(rows[-1], keys[-1])
     raise AllocationError(
         f"target {target.name}: one row of attention over {heads.keys} keys needs "
-        f"{attention.scratch_bytes(spec, spaces, tile)} bytes of scratchpad and {attention.acc_bytes(spec, tile)} of "
-        f"accumulators; {room.limit} and {target.scratchpad.accumulator_bytes} are free: shorten the prompt, or raise "
-        "scratchpad.bytes"
+        f"{attention.scratch_bytes(spec, spaces, tile, target)} bytes of scratchpad and "
+        f"{attention.acc_bytes(spec, tile)} of accumulators; {room.limit} and {target.scratchpad.accumulator_bytes} "
+        "are free: shorten the prompt, or raise scratchpad.bytes"
     )
 
 
@@ -265,7 +265,7 @@ def row_bytes(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: Ta
     """Scratchpad of a block: staged operands in their slots, and the numbers per row."""
     per_row = rowwise.row_elements(spec)
     operands = rowwise.kernel_operands(spec, (*spec.args, *spec.outs))
-    total = (6 * rows * Dtype.F32.bits // 8) * 4 + 16 * target.scratchpad.alignment_bytes
+    total = (6 * rows * rowwise.row_parts(spec) * Dtype.F32.bits // 8) * 4 + 16 * target.scratchpad.alignment_bytes
     total += rows * rowwise.kept_elements(spec) * Dtype.F32.bits // 8
     for index, (arg, space) in enumerate(zip(operands, spaces, strict=True)):
         if space is Space.DRAM and not (spec.kind in rowwise.COPIES and index < len(operands) - len(spec.outs)):

@@ -171,10 +171,19 @@ def _linear(c: Any, _context: Any) -> Any:
     return tensor([shape_of(c.args[0])[0], int(c.attrs["n"])], str(c.attrs["out"]))
 
 
-def _kv_append(c: Any, _context: Any) -> Any:
+def _cache_shape(c: Any) -> list[int]:
     rows, width = shape_of(c.args[0])
     heads, past = int(c.attrs["kv_heads"]), int(c.attrs["past"])
-    return tensor([heads, past + rows, width // heads], str(c.attrs["out"]))
+    return [heads, past + rows, width // heads]
+
+
+def _kv_append(c: Any, _context: Any) -> Any:
+    return tensor(_cache_shape(c), str(c.attrs["out"]))
+
+
+def _kv_quantise(c: Any, _context: Any) -> Any:
+    shape = _cache_shape(c)
+    return relax.TupleType([tensor(shape, "int8"), tensor([*shape[:2], 1], "float16")])
 
 
 def _columns(c: Any, _context: Any) -> Any:
@@ -223,7 +232,10 @@ CANONICAL: dict[str, Infer] = {
     "npu.linear": _linear,  # (a [m, k], weight[, a_scale, w_scale][, bias][, residual]) -> [m, n]
     "npu.rope": declared,  # (x [m, heads*d], cos [m, d/2], sin [m, d/2]); heads
     "npu.kv_append": _kv_append,  # (x [m, kv*d][, past [kv, c, d]]); kv_heads, past -> [kv, c + m, d], in place
-    # (q [m, heads*d], k, v[, mask [m, t]]) -> [m, heads*d]; k and v are caches [kv, t, d], or [t, kv*d] without past
+    # (x [m, kv*d][, past int8 [kv, c, d], scales fp16 [kv, c, 1]]); kv_heads, past -> both grown by m rows, in place
+    "npu.kv_quantise": _kv_quantise,
+    # (q [m, heads*d], k, v[, mask [m, t]][, scales of k and v]) -> [m, heads*d]; k and v are caches [kv, t, d], of int8
+    # with scales [kv, t, 1], or [t, kv*d] without past
     "npu.attention": declared,
     "npu.swiglu": _quantised,  # (gate [m, i], up [m, i]) -> [m, i], with int8/int16 out: ([m, i], scale [m, 1])
     "npu.quantise": _quantised,  # (x [m, h]) -> ([m, h], scale [m, 1])
