@@ -140,7 +140,7 @@ def test_more_synchronisation_than_needed_is_accepted() -> None:
         ("dst=spad:i8@0x400+0,64,0", "dst=spad:i8@0x400+0,-1024,0", "touches spad bytes -2048"),
         ("src=dram:i8@0x1000", "src=dram:i8@0xf80", "touches dram bytes 3968 to 4992, not in one tensor"),
         ("dst=dram:i8@0x2000", "dst=dram:i8@0x27f0", "touches dram bytes 10224 to 10288, limit 10240"),
-        ("dst=dram:i8@0x2000", "dst=dram:i8@0x1000", "writes weight tensor 'w'; only output/kv/activation/scratch may be"),
+        ("dst=dram:i8@0x2000", "dst=dram:i8@0x1000", "writes weight tensor 'w'; only output/kv/act"),
         (
             "n2=64 flags=1 dst=spad:i8@0x800",
             "n2=64 flags=1 dst=spad:i8@0x840",

@@ -67,12 +67,12 @@ _OPERANDS: dict[int, tuple[tuple[tuple[Space, ...], tuple[Dtype, ...]], ...]] = 
 def verify(program: Program, target: Target) -> None:
     """Raises ProgramError with the first few violations: instruction, its text, the value and the limit.
 
-    Three rounds, each only on what the one before accepted: fields; the memory plan; order. Order means that
+    Four rounds, each only on what the one before accepted: fields; the memory plan; accesses; order. Order means that
     every local read follows a write, the queues never deadlock, every hazard between queues is covered by waits, and
     calls of the host run between the loads of their operands and the stores of their results.
     """
     fields = (_check_fields, _check_operands, _check_shapes, _check_calls)
-    for checks in (fields, (check_tensors, _check_accesses), (_check_order,)):
+    for checks in (fields, (check_tensors,), (_check_accesses,), (_check_order,)):
         found = _Findings(program)
         for check in checks:
             check(found, target)

@@ -133,33 +133,64 @@ def check_homes(found: Findings, target: Target) -> None:
 
 def _find(found: Findings, homes: _Homes, space: Space) -> None:
     """Fills `home` for one memory, and reports what lies in no tensor."""
-    mine = np.array([i for i, tensor in enumerate(homes.tensors) if tensor.space is space], np.int64)
+    mine = np.array([i for i, t in enumerate(homes.tensors) if t.space is space and t.nbytes > 0], np.int64)
     rows = np.flatnonzero(homes.table[:, SPACE] == space)
     if space is Space.SPAD and not len(mine):
         return
-    low, high = np.clip(homes.low[rows], 0, _FAR - 1), homes.high[rows]
-    op = found.program.code[homes.table[rows, INSTRUCTION], word.OP]
+    low, high = homes.low[rows], homes.high[rows]
     numbers = _numbers([homes.tensors[i] for i in mine.tolist()])
-    lasting = numbers[:, 3] == _FAR
-    count = np.where(lasting, 0, numbers[:, 3] - numbers[:, 2] + 1)
-    moment = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
-    which = np.concatenate([np.flatnonzero(lasting), np.repeat(np.arange(len(mine)), count)])
-    when = np.concatenate([np.full(int(lasting.sum()), -1), moment + np.repeat(numbers[:, 2], count)])
-    key = (when + 1) * _FAR + numbers[which, 0]
-    order = np.argsort(key, kind="stable")
-    key, which, when = key[order], which[order], when[order]
-    for wanted in (np.full(len(rows), -1), op):
-        at = np.searchsorted(key, (wanted + 1) * _FAR + low, side="right") - 1
-        tensor = which[at] if len(which) else np.zeros(len(rows), np.int64)
-        inside = (at >= 0) & (homes.home[rows] < 0)
-        if len(which):
-            inside &= (when[at] == wanted) & (high <= numbers[tensor, 1])
-            homes.home[rows[inside]] = mine[tensor[inside]]
-    lost = rows[homes.home[rows] < 0]
+    op = found.program.code[homes.table[rows, INSTRUCTION], word.OP]
+    home = np.full(len(rows), -1)
+    by_life = np.lexsort((numbers[:, 0], numbers[:, 2]))
+    _sweep(np.argsort(op, kind="stable"), op, low, high, numbers, by_life, home)
+    homes.home[rows] = np.append(mine, -1)[home]
+    lost = rows[home < 0]
     found.at(
         homes.table[lost, INSTRUCTION], "touches {} bytes {} to {}, not in one tensor that lives at its operator",
         space.text, homes.low[lost], homes.high[lost],
     )  # fmt: skip
+
+
+@njit(cache=True)
+def _sweep(
+    order: np.ndarray, op: np.ndarray, low: np.ndarray, high: np.ndarray, numbers: np.ndarray, by_life: np.ndarray,
+    home: np.ndarray,
+) -> None:  # fmt: skip
+    """Goes through the operators with the living tensors in order of address; `home` gets the one around each access.
+
+    `numbers` as `_numbers` makes them; `by_life` are its rows in the order in which lives begin.
+    """
+    living = np.empty(len(numbers), np.int64)
+    count, born, now = 0, 0, -1
+    for r in order:
+        if op[r] != now:
+            now = op[r]
+            kept = 0
+            for i in range(count):
+                if numbers[living[i], 3] >= now:
+                    living[kept] = living[i]
+                    kept += 1
+            count = kept
+            while born < len(by_life) and numbers[by_life[born], 2] <= now:
+                tensor = by_life[born]
+                born += 1
+                if numbers[tensor, 3] < now:
+                    continue
+                at = count
+                while at > 0 and numbers[living[at - 1], 0] > numbers[tensor, 0]:
+                    living[at] = living[at - 1]
+                    at -= 1
+                living[at] = tensor
+                count += 1
+        first, last = 0, count
+        while first < last:
+            middle = (first + last) // 2
+            if numbers[living[middle], 0] <= low[r]:
+                first = middle + 1
+            else:
+                last = middle
+        if first > 0 and high[r] <= numbers[living[first - 1], 1]:
+            home[r] = living[first - 1]
 
 
 def _check_fresh(found: Findings, homes: _Homes) -> None:
