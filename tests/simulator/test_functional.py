@@ -1,8 +1,6 @@
 """The functional machine: hand-built tiled products equal numpy exactly, in every legal order of completion."""
 
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -26,7 +24,7 @@ from firsttoken_compiler.target.target import Scratchpad, Target
 from firsttoken_simulator.functional import FunctionalMachine
 
 SCRATCHPAD = Scratchpad(bytes=1 << 16, banks=4, bank_bytes=16, alignment_bytes=64, accumulator_bytes=1 << 13)
-TARGET = cast(Target, SimpleNamespace(scratchpad=SCRATCHPAD, cores=2))
+TARGET = replace(Target.load("systolic-128"), scratchpad=SCRATCHPAD, cores=2)
 DMA_IN, DMA_OUT, MATRIX, VECTOR = (
     queue_index(0, e) for e in (Engine.DMA_IN, Engine.DMA_OUT, Engine.MATRIX, Engine.VECTOR)
 )

@@ -36,10 +36,11 @@ def program(request: pytest.FixtureRequest) -> Program:
 
 def test_every_tensor_once_aligned_and_apart(program: Program) -> None:
     for space, end in ((Space.DRAM, program.dram_bytes), (Space.SPAD, program.spad_bytes)):
-        spans = sorted((t.address, t.address + t.nbytes) for t in program.tensors if t.space is space)
-        assert all(start % 64 == 0 for start, _ in spans)
-        assert all(one[1] <= other[0] for one, other in pairwise(spans))
-        assert spans[-1][1] <= end
+        placed = sorted((t for t in program.tensors if t.space is space), key=lambda t: t.address)
+        assert all(t.address % 64 == 0 and t.address + t.nbytes <= end for t in placed)
+        for op in range(len(program.ops)):
+            living = [t for t in placed if t.lasting or t.first <= op <= t.last]
+            assert all(one.address + one.nbytes <= other.address for one, other in pairwise(living))
     names = [tensor.name for tensor in program.tensors]
     assert len(names) == len(set(names))
 
@@ -60,29 +61,19 @@ def test_past_and_present_share_one_tensor(program: Program) -> None:
     assert all(tensor.shape == (2, 8, 16) for tensor in caches.values())
 
 
-def test_every_address_lies_in_a_tensor_or_in_working_memory(program: Program) -> None:
-    resident = max(t.address + t.nbytes for t in program.tensors if t.space is Space.SPAD)
-    places = [t for t in program.tensors if t.space is Space.DRAM]
+def test_every_address_lies_in_a_tensor_that_lives(program: Program) -> None:
     for row in program.code:
+        op = int(row[word.OP])
+        living = [t for t in program.tensors if t.lasting or t.first <= op <= t.last]
         for operand in range(word.MAX_OPERANDS):
             at = word.operand_column(operand)
-            kind, address = int(row[at]), int(row[at + 1])
-            if kind and kind // 16 == Space.DRAM:
-                assert any(t.address <= address < t.address + t.nbytes for t in places)
-            if kind and kind // 16 == Space.SPAD:
-                assert address < program.spad_bytes
-    assert program.spad_bytes > resident
+            space, address = word.space_of(int(row[at])), int(row[at + 1])
+            if space in (Space.DRAM, Space.SPAD):
+                assert any(t.space is Space(space) and t.address <= address < t.address + t.nbytes for t in living)
 
 
 def test_consecutive_kernels_work_in_different_memory_where_there_is_room(program: Program) -> None:
     """So that the next kernel's first loads need not wait for this one."""
-    resident = max(t.address + t.nbytes for t in program.tensors if t.space is Space.SPAD)
-    spans = []
-    for op in program.ops:
-        rows = program.code[op.first : op.last]
-        dst = rows[:, word.operand_column(0)], rows[:, word.operand_column(0) + 1]
-        own = dst[1][(dst[0] // 16 == Space.SPAD) & (dst[1] >= resident)]
-        if len(own):
-            spans.append((int(own.min()), int(own.max())))
-    apart = sum(a[1] < b[0] or b[1] < a[0] for a, b in pairwise(spans))
+    spans = [(t.address, t.address + t.nbytes) for t in program.of_kind("scratch")]
+    apart = sum(a[1] <= b[0] or b[1] <= a[0] for a, b in pairwise(spans))
     assert apart >= 0.9 * (len(spans) - 1)
