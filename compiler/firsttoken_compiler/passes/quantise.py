@@ -6,25 +6,24 @@ The residual stream is fp32. Products that the graph returns are fp32, unless th
 After it: products name their weight's packing; integer products read `npu.quantise` of their input, one each.
 """
 
-import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from firsttoken_compiler.errors import OptionError
-from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_compiler.isa.program import Packing
-from firsttoken_compiler.options import Precision
+from firsttoken_compiler.options import HALF, Precision
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.patterns import reshaped
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
-from firsttoken_compiler.passes.stored import Stored, parts
+from firsttoken_compiler.passes.roles import roles_of
+from firsttoken_compiler.passes.stored import Part, Stored, parts
+from firsttoken_compiler.passes.weight_formats import Formatted, Matrix, WeightFormats
 from firsttoken_compiler.schedule.linear import panel_of
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, dtype_of, operator_name, relax, shape_of
 
 INTEGER = ("int8", "int16")
-_LAYER = re.compile(r"layers?[._](\d+)")
 
 
 @dataclass
@@ -36,6 +35,8 @@ class Quantised:
     names: dict[str, str]
     plain: dict[str, str] = field(default_factory=dict)
     """Parameters that are only converted (norm gammas, biases, tables): parameter → its type."""
+    formats: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Parameters of matrices: parameter → (the matrix, its format)."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class _State:
         self.packings: dict[str, Packing] = {}
         self.plain: dict[str, str] = {}
         self.parameters: dict[str, Any] = {}
+        self.chosen = WeightFormats(precision, target, roles_of(canonical))
+        self.formats: dict[str, tuple[str, str]] = {}
+        self.own: dict[str, Formatted] = {}
+        """Float weights of products, by parameter."""
 
     def run(self) -> Quantised:
         function = self.canonical.module["main"]
@@ -75,11 +80,11 @@ class _State:
             if parameter.name not in self.weights and parameter.name not in self.canonical.constants:
                 env[parameter] = self._parameter(parameter.name, parameter, self._input_type(parameter, bindings))
         self._declare_weights(bindings, env)
-        self._check_layers()
+        self.chosen.check()
         env.update({p: self.parameters[p.name] for p in function.params if p.name in self.plain})
         parameters = list(self.parameters.values())
         module, names = rebuild(self.canonical.module, parameters, env, self._visit)
-        return Quantised(module, self.packings, names, self.plain)
+        return Quantised(module, self.packings, names, self.plain, self.formats)
 
     def _parameter(self, name: str, like: Any, dtype: str, shape: Any | None = None) -> Any:
         if name not in self.parameters:
@@ -148,41 +153,22 @@ class _State:
         self.packings[name] = Packing(self.weights[argument.name], "plain", 0, 0, 0, bits, 0, True)
         self._parameter(name, argument, dtype, shape_of(argument)[::-1])
 
-    def _check_layers(self) -> None:
-        """Every layer that `layer_bits` names has products of its own."""
-        found = {layer_of(packing.source) for packing in self.packings.values() if packing.form == "panels"}
-        lost = [i for i, bits in enumerate(self.precision.layer_bits) if bits and i not in found]
-        if lost:
-            known = sorted(layer for layer in found if layer is not None)
-            raise OptionError(
-                f"bits are given for layer {lost[0]}, but the names of the student's weights tell of layers {known}: "
-                "name weights like 'layers.0.mlp.up_proj.weight', or give one --weights for all; weights that the "
-                "graph stores quantised keep their bits"
-            )
-
     def _declare_packed(self, call: Any, argument: Any) -> None:
-        source = self.weights[argument.name]
-        chosen = self.precision.format_of("other", layer_of(source))
-        if chosen in BLOCK_TYPES:
-            raise OptionError(f"weight {source} as {chosen}: products on blocks made of floats are not here yet")
-        bits = {"int4": 4, "int8": 8, "fp16": 16}[chosen]
-        self._require_pair(bits)
-        k, n = int(call.attrs["k"]), int(call.attrs["n"])
-        group = 0 if bits == 16 else k if self.precision.group == "channel" else min(k, int(self.precision.group))
-        name = f"{argument.name}.packed"
-        layout = "conv" if "kernel" in call.attrs else ""
-        packing = Packing(
-            source, "panels", k, n, panel_of(self.target), bits, group, bool(int(call.attrs["transposed"])), layout
+        """The tensors of a float weight of a product, in the format that options and role give it."""
+        attrs, source = call.attrs, self.weights[argument.name]
+        matrix = Matrix(
+            argument.name, source, int(attrs["k"]), int(attrs["n"]), bool(int(attrs["transposed"])), "kernel" in attrs
         )
-        known = self.packings.setdefault(name, packing)
-        if known != packing:
+        made = self.chosen.made(matrix)
+        if self.own.setdefault(argument.name, made) != made:
             raise OptionError(f"weight {source} is used both as stored and transposed: use one orientation")
-        self._parameter(name, argument, {4: "int4", 8: "int8", 16: "float16"}[bits], (k, n))
-        if group:
-            groups = -(-k // group)
-            scales = f"{argument.name}.scales"
-            self.packings[scales] = replace(packing, form="scales")
-            self._parameter(scales, argument, "float16", (groups, n))
+        for name, part in made.parts.items():
+            self._declare_part(_own_name(argument, name), part, source, made.format)
+
+    def _declare_part(self, name: str, part: Part, matrix: str, chosen: str) -> None:
+        self.packings[name] = part.packing
+        self.formats[name] = (matrix, chosen)
+        self._parameter(name, None, part.dtype, part.shape)
 
     def _declare_stored(self, call: Any, argument: Any) -> None:
         """What is stored quantised keeps its integers, scales and zero points, whatever the options say."""
@@ -215,18 +201,6 @@ class _State:
         del attrs["transposed"]
         operands = [args[0], weights[0], *args[2:late], *weights[1:], *args[late:]]
         return state.emit(dialect.call("npu.linear", operands, **attrs))
-
-    def _require_pair(self, bits: int) -> None:
-        """The matrix unit multiplies these weights by every type of activations that meets them."""
-        weights = {4: "int4", 8: "int8", 16: "fp16"}[bits]
-        cached = [self.precision.norm_cache] if self.precision.norm_cache in INTEGER else []
-        for acts in ("fp16",) if bits == 16 else (self.precision.acts, *cached):
-            if f"{acts}x{weights}" not in self.target.matrix.macs_per_cycle:
-                known = ", ".join(sorted(self.target.matrix.macs_per_cycle))
-                raise OptionError(
-                    f"target {self.target.name} cannot multiply {acts} by {weights}; it has {known}: "
-                    "choose --acts, --norm-cache and --weights so"
-                )
 
     def _visit(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
         name = call.op.name
@@ -276,22 +250,29 @@ class _State:
     def _linear(self, state: Rebuild, variable: Any, call: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
         if "stored" in attrs:
             return self._stored(state, variable, call, args)
-        weight = call.args[1].name
-        packing = self.packings[f"{weight}.packed"]
-        acts = self.precision.acts if packing.bits != 16 else "fp16"
-        operands = [args[0], self.parameters[f"{weight}.packed"]]
+        weight = call.args[1]
+        made = self.own[weight.name]
+        first, *others = [self.parameters[_own_name(weight, name)] for name in made.parts]
+        acts = self.precision.acts if made.format != HALF else HALF
+        operands = [args[0], first]
         if acts in INTEGER:
             quantised = state.emit(dialect.call("npu.quantise", [args[0]], out=acts))
             operands[0] = state.emit(relax.TupleGetItem(quantised, 0))
             operands.append(state.emit(relax.TupleGetItem(quantised, 1)))
-        if packing.group:
-            operands.append(self.parameters[f"{weight}.scales"])
         wide = variable in self.results or variable in self.residual
-        attrs.update(acts=acts, bits=packing.bits, group=packing.group, stored=0)
+        attrs.update(acts=acts, stored=0, **made.attributes)
         attrs["out"] = "float32" if wide else self._type(variable)
         del attrs["transposed"]
         attrs.pop("kernel", None)
-        return state.emit(dialect.call("npu.linear", operands + args[2:], **attrs))
+        return state.emit(dialect.call("npu.linear", [*operands, *others, *args[2:]], **attrs))
+
+
+def _own_name(weight: Any, operand: str) -> str:
+    """The parameter of a tensor of a float weight."""
+    return f"{weight.name}.{_OWN.get(operand, operand)}"
+
+
+_OWN = {"w": "packed", "w_scale": "scales", "w_zero": "zeros"}
 
 
 def _rows_name(call: Any, table: Any) -> str:
@@ -354,9 +335,3 @@ def _residual_stream(bindings: list[Any]) -> set[Any]:
     }
 
 
-
-
-def layer_of(name: str) -> int | None:
-    """Layer number in a tensor's or node's name; None outside the layers."""
-    found = _LAYER.search(name)
-    return int(found.group(1)) if found else None

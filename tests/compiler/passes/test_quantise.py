@@ -20,7 +20,8 @@ from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.options import Precision
 from firsttoken_compiler.passes.cache_norms import CacheNorms, NormDecision
 from firsttoken_compiler.passes.canonicalise import Canonical, Canonicalise
-from firsttoken_compiler.passes.quantise import Quantise, Quantised, layer_of
+from firsttoken_compiler.passes.quantise import Quantise, Quantised
+from firsttoken_compiler.passes.weight_formats import layer_of
 from firsttoken_compiler.target.load import load_target
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm.api import Call, dtype_of, relax, shape_of
