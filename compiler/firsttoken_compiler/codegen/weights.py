@@ -12,6 +12,7 @@ import numpy as np
 
 from firsttoken_compiler.codegen import stored_weights
 from firsttoken_compiler.errors import ProgramError
+from firsttoken_compiler.formats import groups
 from firsttoken_compiler.isa.program import Packing, Program, Tensor
 from firsttoken_compiler.isa.types import PACKED, Dtype, pack
 
@@ -84,26 +85,18 @@ def quantise(matrix: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.
     """
     if bits not in QMAX or group < 1:
         raise ProgramError(f"cannot quantise to {bits} bits in groups of {group}; bits are 4 or 8, groups at least 1")
-    qmax, k = QMAX[bits], matrix.shape[0]
-    q = np.empty(matrix.shape, np.int8)
-    scales = np.empty((-(-k // group), matrix.shape[1]), np.float16)
-    for index in range(len(scales)):
-        rows = slice(index * group, (index + 1) * group)
-        values = np.asarray(matrix[rows], np.float32)
-        largest = np.abs(values).max(axis=0)
-        with np.errstate(over="ignore"):
-            scale = (largest / np.float32(qmax)).astype(np.float16)
-        if not np.isfinite(scale).all():
-            limit = float(np.finfo(np.float16).max) * qmax
-            raise ProgramError(
-                f"values up to {largest.max()}; int{bits} with fp16 scales reaches finite values up to {limit}"
-            )
-        scale[scale == 0] = SMALLEST_SCALE
-        scale[largest == 0] = 1
-        scales[index] = scale
-        values = np.rint(values / scale.astype(np.float32))
-        q[rows] = np.clip(values, -qmax, qmax, out=values)
-    return q, scales
+    qmax, values = QMAX[bits], np.ascontiguousarray(matrix, np.float32)
+    largest = groups.magnitudes(values, group)
+    with np.errstate(over="ignore"):
+        scales = (largest / np.float32(qmax)).astype(np.float16)
+    if not np.isfinite(scales).all():
+        limit = float(np.finfo(np.float16).max) * qmax
+        raise ProgramError(
+            f"values up to {largest.max()}; int{bits} with fp16 scales reaches finite values up to {limit}"
+        )
+    scales[scales == 0] = SMALLEST_SCALE
+    scales[largest == 0] = 1
+    return groups.rounded(values, scales.astype(np.float32), group, qmax), scales
 
 
 def quantise_asymmetric(matrix: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -198,7 +191,8 @@ def _write_matrix(tensors: list[Tensor], array: np.ndarray, write: Write) -> Non
         raise ProgramError(f"initialiser {packing.source!r} has shape {array.shape}, its packing expects {expected}")
     matrix = array.T if packing.transposed else array
     for first, last in _blocks(packing.n, packing.k, packing.panel):
-        columns = np.ascontiguousarray(matrix[:, first:last], np.float32)
+        part = matrix[:, first:last]
+        columns = groups.widened(part) if part.dtype == np.float16 else np.ascontiguousarray(part, np.float32)
         if not np.isfinite(columns).all():
             raise ProgramError(
                 f"initialiser {packing.source!r} has values that are not finite; repair the student's weights"
