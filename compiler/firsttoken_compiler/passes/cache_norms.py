@@ -9,9 +9,10 @@ All ways make the same numbers, to the bit, as long as the type of the rows is t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from firsttoken_compiler.passes.complete import Complete
 from firsttoken_compiler.passes.quantise import INTEGER, Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
 from firsttoken_compiler.schedule.norm_definitions import statistics_of
@@ -89,7 +90,8 @@ class _State:
             NormDecision(self.source.names.get(norm.name, norm.name), self._cached_as(norm, acts), len(acts))
             for norm, acts in self.consumers.items()
         )
-        return Quantised(module, self.source.packings, traced, self.source.plain), decisions
+        # Which activations each product reads is settled now; what follows from it belongs to every plan for the norms.
+        return Complete().run(replace(self.source, module=module, names=traced)), decisions
 
     def _way(self, norm: Any) -> NormWay:
         return self.options.ways.get(self.source.names.get(norm.name, norm.name), self.options.way)
