@@ -149,7 +149,7 @@ def _with_sign(x: np.ndarray, kind: BlockType, tries: int) -> Fields:
 def _of_codebook(x: np.ndarray, kind: BlockType, tries: int) -> Fields:
     """IQ4_NL."""
     book, scale = np.array(kind.codebook, np.float32), np.empty(len(x), np.float32)
-    search.of_codebook(x, book, tries, scale)
+    search.of_codebook(x, book, -(-tries // 3), scale)
     d, q = _half(scale, x), np.empty(x.shape, np.uint8)
     search.codebook_codes(x, book, d.astype(np.float32), q)
     return Fields(q, d)

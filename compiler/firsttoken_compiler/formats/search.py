@@ -14,7 +14,7 @@ from numba import njit
 LANES = 64
 STEP = np.float32(0.1)
 """Distance of the grids that are tried, in codes over the whole range."""
-BOOK_STEP = np.float32(0.01)
+BOOK_STEP = np.float32(0.03)
 """The same for codebooks, as a share of the range."""
 _HALF, _ZERO, _ONE, _TWO = np.float32(0.5), np.float32(0), np.float32(1), np.float32(2)
 
@@ -308,18 +308,16 @@ def of_codebook(x: np.ndarray, book: np.ndarray, tries: int, scale: np.ndarray) 
 def _sums_of_codebook(t: np.ndarray, grid: np.ndarray, book: np.ndarray, sums: np.ndarray) -> None:
     """Like `_sums_with_sign`, where q is the nearest number of the book."""
     sums[:] = _ZERO
-    q = np.empty(LANES, np.float32)
     for i in range(t.shape[1]):
-        q[:] = book[0]
-        for k in range(15):
-            middle, more = (book[k] + book[k + 1]) * _HALF, book[k + 1] - book[k]
-            for g in range(LANES):
-                q[g] += more if t[0, i, g] * grid[2, g] > middle else _ZERO
         for g in range(LANES):
-            u = t[0, i, g] - grid[1, g] * q[g]
-            sums[0, g] += t[1, i, g] * q[g] * q[g]
-            sums[1, g] += t[1, i, g] * u * q[g]
-            sums[2, g] += t[1, i, g] * u * u
+            value, w = t[0, i, g], t[1, i, g]
+            scaled, q = value * grid[2, g], book[0]
+            for k in range(15):
+                q += book[k + 1] - book[k] if scaled > (book[k] + book[k + 1]) * _HALF else _ZERO
+            u = value - grid[1, g] * q
+            sums[0, g] += w * q * q
+            sums[1, g] += w * u * q
+            sums[2, g] += w * u * u
 
 
 @njit(cache=True, error_model="numpy")
