@@ -103,7 +103,9 @@ class _Run:
         self.done("place", placement)
         parameters = [parameter.name for parameter in imported.module["main"].params]
         inputs = dict(zip(parameters, imported.inputs, strict=False))  # the weights follow the inputs
-        compiled = Compiled(canonical, quantised, launches, placement, imported.weights, inputs, imported.segments)
+        inline = frozenset(n for n, item in imported.student.initializers.items() if item.external is None)
+        parts = (canonical, quantised, launches, placement, imported.weights, inputs, imported.segments, inline)
+        compiled = Compiled(*parts)
         templates = schedule_all(compiled, target, lambda part: self._show("schedule", part))
         self.done("schedule", templates)
         kept = norm_lines(canonical.nodes, launches, placement, decisions)

@@ -36,6 +36,8 @@ class Compiled:
     """Parameter → ONNX input."""
     segments: tuple[Segment, ...] = ()
     """What the host computes."""
+    inline: frozenset[str] = frozenset()
+    """Initialisers whose bytes are in the ONNX file itself: tables for its lengths may be among them."""
 
 
 @dataclass
@@ -52,20 +54,25 @@ class MemoryMap:
     end: int = 0
 
     def plan(self) -> None:
-        """Inputs, caches, outputs and activations, then constants and weights."""
-        launches = self.compiled.launches
-        past = self._caches()
-        for name, arg in launches.params.items():
-            if name in self.compiled.inputs and name not in past:
-                self._dram(("param", name), self.compiled.inputs[name], "input", arg)
-        self._outputs()
-        self._storages()
-        for name, arg in launches.params.items():
-            if name not in self.compiled.inputs:
-                self._weight(name, arg)
+        """What programs of one student share comes first, at the same addresses in all: its external weights."""
+        past, params = self._caches(), self.compiled.launches.params
+        given = {name: arg for name, arg in params.items() if name in self.compiled.inputs}
+        constants = self.compiled.canonical.constants
+        weights = [name for name in params if name not in given and name not in constants]
+        for name in sorted(weights, key=lambda name: self._packing(name).source in self.compiled.inline):
+            self._weight(name, params[name])
         for segment in self.compiled.segments:
             for name in segment.weights:
                 self._host_weight(name, segment.types[name])
+        self._outputs(caches=True)
+        for name, arg in params.items():
+            if name not in given and name in constants:
+                self._constant(name, arg)
+        for name, arg in given.items():
+            if name not in past:
+                self._dram(("param", name), self.compiled.inputs[name], "input", arg)
+        self._outputs(caches=False)
+        self._storages()
 
     def _caches(self) -> set[str]:
         """Past caches share the tensor of the present one; returns their parameters."""
@@ -87,7 +94,7 @@ class MemoryMap:
         values, names = self.compiled.launches.outputs, self.compiled.canonical.outputs
         return {value.name: name for value, name in zip(values, names, strict=True)}
 
-    def _outputs(self) -> None:
+    def _outputs(self, caches: bool) -> None:
         """Caches are three-dimensional; one of a single row may have become a view of what its product writes."""
         names = self._output_names()
         returned = {value.name: value.arg for value in self.compiled.launches.outputs}
@@ -96,7 +103,8 @@ class MemoryMap:
                 if value.kind == "output" and ("output", value.name) not in self.address:
                     arg = returned.get(value.name, value.arg)
                     kind = "kv" if len(arg.shape) == 3 else "output"
-                    self._dram(("output", value.name), names.get(value.name, value.name), kind, arg)
+                    if caches == (kind == "kv"):
+                        self._dram(("output", value.name), names.get(value.name, value.name), kind, arg)
 
     def _storages(self) -> None:
         """Residents of the scratchpad, and a region of DRAM that holds the others."""
@@ -123,19 +131,21 @@ class MemoryMap:
                 Tensor(name, "scratch", Space.SPAD, address, nbytes, Dtype.I8, shape, None, number, number)
             )
 
+    def _packing(self, name: str) -> Packing:
+        """The recipe of a weight."""
+        bits = self.compiled.launches.params[name].dtype.bits
+        known = self.compiled.quantised.packings.get(name)
+        return known or Packing(self.compiled.weights[name], "plain", 0, 0, 0, bits, 0, False)
+
     def _weight(self, name: str, arg: Arg) -> None:
-        packing = self.compiled.quantised.packings.get(name)
-        constant = self.compiled.canonical.constants.get(name)
-        if packing is not None:
-            nbytes = 0 if packing.form == "plain" else packed_bytes(packing)
-            self._dram(("param", name), name, "weight", arg, packing, nbytes)
-        elif constant is not None:
-            data = np.ascontiguousarray(constant.astype(arg.dtype.numpy)).reshape(-1).view(np.uint8)
-            self.constants[name] = data
-            self._dram(("param", name), name, "constant", arg)
-        else:
-            plain = Packing(self.compiled.weights[name], "plain", 0, 0, 0, arg.dtype.bits, 0, False)
-            self._dram(("param", name), name, "weight", arg, plain)
+        packing = self._packing(name)
+        nbytes = 0 if packing.form == "plain" else packed_bytes(packing)
+        self._dram(("param", name), name, "weight", arg, packing, nbytes)
+
+    def _constant(self, name: str, arg: Arg) -> None:
+        constant = self.compiled.canonical.constants[name]
+        self.constants[name] = np.ascontiguousarray(constant.astype(arg.dtype.numpy)).reshape(-1).view(np.uint8)
+        self._dram(("param", name), name, "constant", arg)
 
     def _host_weight(self, name: str, kind: TensorType) -> None:
         """An initialiser as the ONNX file has it, for the host alone."""
