@@ -84,4 +84,5 @@ class RunOptions:
             "residual_spill": chosen.residual_spill,
             "kv_cache": chosen.kv_cache,
             "seed": self.seed,
+            **({"mix": [rule.text() for rule in self.rules]} if self.rules else {}),
         }

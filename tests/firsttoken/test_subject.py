@@ -14,6 +14,7 @@ from firsttoken.options import RunOptions
 from firsttoken.student import StudentConfig, UnknownStudent
 from firsttoken.subject import Built, File, subject_of
 from firsttoken_compiler.errors import OptionError, StudentError
+from firsttoken_compiler.options import WeightRule
 from firsttoken_models.registry import PROVIDER
 
 
@@ -128,7 +129,9 @@ def test_bits_per_layer(uneven: StudentConfig) -> None:
 
 def test_options() -> None:
     meta = RunOptions(weights="fp16").meta()
-    assert meta == {"weights": "fp16", "activations": "fp16", "group": "128", "norm_cache": "fp16", "seed": 0}
+    expected = {"weights": "fp16", "activations": "fp16", "group": "128", "norm_cache": "fp16", "seed": 0}
+    assert meta == meta | expected
+    assert RunOptions(rules=(WeightRule("output", "int8"),)).meta()["mix"] == ["output=int8"]
     assert RunOptions().meta()["activations"] == "int8"
     with pytest.raises(OptionError, match="--weights fp16 needs --acts fp16, not int8"):
         RunOptions(weights="fp16", acts="int8")

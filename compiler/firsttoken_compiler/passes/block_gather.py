@@ -6,6 +6,8 @@ bit by bit, what dequantising its blocks gives.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +17,6 @@ from firsttoken_compiler.formats.types import BLOCK_TYPES, BlockType, Plane
 from firsttoken_compiler.passes import views
 from firsttoken_compiler.passes.elementwise import resolved
 from firsttoken_compiler.passes.patterns import Context, Env, Match, Rule, reshaped, token_list
-from firsttoken_compiler.passes.quantised_patterns import emit_exact
 from firsttoken_compiler.passes.stored import Stored, Vectors, operand_call
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm.api import Call, relax, shape_of
@@ -41,24 +42,35 @@ class BlockGather(Rule):
 
     def emit(self, context: Context, builder: Any, match: Match, env: Env) -> View:
         """Emits a gather of each plane, and the elementwise operators that join them."""
-        call = match.captured["call"]
-        ids = token_list(builder, env[match.captured["ids"]])
-        kind, k = BLOCK_TYPES[str(call.attrs["type"])], int(call.attrs["k"])
-        rows = _Rows(context, builder, kind, k, match.captured["weight"], env[match.captured["weight"]].base, ids)
+        call, weight = match.captured["call"], match.captured["weight"]
+        base = env[weight].base
+        rows = BlockRows(
+            functools.partial(context.emit, builder), lambda values: context.constant(values, "shifts"), builder,
+            BLOCK_TYPES[str(call.attrs["type"])], int(call.attrs["k"]), str(context.imported.weights[weight.name]),
+            base, int(shape_of(base)[0]), token_list(builder, env[match.captured["ids"]]),
+        )  # fmt: skip
         return views.dense(rows.floats(), shape_of(match.captured["root"]))
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The gathered rows while they are made."""
+class BlockRows:
+    """Gathered rows of a table in blocks while they are made."""
 
-    context: Context
+    emit: Callable[..., Any]
+    """Emits a call: (operator, operands, attributes by name)."""
+    constant: Callable[[np.ndarray], Any]
+    """The variable of a constant."""
     builder: Any
     kind: BlockType
     k: int
-    weight: Any
+    source: str
+    """The table's initialiser."""
     base: Any
+    """The table's parameter."""
+    height: int
+    """Rows of the table."""
     ids: Any
+    layout: str = LAYOUT
 
     @property
     def count(self) -> int:
@@ -77,9 +89,7 @@ class _Rows:
         if minima is not None:
             args.append(self._column(minima, groups))
             text = f"{'add' if kind.plane('m') else 'sub'}({text}, s{len(args) - 1})"
-        base = self.context.emit(
-            self.builder, "npu.map", args, expr=text, rows=groups, width=kind.group, out="float32"
-        )  # fmt: skip
+        base = self.emit("npu.map", args, expr=text, rows=groups, width=kind.group, out="float32")
         return reshaped(self.builder, base, (self.count, self.k))
 
     def _scales(self) -> Any:
@@ -100,9 +110,11 @@ class _Rows:
         rows = self.count * self.k // self.kind.block
         args, text = self._joined(low, high, width)
         args.append(self._column(self._plane(factor), rows))
-        return emit_exact(
-            self.context, self.builder, args, f"mul(s{len(args) - 1}, {_less(text, zero)})", (rows, width)
-        )  # fmt: skip
+        return self._exact(args, f"mul(s{len(args) - 1}, {_less(text, zero)})", (rows, width))
+
+    def _exact(self, args: list[Any], text: str, shape: tuple[int, int], out: str = "float32") -> Any:
+        """An elementwise operator whose result keeps this type."""
+        return self.emit("npu.map", args, expr=text, rows=shape[0], width=shape[1], out=out, exact=1)
 
     def _joined(self, low: str, high: str, width: int) -> tuple[list[Any], str]:
         """Operands of `width` columns, and the number that their bits make together."""
@@ -132,24 +144,22 @@ class _Rows:
 
     def _gathered(self, plane: Plane, width: int) -> Any:
         out = "float16" if plane.dtype == "float16" else "int8"
-        source = str(self.context.imported.weights[self.weight.name])
-        layout = LAYOUT.format(kind=self.kind.name, plane=plane.name)
-        scales = Vectors(source, layout, "float16") if out == "float16" else None
-        table = Stored(source, layout, int(shape_of(self.base)[0]), width, 8, 1, 0, scales, None)
-        return self.context.emit(
-            self.builder, "npu.gather", [self.base, self.ids], out=out, exact=1, stored=table.to_text(), width=width,
-            plane=plane.name,
-        )  # fmt: skip
+        layout = self.layout.format(kind=self.kind.name, plane=plane.name)
+        scales = Vectors(self.source, layout, "float16") if out == "float16" else None
+        table = Stored(self.source, layout, self.height, width, 8, 1, 0, scales, None)
+        return self.emit(
+            "npu.gather", [self.base, self.ids], out=out, exact=1, stored=table.to_text(), width=width, plane=plane.name
+        )
 
     def _unpacked(self, packed: Any, bits: int, across: int) -> Any:
         """Numbers of less than a byte, the first one in the lowest bits; bytes are signed."""
         each, base = 8 // bits, float(1 << bits)
         powers = base ** -np.arange(each, dtype=np.float32)
-        factors = self.context.constant(powers.astype(np.float32)[None], "shifts")
+        factors = self.constant(powers.astype(np.float32)[None])
         rows = self.count * across // each
         text = f"sub(floor(mul(s0, s1)), mul(floor(mul(mul(s0, s1), {1 / base})), {base}))"
         args = [self._column(packed, rows), factors]
-        made = emit_exact(self.context, self.builder, args, text, (rows, each), "int8")
+        made = self._exact(args, text, (rows, each), "int8")
         return reshaped(self.builder, made, (self.count, across))
 
 

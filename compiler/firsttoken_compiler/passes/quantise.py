@@ -11,7 +11,7 @@ from typing import Any
 
 from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.isa.program import Packing
-from firsttoken_compiler.options import HALF, Precision
+from firsttoken_compiler.options import HALF, INTEGERS, Precision
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.patterns import reshaped
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
@@ -26,6 +26,17 @@ from firsttoken_compiler.tvm.api import Call, dtype_of, operator_name, relax, sh
 INTEGER = ("int8", "int16")
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a parameter is a part of."""
+
+    matrix: str
+    """Of a product, by its initialiser, or a table whose rows are gathered."""
+    format: str
+    stored: bool = False
+    """Whether that is the graph's own format."""
+
+
 @dataclass
 class Quantised:
     """The typed module, the recipe of every weight parameter, and names back to the canonical module."""
@@ -35,8 +46,8 @@ class Quantised:
     names: dict[str, str]
     plain: dict[str, str] = field(default_factory=dict)
     """Parameters that are only converted (norm gammas, biases, tables): parameter → its type."""
-    formats: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Parameters of matrices: parameter → (the matrix, its format)."""
+    formats: dict[str, Kept] = field(default_factory=dict)
+    """Parameters that are matrices, or parts of them; all others are vectors: norms, biases, angles."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class _State:
         self.plain: dict[str, str] = {}
         self.parameters: dict[str, Any] = {}
         self.chosen = WeightFormats(precision, target, roles_of(canonical))
-        self.formats: dict[str, tuple[str, str]] = {}
+        self.formats: dict[str, Kept] = {}
         self.own: dict[str, Formatted] = {}
         """Float weights of products, by parameter."""
 
@@ -134,6 +145,10 @@ class _State:
                         self._declare_turned(argument)
                     else:
                         self._declare_plain(argument, argument in self.angles or binding.var in self.angles)
+                        if name == "npu.gather" and index == 0 and binding.var not in self.angles:
+                            dtype = self.plain[argument.name]
+                            kept = Kept(f"{argument.name} rows", _FLOATS.get(dtype, dtype))
+                            self.formats[argument.name] = kept
 
     def _declare_plain(self, argument: Any, rotary: bool) -> None:
         """fp16; tables of rotary angles, told by their use, are fp32: long prompts need more than 11 bits."""
@@ -151,6 +166,7 @@ class _State:
         dtype, name = self._type(argument), f"{argument.name}.turned"
         bits = 32 if dtype == "float32" else 16
         self.packings[name] = Packing(self.weights[argument.name], "plain", 0, 0, 0, bits, 0, True)
+        self.formats[name] = Kept(f"{self.weights[argument.name]} rows", _FLOATS[dtype])
         self._parameter(name, argument, dtype, shape_of(argument)[::-1])
 
     def _declare_packed(self, call: Any, argument: Any) -> None:
@@ -163,20 +179,26 @@ class _State:
         if self.own.setdefault(argument.name, made) != made:
             raise OptionError(f"weight {source} is used both as stored and transposed: use one orientation")
         for name, part in made.parts.items():
-            self._declare_part(_own_name(argument, name), part, source, made.format)
+            self._declare_part(_own_name(argument, name), part, Kept(source, self._spelt(made)))
 
-    def _declare_part(self, name: str, part: Part, matrix: str, chosen: str) -> None:
+    def _spelt(self, made: Formatted) -> str:
+        """A format with what else decides its bytes."""
+        if made.format not in INTEGERS:
+            return made.format
+        groups = "per channel" if self.precision.group == "channel" else f"group {self.precision.group}"
+        return f"{made.format} {groups}{' with zero points' * self.precision.asymmetric}"
+
+    def _declare_part(self, name: str, part: Part, kept: Kept) -> None:
         self.packings[name] = part.packing
-        self.formats[name] = (matrix, chosen)
+        self.formats[name] = kept
         self._parameter(name, None, part.dtype, part.shape)
 
     def _declare_stored(self, call: Any, argument: Any) -> None:
         """What is stored quantised keeps its integers, scales and zero points, whatever the options say."""
         stored = Stored.from_text(str(call.attrs["stored"]))
         for name, part in parts(stored, panel_of(self.target), bool(int(call.attrs["asymmetric"]))).items():
-            own = f"{argument.name}.{name}{stored.group}"
-            self.packings[own] = part.packing
-            self._parameter(own, argument, part.dtype, part.shape)
+            kept = Kept(stored.source, stored.blocks or _stored_format(stored), True)
+            self._declare_part(f"{argument.name}.{name}{stored.group}", part, kept)
 
     def _declare_rows(self, call: Any, argument: Any) -> None:
         """A table whose rows are gathered as they are stored: one panel as wide as a row."""
@@ -184,6 +206,7 @@ class _State:
         own, made = _rows_name(call, argument), parts(stored, stored.n, False)
         scales = stored.scales is not None and stored.scales.layout != "one"
         self.packings[own] = made["w_scale" if scales else "w"].packing
+        self.formats[own] = Kept(f"{self.weights[argument.name]} rows", _rows_format(call, stored), True)
         self._parameter(own, argument, str(call.attrs["out"]), (stored.k, int(call.attrs["width"])))
 
     def _stored(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
@@ -265,6 +288,21 @@ class _State:
         del attrs["transposed"]
         attrs.pop("kernel", None)
         return state.emit(dialect.call("npu.linear", [*operands, *others, *args[2:]], **attrs))
+
+
+def _stored_format(stored: Stored) -> str:
+    """Integers of the graph, in words."""
+    groups = f"group {stored.group}" if stored.group < stored.k else "per channel"
+    return f"int{stored.bits} {groups}{' with zero points' * (stored.zeros is not None)}"
+
+
+def _rows_format(call: Any, stored: Stored) -> str:
+    """The format of a gathered table, of which this is all or a plane."""
+    kind = stored.layout.split(":")
+    return kind[1] if len(kind) > 1 else str(call.attrs["out"])
+
+
+_FLOATS = {"float16": "fp16", "float32": "fp32"}
 
 
 def _own_name(weight: Any, operand: str) -> str:

@@ -151,6 +151,8 @@ def _identity(phase: Phase, options: Any) -> dict[str, Any]:
         "host_fallbacks": phase.fallbacks,
         "host_calls": _host_calls(phase),
         "norm_cache_decisions": [str(line) for line in program.meta.get("norm_decisions", [])],
+        "mix": [str(rule) for rule in program.meta.get("mix", [])],
+        "weight_formats": program.meta.get("weight_formats", []),
         "stored_weights": [str(line) for line in program.meta.get("stored_weights", [])],
         "not_modelled": list(target.not_modelled),
         "target_values": _target_values(target),

@@ -120,6 +120,17 @@ class HostCallRow(_Part):
     dram_bytes: int
 
 
+class WeightFormat(_Part):
+    """Weights of one format."""
+
+    format: str
+    """`vectors`: norms, biases, rotary angles and what the host reads."""
+    stored: bool
+    """Whether the graph stores them so, whatever the options say."""
+    matrices: int
+    bytes: int
+
+
 class DecodeSection(_Part):
     """One token after the prompt: the same quantities as for the prompt."""
 
@@ -192,6 +203,10 @@ class RunDocument(_Part):
     """ONNX nodes that the host computes."""
     host_calls: list[HostCallRow] = []
     norm_cache_decisions: list[str]
+    mix: list[str] = []
+    """Rules for the formats of some weights; the first that covers a matrix decides."""
+    weight_formats: list[WeightFormat] = []
+    """Formats that are in use; their bytes sum to `weight_bytes`."""
     stored_weights: list[str] = []
     """Products on weights that the graph stores quantised, which options do not touch: a line per type."""
     advice: list[str]

@@ -33,8 +33,17 @@ def _tpot(run: RunDocument) -> str:
 
 
 def _group(run: RunDocument) -> str:
-    """Float weights have no scales."""
-    return "" if run.weights == "fp16" else f" (group {run.group})"
+    """Only integers that the options make have groups of that size."""
+    ours = any(row.format.startswith("int") and not row.stored for row in run.weight_formats)
+    return f" (group {run.group})" if ours else ""
+
+
+def _formats(run: RunDocument) -> str:
+    """Formats that are in use, with bytes."""
+    return ", ".join(
+        f"{row.format}{' as stored' * row.stored} ({row.matrices}, {amount(row.bytes)})" for row in run.weight_formats
+        if row.matrices
+    ) or "-"  # fmt: skip
 
 
 def _kinds(run: RunDocument) -> str:
@@ -58,6 +67,7 @@ ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
     ("target", lambda r: f"{r.target} ({r.target_hash})"),
     ("prompt", lambda r: f"{r.prompt_tokens} tokens" + (f" after {r.past}" if r.past else "")),
     ("weights / activations", lambda r: f"{r.weights}{_group(r)} / {r.activations}"),
+    ("  matrices by format", _formats),
     ("norm cache", lambda r: r.norm_cache),
     ("time to first token", lambda r: f"{r.ttft_ms:.2f} ms ({r.ttft_cycles:,} cycles)"),
     ("  NPU + host", lambda r: f"{r.npu_ms:.2f} ms + {r.host_ms:.2f} ms"),
