@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 from firsttoken_compiler.isa.program import Program
 from firsttoken_compiler.options import Precision
 from firsttoken_compiler.target.target import Target
+
+if TYPE_CHECKING:
+    from firsttoken_compiler.codegen.norm_choice import Lowered
+    from firsttoken_compiler.passes.cache_norms import CacheNorms
+    from firsttoken_compiler.passes.canonicalise import Canonical
+    from firsttoken_compiler.passes.quantise import Quantised
 
 PIPELINE: Final = (
     "specialise",  # ONNX → ONNX; static shapes, float32, no node whose value follows from the file
@@ -73,17 +79,12 @@ class _Run:
     def _all(self, student: OnnxStudent, target: Target, precision: Precision, meta: dict[str, Any]) -> Program:
         from firsttoken_compiler.codegen.assemble import assemble, schedule_all
         from firsttoken_compiler.codegen.memory_map import Compiled
-        from firsttoken_compiler.codegen.names import norm_lines, signature, stored_lines
+        from firsttoken_compiler.codegen.names import signature, stored_lines
+        from firsttoken_compiler.codegen.norm_choice import choose_norms
         from firsttoken_compiler.codegen.verify import verify
         from firsttoken_compiler.frontend.contrib import prepare
         from firsttoken_compiler.frontend.masks import add_masks
         from firsttoken_compiler.frontend.specialise import specialise
-        from firsttoken_compiler.passes.cache_norms import CacheNorms
-        from firsttoken_compiler.passes.fuse import Fuse
-        from firsttoken_compiler.passes.fuse_norms import FuseNorms
-        from firsttoken_compiler.passes.fuse_windows import FuseWindows
-        from firsttoken_compiler.passes.lower import Lower
-        from firsttoken_compiler.passes.place import Place
         from firsttoken_compiler.passes.quantise import Quantise
         from firsttoken_compiler.passes.split import split
 
@@ -93,14 +94,15 @@ class _Run:
         imported, canonical = split(student, self.fallback, self.done, frozenset(target.matrix.macs_per_cycle))
         quantised = Quantise(precision, target).run(canonical, imported.weights)
         self.done("quantise", quantised.module)
-        quantised, decisions = CacheNorms.of(precision.norm_cache, precision.norm_cache_place).run(quantised)
-        self.done("cache-norms", quantised.module)
-        quantised, canonical = FuseNorms().run(*FuseWindows().run(*Fuse().run(quantised, canonical)))
-        self.done("fuse", quantised.module)
-        launches = Lower().run(quantised)
-        self.done("lower", launches.module)
-        placement = Place(target).run(launches)
-        self.done("place", placement)
+        lowered, kept = choose_norms(precision, target, lambda norms: _lowered(quantised, canonical, norms, target))
+        canonical, quantised, launches, placement = (
+            lowered.canonical, lowered.fused, lowered.launches, lowered.placement,
+        )  # fmt: skip
+        for name, made in (
+            ("cache-norms", lowered.cached.module), ("fuse", quantised.module), ("lower", launches.module),
+            ("place", placement),
+        ):  # fmt: skip
+            self.done(name, made)
         parameters = [parameter.name for parameter in imported.module["main"].params]
         inputs = dict(zip(parameters, imported.inputs, strict=False))  # the weights follow the inputs
         inline = frozenset(n for n, item in imported.student.initializers.items() if item.external is None)
@@ -108,7 +110,6 @@ class _Run:
         compiled = Compiled(*parts)
         templates = schedule_all(compiled, target, lambda part: self._show("schedule", part))
         self.done("schedule", templates)
-        kept = norm_lines(canonical.nodes, launches, placement, decisions)
         notes = {"norm_decisions": kept, "stored_weights": stored_lines(launches)}
         program = assemble(compiled, templates, target, {**meta, **signature(imported), **notes})
         self.done("emit", program)
@@ -129,3 +130,18 @@ class _Run:
     def _show(self, name: str, part: float) -> None:
         if self.progress is not None:
             self.progress("compile", PIPELINE.index(name) + part, len(PIPELINE))
+
+
+def _lowered(quantised: Quantised, canonical: Canonical, norms: CacheNorms, target: Target) -> Lowered:
+    """The passes from typed operators to placed launches, with norms that go these ways."""
+    from firsttoken_compiler.codegen.norm_choice import Lowered
+    from firsttoken_compiler.passes.fuse import Fuse
+    from firsttoken_compiler.passes.fuse_norms import FuseNorms
+    from firsttoken_compiler.passes.fuse_windows import FuseWindows
+    from firsttoken_compiler.passes.lower import Lower
+    from firsttoken_compiler.passes.place import Place
+
+    cached, decisions = norms.run(quantised)
+    fused, nodes = FuseNorms().run(*FuseWindows().run(*Fuse().run(cached, canonical)))
+    launches = Lower().run(fused)
+    return Lowered(cached, fused, nodes, launches, Place(target).run(launches), decisions)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from firsttoken_compiler.frontend.importer import Imported, onnx_dtype
 from firsttoken_compiler.frontend.partition import Segment
 from firsttoken_compiler.frontend.values import value_types
 from firsttoken_compiler.frontend.widen import declared_types
 from firsttoken_compiler.isa.program import OpInfo
-from firsttoken_compiler.isa.types import Space
-from firsttoken_compiler.passes.cache_norms import NormDecision
 from firsttoken_compiler.passes.lower import Launch, Launches
-from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.schedule.normed import product_of
 from firsttoken_compiler.schedule.spec import KernelSpec
 
@@ -20,7 +15,6 @@ _OWN_NAME = ("linear", "normed", "conv", "rms_norm", "layer_norm", "gather", "ro
 """Kinds that the module's path names well enough."""
 PRODUCTS = ("linear", "normed", "conv")
 """Kinds of products with weights."""
-_PLACES = {Space.SPAD: "scratchpad", Space.DRAM: "DRAM"}
 
 
 class OperatorNames:
@@ -122,19 +116,3 @@ def stored_lines(launches: Launches) -> list[str]:
             kind = f"{stored} with {spec['acts']} activations"
             kinds[kind] = kinds.get(kind, 0) + 1
     return [f"{count} products as the graph stores their weights: {kind}" for kind, count in kinds.items()]
-
-
-def norm_lines(
-    nodes: dict[str, tuple[str, ...]], launches: Launches, placement: Placement, decisions: Iterable[NormDecision]
-) -> list[str]:
-    """A line per norm: what it keeps, for how many products, and where."""
-    made = {launch.label: launch for launch in launches.launches if launch.spec.kind in ("rms_norm", "layer_norm")}
-    lines = []
-    for decision in decisions:
-        behind = nodes.get(decision.name, ())
-        name = module_path(behind[0]) if behind else decision.name
-        kept = "computed again"
-        if decision.cached_as != "off" and decision.name in made:
-            kept = f"kept as {decision.cached_as} in {_PLACES[placement.space(made[decision.name].outs[0])]}"
-        lines.append(f"{name}: {kept} for {decision.consumers} products")
-    return lines
