@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from firsttoken_compiler.codegen import weights
 from firsttoken_compiler.frontend.importer import Imported
+from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import Quantised
@@ -70,9 +71,21 @@ def quantised_values(imported: Imported, quantised: Quantised, canonical: Mappin
         if packing.bits == 16:
             values[parameter.name] = matrix.astype(np.float16)
         else:
-            packed = weights.quantise(matrix, packing.bits, packing.group)
-            values[parameter.name] = packed[0 if packing.form == "panels" else 1]
+            part = quantised_matrix(packing, matrix)[("panels", "scales", "zeros").index(packing.form)]
+            rows = np.arange(0, packing.k, packing.group) // quantised_in(packing)
+            values[parameter.name] = part if packing.form == "panels" else part[rows]
     return values
+
+
+def quantised_in(packing: Packing) -> int:
+    """Rows that share a scale."""
+    return int(packing.layout.partition(":")[2] or packing.group)
+
+
+def quantised_matrix(packing: Packing, matrix: Array) -> tuple[Array, ...]:
+    """(q, scales), and zero points where the recipe has them."""
+    made = weights.quantise_asymmetric if packing.shift else weights.quantise
+    return made(matrix, packing.bits, quantised_in(packing))
 
 
 def _check(variable: Any, value: Any) -> None:
@@ -130,11 +143,17 @@ def _linear(p: list[Array], a: Attributes) -> Any:
     assert w.shape == (a["k"], a["n"])
     assert x.shape[1] == a["k"]
     a_scale = rest.pop(0) if a.get("acts") in QMAX else None
-    w_scale = rest.pop(0) if a.get("group") else None
     group = a.get("group") or a["k"]
+    starts = range(0, a["k"], group)
+    sums = np.stack([_wide(x[:, first : first + group]).sum(axis=1) for first in starts], axis=1)
+    if a.get("zeros") and rest[0].dtype == np.float32:  # there are none before it is settled what is summed
+        np.testing.assert_allclose(rest.pop(0), sums, rtol=1e-6, atol=1e-6 * np.abs(sums).max())
+    w_scale = rest.pop(0) if a.get("group") else None
+    w_zero = rest.pop(0) if a.get("zeros") else None
     total = np.zeros((len(x), a["n"]))
-    for index, first in enumerate(range(0, a["k"], group)):
+    for index, first in enumerate(starts):
         part = _wide(x[:, first : first + group]) @ _wide(w[first : first + group])  # integers: exact below 2^53
+        part = part if w_zero is None else part - sums[:, index : index + 1] * _wide(w_zero[index])
         total += part * _wide(w_scale[index]) if w_scale is not None else part
     if a_scale is not None:
         total *= _wide(a_scale)
@@ -215,6 +234,7 @@ _MEANING: dict[str, Callable[[list[Array], Attributes], Any]] = {
     "npu.columns": lambda p, a: _out(p[0][:, a["first"] : a["first"] + a["width"]], a),
     "npu.rms_norm": _rms_norm,
     "npu.linear": _linear,
+    "npu.group_sums": lambda p, a: _out(_wide(p[0]).reshape(len(p[0]), a["groups"], -1).sum(axis=2), a),
     "npu.rope": _rope,
     "npu.kv_append": _kv_append,
     "npu.attention": _attention,

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import TINY, TORCH, Case, built_case, random, torch_case, written, written_case
-from interpret import calls, canonical_values, interpret, quantised_values
+from interpret import calls, canonical_values, interpret, quantised_in, quantised_matrix, quantised_values
 
 from firsttoken_compiler.codegen import weights
 from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.isa.program import Packing
-from firsttoken_compiler.options import Precision
+from firsttoken_compiler.options import Precision, WeightRule
 from firsttoken_compiler.passes.cache_norms import CacheNorms, NormDecision
 from firsttoken_compiler.passes.canonicalise import Canonical, Canonicalise
 from firsttoken_compiler.passes.quantise import Quantise, Quantised
-from firsttoken_compiler.passes.weight_formats import layer_of
+from firsttoken_compiler.passes.roles import Roles
+from firsttoken_compiler.passes.weight_formats import Matrix, WeightFormats, layer_of
 from firsttoken_compiler.target.load import load_target
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm.api import Call, dtype_of, relax, shape_of
@@ -44,10 +45,16 @@ PRECISIONS = [
     Precision("int4", "fp16", "128", "int8"),
     Precision("int8", "fp16", "channel", "off"),
 ]
+ASYMMETRIC = [
+    Precision("int4", "int8", "128", "int8", asymmetric=True),
+    Precision("int4", "fp16", "channel", "fp16", asymmetric=True),
+    Precision("int8", "int16", "channel", "off", asymmetric=True),
+]
 
 
 def name_of(precision: Precision) -> str:
-    return f"{precision.weights}-{precision.acts}-{precision.group}-{precision.norm_cache}"
+    asymmetric = "-asymmetric" * precision.asymmetric
+    return f"{precision.weights}-{precision.acts}-{precision.group}-{precision.norm_cache}{asymmetric}"
 
 
 def typed(checked: Case, precision: Precision) -> tuple[Canonical, Quantised, Quantised, tuple[NormDecision, ...]]:
@@ -81,12 +88,15 @@ def quantised_weights(checked: Case, canonical: Canonical, quantised: Quantised)
         if packing.form == "panels" and packing.bits != 16:
             parameter = name.removesuffix(".packed")
             matrix = values[parameter].T if packing.transposed else values[parameter]
-            rounded = weights.dequantise(*weights.quantise(matrix, packing.bits, packing.group), packing.group)
+            q, scales, *zeros = quantised_matrix(packing, matrix)
+            of = quantised_in(packing)
+            wide = q - np.repeat(zeros[0].astype(np.float32), of, axis=0)[: len(q)] if zeros else q
+            rounded = weights.dequantise(wide, scales, of)
             values[parameter] = rounded.T if packing.transposed else rounded
     return values
 
 
-@pytest.mark.parametrize("precision", PRECISIONS, ids=name_of)
+@pytest.mark.parametrize("precision", PRECISIONS + ASYMMETRIC, ids=name_of)
 def test_only_activations_are_rounded(student: Case, precision: Precision) -> None:
     canonical, quantised, cached, _ = typed(student, precision)
     values = quantised_weights(student, canonical, quantised)
@@ -218,6 +228,70 @@ def reimported(model: Any, folder: Path) -> Any:
     from firsttoken_compiler.frontend.onnx_file import from_model
 
     return import_onnx(from_model(model, folder, "renamed"))
+
+
+def test_zero_points_are_a_part_of_the_recipe_and_their_sums_are_shared(tiny: Case) -> None:
+    _, _, cached, _ = typed(tiny, Precision("int8", "int8", "32", "int8", asymmetric=True))
+    zeros = {name: packing for name, packing in cached.packings.items() if packing.form == "zeros"}
+    declared = parameters(cached.module)
+    assert len(zeros) == 7 * TINY.layers + 1
+    assert {(p.bits, p.shift) for p in zeros.values()} == {(8, 128)}
+    # 32 rows share a scale, and 48 and 80 are no multiples of them: sums are over parts of 16.
+    up = next(name for name in zeros if "layers_1_mlp_down" in name)
+    assert (zeros[up].group, zeros[up].layout, declared[up]) == (16, ":32", ((5, 48), "int8"))
+    # Of q, k, v; o; gate, up; down, and the head.
+    assert len(calls(cached.module, "npu.group_sums")) == 4 * TINY.layers + 1
+    products = [call for _, call in calls(cached.module, "npu.linear")]
+    assert {len(c.args) - int(c.attrs["bias"]) - int(c.attrs["residual"]) for c in products} == {6}
+
+
+@pytest.mark.parametrize(
+    ("precision", "k", "expected"),
+    [
+        (Precision("int8", "int8", "channel", "int8", asymmetric=True), 2048, (1024, ":2048")),
+        (Precision("int4", "int8", "channel", "int8", asymmetric=True), 2048, (2048, "")),
+        (Precision("int8", "int16", "channel", "off"), 1536, (512, ":1536")),
+        (Precision("int4", "int16", "channel", "off"), 8960, (8960, "")),
+        (Precision("int4", "int16", "channel", "off", asymmetric=True), 8960, (4480, ":8960")),
+        (Precision("int8", "fp16", "channel", "off", asymmetric=True), 8960, (8960, "")),
+        (Precision("int8", "int8", "channel", "off"), 8960, (8960, "")),
+    ],
+)
+def test_sums_are_over_parts_of_groups_where_they_would_be_too_large(
+    precision: Precision, k: int, expected: tuple[int, str]
+) -> None:
+    made = WeightFormats(precision, TARGET, Roles()).made(Matrix("w", "w", k, 8, False))
+    assert {(part.packing.group, part.packing.layout) for part in made.parts.values()} == {expected}
+    assert made.attributes["group"] == expected[0]
+
+
+def test_groups_that_no_part_divides_are_refused() -> None:
+    precision = Precision("int4", "int8", "32", "int8", asymmetric=True)
+    with pytest.raises(OptionError, match=r"weight model\.w has 33 rows, which do not divide into parts of 16 to"):
+        WeightFormats(precision, TARGET, Roles()).made(Matrix("w", "model.w", 33, 8, False))
+
+
+def test_formats_by_role_and_layer(tiny: Case) -> None:
+    rules = (WeightRule("ffn_*", "int8", ((1, 1),)), WeightRule("output", "fp16"), WeightRule("attn_v", "int8"))
+    _, quantised, _, _ = typed(tiny, Precision("int4", "int8", "32", "int8", rules=rules))
+    found = {(kept.matrix, kept.format) for kept in quantised.formats.values()}
+    wide = {matrix for matrix, kind in found if kind == "int8 group 32"}
+    attention = [f"model.layers.{i}.self_attn.v_proj.weight" for i in range(2)]
+    assert wide == {*attention, *(f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down"))}
+    assert ("lm_head.weight", "fp16") in found
+    assert Counter(kind for _, kind in found) == {"int4 group 32": 14 - 5, "int8 group 32": 5, "fp16": 2}
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (WeightRule("attn_q", "int8", ((2, 5),)), r"--mix, rule 1: attn_q@2-5=int8 is for none .* in layers 0 to 1"),
+        (WeightRule("other", "int8"), "--mix, rule 1: other=int8 is for none of the student's float weights"),
+    ],
+)
+def test_rules_about_nothing_are_mistakes(tiny: Case, rule: WeightRule, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        typed(tiny, Precision("int4", "int8", "32", "int8", rules=(rule,)))
 
 
 def test_layer_bits(tiny: Case) -> None:
