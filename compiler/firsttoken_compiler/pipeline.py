@@ -78,6 +78,7 @@ class _Run:
 
     def _all(self, student: OnnxStudent, target: Target, precision: Precision, meta: dict[str, Any]) -> Program:
         from firsttoken_compiler.codegen.assemble import assemble, schedule_all
+        from firsttoken_compiler.codegen.format_rows import format_rows, in_effect
         from firsttoken_compiler.codegen.memory_map import Compiled
         from firsttoken_compiler.codegen.names import signature, stored_lines
         from firsttoken_compiler.codegen.norm_choice import choose_norms
@@ -112,6 +113,8 @@ class _Run:
         self.done("schedule", templates)
         notes = {"norm_decisions": kept, "stored_weights": stored_lines(launches)}
         program = assemble(compiled, templates, target, {**meta, **signature(imported), **notes})
+        program.meta["weight_formats"] = rows = format_rows(quantised.formats, program.tensors)
+        program.meta.update(in_effect(rows, launches))
         self.done("emit", program)
         verify(program, target)
         self.done("verify", program)
