@@ -1,7 +1,7 @@
 """The compiler, pass by pass: read this first.
 
-ONNX ─ specialise ─ import ─ canonicalise ─ quantise ─ cache-norms ─ fuse ─ lower ─ place ─ schedule ─ emit ─ verify
-─ Program
+ONNX ─ specialise ─ import ─ canonicalise ─ quantise ─ kv-cache ─ cache-norms ─ fuse ─ lower ─ place ─ schedule ─ emit
+─ verify ─ Program
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ PIPELINE: Final = (
     "import",  # ONNX → Relax; weights stay parameters without data
     "canonicalise",  # exporters' spellings → npu.* operators on matrices
     "quantise",  # types of weights and activations, recipes of packed weights
+    "kv-cache",  # keys and values that are kept in int8
     "cache-norms",  # what each norm keeps for its consumers
     "fuse",  # activations into the products that they follow, windows and rows of norms into those that read them
     "lower",  # TVM: one PrimFunc per operator, fusion, memory plan → kernel launches
@@ -86,6 +87,7 @@ class _Run:
         from firsttoken_compiler.frontend.contrib import prepare
         from firsttoken_compiler.frontend.masks import add_masks
         from firsttoken_compiler.frontend.specialise import specialise
+        from firsttoken_compiler.passes.kv_cache import KvCache
         from firsttoken_compiler.passes.quantise import Quantise
         from firsttoken_compiler.passes.split import split
 
@@ -95,6 +97,10 @@ class _Run:
         imported, canonical = split(student, self.fallback, self.done, frozenset(target.matrix.macs_per_cycle))
         quantised = Quantise(precision, target).run(canonical, imported.weights)
         self.done("quantise", quantised.module)
+        parameters = [parameter.name for parameter in imported.module["main"].params]
+        inputs = dict(zip(parameters, imported.inputs, strict=False))  # the weights follow the inputs
+        quantised, canonical, inputs = KvCache(precision.kv_cache).run(quantised, canonical, inputs)
+        self.done("kv-cache", quantised.module)
         lowered, kept = choose_norms(precision, target, lambda norms: _lowered(quantised, canonical, norms, target))
         canonical, quantised, launches, placement = (
             lowered.canonical, lowered.fused, lowered.launches, lowered.placement,
@@ -104,8 +110,6 @@ class _Run:
             ("place", placement),
         ):  # fmt: skip
             self.done(name, made)
-        parameters = [parameter.name for parameter in imported.module["main"].params]
-        inputs = dict(zip(parameters, imported.inputs, strict=False))  # the weights follow the inputs
         inline = frozenset(n for n, item in imported.student.initializers.items() if item.external is None)
         parts = (canonical, quantised, launches, placement, imported.weights, inputs, imported.segments, inline)
         compiled = Compiled(*parts)

@@ -28,18 +28,20 @@ class Loaded:
     timeline: Timeline
     machine: FunctionalMachine
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, NDArray[Any]], *, as_stored: bool = False) -> dict[str, NDArray[Any]]:
         """Executes the graph; inputs and outputs have the names, shapes and element types of the ONNX graph.
 
         A cache that the graph appends to has no input of its own: its rows go into the first rows of what it becomes.
+        Int8 caches come and go as the rows that they stand for; with `as_stored` as integers, and scales
+        [1, heads, rows, 1] under the cache's name and `.scales`.
         Raises OptionError naming an input that is missing or has another shape.
         """
         import numpy as np
 
+        from firsttoken.kv_cache import SCALES, dequantise_rows
         from firsttoken_compiler.isa.host_call import is_bits
         from firsttoken_compiler.isa.types import Dtype
 
-        kv = self.program.meta.get("kv", {})
         for tensor in self.program.of_kind("input"):
             array = self._feed(feeds, tensor.name)
             if is_bits(array.dtype.name) and tensor.dtype in (Dtype.U8, Dtype.U16):
@@ -47,12 +49,34 @@ class Loaded:
             with np.errstate(over="ignore"):  # beyond float16 is infinite, as on the machine
                 stored = array.reshape(tensor.shape).astype(tensor.dtype.numpy)
             self.machine.write_tensor(tensor.name, stored)
-        for past, present in kv.items():
-            self._write_rows(present, self._feed(feeds, past)[0])
+        self._fill_caches(feeds, as_stored)
         self.machine.run(self.timeline.completion_order)
         results = {tensor.name: self.machine.read_tensor(tensor.name) for tensor in self.program.of_kind("output")}
-        results |= {tensor.name: self.machine.read_tensor(tensor.name)[None] for tensor in self.program.of_kind("kv")}
-        return {name: self._as_declared(name, array) for name, array in results.items()}
+        caches = {tensor.name: self.machine.read_tensor(tensor.name)[None] for tensor in self.program.of_kind("kv")}
+        if as_stored:
+            return {name: self._as_declared(name, array) for name, array in results.items()} | caches
+        for name in self._quantised():
+            caches[name] = dequantise_rows(caches[name], caches.pop(name + SCALES))
+        return {name: self._as_declared(name, array) for name, array in (results | caches).items()}
+
+    def _fill_caches(self, feeds: Mapping[str, NDArray[Any]], as_stored: bool) -> None:
+        from firsttoken.kv_cache import SCALES, quantise_rows
+
+        quantised = self._quantised()
+        scales = {name + SCALES for name in quantised}
+        for past, present in self.program.meta.get("kv", {}).items():
+            if as_stored or present not in quantised | scales:
+                self._write_rows(present, self._feed(feeds, past)[0])
+            elif present in quantised:
+                integers, steps = quantise_rows(self._feed(feeds, past)[0])
+                self._write_rows(present, integers)
+                self._write_rows(present + SCALES, steps)
+
+    def _quantised(self) -> set[str]:
+        """Caches whose rows are integers."""
+        from firsttoken_compiler.isa.types import Dtype
+
+        return {tensor.name for tensor in self.program.of_kind("kv") if tensor.dtype is Dtype.I8}
 
     def _feed(self, feeds: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
         import numpy as np

@@ -58,6 +58,8 @@ class StaticCache:
         length: rows in use, which is also the position of the next token.
         keys: one array [1, kv_heads, capacity, head_dim] per layer.
         values: the same for values.
+        parts: all buffers by the last part of their names in the graph; int8 ones with fp16 scales
+            [1, kv_heads, capacity, 1] under `key.scales` and `value.scales`.
     """
 
     def __init__(self, config: StudentConfig, capacity: int, dtype: str = "float32") -> None:
@@ -69,11 +71,16 @@ class StaticCache:
         self.capacity, self.length = capacity, 0
         self.keys: list[NDArray[Any]] = [np.zeros(shape, dtype) for shape in shapes]
         self.values: list[NDArray[Any]] = [np.zeros(shape, dtype) for shape in shapes]
+        self.parts = {"key": self.keys, "value": self.values}
+        if dtype == "int8":
+            for part in ("key", "value"):
+                self.parts[f"{part}.scales"] = [np.zeros((*shape[:3], 1), np.float16) for shape in shapes]
 
     def reset(self) -> None:
         """Forget every row."""
-        for buffer in (*self.keys, *self.values):
-            buffer[...] = 0
+        for buffers in self.parts.values():
+            for buffer in buffers:
+                buffer[...] = 0
         self.length = 0
 
     def rewind(self, length: int) -> None:
@@ -83,12 +90,12 @@ class StaticCache:
         self.length = length
 
     def append(self, outputs: Mapping[str, NDArray[Any]], tokens: int) -> None:
-        """Take over the last `tokens` rows of every present.{i}.key and .value in `outputs`.
+        """Take over the last `tokens` rows of every present.{i}.key and .value (and .scales) in `outputs`.
 
         This serves a prompt graph (all its rows are new) and a graph with past (its last rows are new) alike.
         """
         end = self.require(tokens)
-        for part, buffers in (("key", self.keys), ("value", self.values)):
+        for part, buffers in self.parts.items():
             for index, buffer in enumerate(buffers):
                 present = outputs[f"present.{index}.{part}"]
                 buffer[:, :, self.length : end] = present[:, :, present.shape[2] - tokens :]
@@ -119,9 +126,8 @@ class StaticCache:
         The cache arrays are the buffers themselves, not copies: do not keep them across `append`.
         """
         feeds = {**token_feeds(ids, self.length), "attention_mask": self.mask(len(ids))}
-        for index, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
-            feeds[f"past_key_values.{index}.key"] = key
-            feeds[f"past_key_values.{index}.value"] = value
+        for part, buffers in self.parts.items():
+            feeds |= {f"past_key_values.{index}.{part}": buffer for index, buffer in enumerate(buffers)}
         return feeds
 
 

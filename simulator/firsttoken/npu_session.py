@@ -49,7 +49,7 @@ class NpuSession:
         self._provider, self._config, self._weights = provider, config, weights
         self._target, self._options, self._progress = target, options, progress
         self._loaded: dict[str, Loaded] = {}
-        self.cache = StaticCache(config, capacity, dtype="float16")
+        self.cache = StaticCache(config, capacity, dtype="int8" if options.kv_cache == "int8" else "float16")
 
     def prefill(self, ids: list[int]) -> NDArray[np.float32]:
         """Forget everything, process the prompt, return the logits [vocab] of its last token."""
@@ -71,7 +71,7 @@ class NpuSession:
         return self._program("prefill", tokens, 0)
 
     def _step(self, loaded: Loaded, tokens: int, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        outputs = loaded.run(feeds)
+        outputs = loaded.run(feeds, as_stored=True)
         self.cache.append(outputs, tokens)
         logits: NDArray[np.float32] = outputs["logits"].reshape(-1, self._config.vocab)[-1]
         return logits

@@ -80,13 +80,13 @@ class MemoryMap:
         names = self._output_names()
         for launch in self.compiled.launches.launches:
             if launch.spec.kind in KINDS_IN_PLACE and len(launch.args) > 1:
-                source, present = launch.args[1], launch.outs[0]
-                if source.kind != "param" or present.name not in names:
-                    raise StudentError(
-                        f"the cache {source.name!r} is appended to, but is no graph input with a matching output"
-                    )
-                past.add(source.name)
-                self.kv[self.compiled.inputs[source.name]] = names[present.name]
+                for source, present in zip(launch.args[1:], launch.outs, strict=True):
+                    if source.kind != "param" or present.name not in names:
+                        raise StudentError(
+                            f"the cache {source.name!r} is appended to, but is no graph input with a matching output"
+                        )
+                    past.add(source.name)
+                    self.kv[self.compiled.inputs[source.name]] = names[present.name]
         return past
 
     def _output_names(self) -> dict[str, str]:

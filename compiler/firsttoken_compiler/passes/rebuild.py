@@ -27,10 +27,13 @@ class Rebuild:
         return variable
 
 
-def rebuild(module: Any, parameters: list[Any], env: dict[Any, Any], visit: Visit) -> tuple[Any, dict[str, str]]:
+def rebuild(
+    module: Any, parameters: list[Any], env: dict[Any, Any], visit: Visit,
+    more: Callable[[Rebuild], list[Any]] = lambda _: [],
+) -> tuple[Any, dict[str, str]]:  # fmt: skip
     """A module whose `main` has `parameters` and the visited bindings of the old one, and its names.
 
-    `env` starts with what the old parameters became.
+    `env` starts with what the old parameters became. `more`: what is returned behind the results of the old module.
     """
     function = module["main"]
     state = Rebuild(relax.BlockBuilder(), env)
@@ -48,6 +51,6 @@ def rebuild(module: Any, parameters: list[Any], env: dict[Any, Any], visit: Visi
                     state.env[binding.var] = state.emit(relax.TupleGetItem(pair, value.index))
                 else:
                     state.env[binding.var] = env.get(value, value)
-            result = state.builder.emit_output(relax.Tuple([env[value] for value in outputs]))
+            result = state.builder.emit_output(relax.Tuple([env[value] for value in outputs] + more(state)))
         state.builder.emit_func_output(result)
     return state.builder.get(), state.names

@@ -206,15 +206,15 @@ def _quantised_rows(spec: KernelSpec, p: list[Any]) -> list[Any]:
 def _kv_quantise(spec: KernelSpec, p: list[Any]) -> list[Any]:
     """The whole caches of integers and scales: what is there already, then the new rows."""
     past = int(spec["past"])
-    found = []
-    for index, (new, out) in enumerate(zip(_quantised_rows(spec, p), spec.outs, strict=True)):
 
-        def element(h: Any, t: Any, c: Any, new: Any = new, index: int = index) -> Any:
+    def grown(index: int, new: Any) -> Any:
+        def element(h: Any, t: Any, c: Any) -> Any:
             row = new[te.max(t - past, 0), h, c]
             return te.if_then_else(t < past, p[1 + index][h, te.min(t, past - 1), c], row) if past else row
 
-        found.append(te.compute(out.shape, element, name=f"out{index}"))
-    return found
+        return te.compute(spec.outs[index].shape, element, name=f"out{index}")
+
+    return [grown(index, new) for index, new in enumerate(_quantised_rows(spec, p))]
 
 
 def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
