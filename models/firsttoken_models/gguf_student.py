@@ -110,11 +110,12 @@ def unpacked(student: GgufStudent, folder: Path) -> FileWeights:
 def floats(file: GgufFile, name: str) -> NDArray[np.float32]:
     """Return a tensor of the file as float32, rows first."""
     import numpy as np
-    from gguf.quants import GGMLQuantizationType, dequantize
 
     tensor, stored = file.tensors[name], file.bytes_of(name)
     if tensor.type in BLOCK_TYPES:
-        values = dequantize(stored, GGMLQuantizationType(BLOCK_TYPES[tensor.type].ggml))
+        from firsttoken_compiler.formats.dequantise import dequantise
+
+        values = dequantise(stored, BLOCK_TYPES[tensor.type])
     elif tensor.type == "bf16":
         values = (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:

@@ -43,15 +43,15 @@ def _floats(data: np.ndarray, kind: BlockType, made: np.ndarray) -> None:
         m = found.m.astype(np.float32)[:, None]
         minimum = -m if found.minimum is None else m * found.minimum.astype(np.float32)
     q = np.array(kind.codebook, np.int8)[found.q] if kind.codebook else found.q
-    _scaled(q, np.float32(kind.zero), scale, minimum, made)
+    grouped = (len(data), scale.shape[1], -1)
+    _scaled(q.reshape(grouped), np.float32(kind.zero), scale, minimum, made.reshape(grouped))
 
 
 @njit(cache=True)
 def _scaled(q: np.ndarray, zero: np.float32, scale: np.ndarray, minimum: np.ndarray, made: np.ndarray) -> None:
-    blocks, groups = scale.shape
-    width = q.shape[1] // groups
+    blocks, groups, width = q.shape
     for block in range(blocks):
         for group in range(groups):
             a, b = scale[block, group], minimum[block, group]
-            for i in range(group * width, group * width + width):
-                made[block, i] = a * (np.float32(q[block, i]) - zero) - b
+            for i in range(width):
+                made[block, group, i] = a * (np.float32(q[block, group, i]) - zero) - b

@@ -111,51 +111,61 @@ def _half(data: np.ndarray, at: int) -> np.ndarray:
 
 def _numbers(data: np.ndarray, count: int, low: _Bits, high: _Bits | None) -> np.ndarray:
     made = np.empty((len(data), count), np.uint8)
-    _take(data, low.at, low.bits, low.unit, 0, made)
-    if high is not None:
-        _take(data, high.at, high.bits, high.unit, low.bits, made)
+    _take(*_lined_up(data, made, low), low.bits, 0)
+    if high is not None and high.unit == 1:
+        made |= np.unpackbits(data[:, high.at : high.at + count // 8], axis=1, bitorder="little") << np.uint8(low.bits)
+    elif high is not None:
+        _take(*_lined_up(data, made, high), high.bits, low.bits)
     return made
 
 
 def _put_numbers(data: np.ndarray, numbers: np.ndarray, low: _Bits, high: _Bits | None) -> None:
     numbers = np.ascontiguousarray(numbers)
-    _put(data, low.at, low.bits, low.unit, 0, numbers)
-    if high is not None:
-        _put(data, high.at, high.bits, high.unit, low.bits, numbers)
+    _put(*_lined_up(data, numbers, low), low.bits, 0)
+    if high is not None and high.unit == 1:
+        bits = np.packbits(numbers >> np.uint8(low.bits), axis=1, bitorder="little")
+        data[:, high.at : high.at + bits.shape[1]] = bits
+    elif high is not None:
+        _put(*_lined_up(data, numbers, high), high.bits, low.bits)
+
+
+def _lined_up(data: np.ndarray, numbers: np.ndarray, bits: _Bits) -> tuple[np.ndarray, np.ndarray]:
+    """Views: bytes `[blocks, runs, unit]`, and the numbers in them `[blocks, runs, numbers of a byte, unit]`."""
+    blocks, count = numbers.shape
+    each = 8 // bits.bits
+    nbytes = count // each
+    source = data[:, bits.at : bits.at + nbytes].reshape(blocks, nbytes // bits.unit, bits.unit)
+    return source, numbers.reshape(blocks, nbytes // bits.unit, each, bits.unit)
 
 
 @njit(cache=True)
-def _take(data: np.ndarray, at: int, bits: int, unit: int, shift: int, made: np.ndarray) -> None:
+def _take(source: np.ndarray, made: np.ndarray, bits: int, shift: int) -> None:
     """Some bits of all numbers: the lowest with `shift` 0, which go first, or those from bit `shift` on."""
-    blocks, count = made.shape
-    mask = np.uint8((1 << bits) - 1)
-    each = 8 // bits
+    blocks, runs, each, unit = made.shape
+    mask, left = np.uint8((1 << bits) - 1), np.uint8(shift)
     for block in range(blocks):
-        source, out = data[block], made[block]
-        for run in range(count // (unit * each)):
+        for run in range(runs):
             for part in range(each):
-                first, right = (run * each + part) * unit, np.uint8(part * bits)
+                right = np.uint8(part * bits)
                 if shift == 0:
                     for i in range(unit):
-                        out[first + i] = source[at + run * unit + i] >> right & mask
+                        made[block, run, part, i] = source[block, run, i] >> right & mask
                 else:
                     for i in range(unit):
-                        out[first + i] |= (source[at + run * unit + i] >> right & mask) << np.uint8(shift)
+                        made[block, run, part, i] |= (source[block, run, i] >> right & mask) << left
 
 
 @njit(cache=True)
-def _put(data: np.ndarray, at: int, bits: int, unit: int, shift: int, numbers: np.ndarray) -> None:
+def _put(out: np.ndarray, numbers: np.ndarray, bits: int, shift: int) -> None:
     """Inverse of `_take`; the bytes are zero before."""
-    blocks, count = numbers.shape
-    mask = np.uint8((1 << bits) - 1)
-    each = 8 // bits
+    blocks, runs, each, unit = numbers.shape
+    mask, right = np.uint8((1 << bits) - 1), np.uint8(shift)
     for block in range(blocks):
-        out, source = data[block], numbers[block]
-        for run in range(count // (unit * each)):
+        for run in range(runs):
             for part in range(each):
-                first, left = (run * each + part) * unit, np.uint8(part * bits)
+                left = np.uint8(part * bits)
                 for i in range(unit):
-                    out[at + run * unit + i] |= (source[first + i] >> np.uint8(shift) & mask) << left
+                    out[block, run, i] |= (numbers[block, run, part, i] >> right & mask) << left
 
 
 def _six_bits(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
