@@ -1,0 +1,82 @@
+"""Formats of weights through the whole compiler: single products beside numpy, students in mixtures."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from firsttoken.api import simulate
+from firsttoken.execution import load
+from firsttoken_compiler.codegen.weights import quantise, quantise_asymmetric
+from firsttoken_compiler.frontend.onnx_file import from_model
+from firsttoken_compiler.options import Precision
+from firsttoken_compiler.pipeline import compile_onnx
+from firsttoken_compiler.target.load import load_target
+
+TARGET = load_target("systolic-128")
+LARGEST = {"int8": np.float32(127), "int16": np.float32(32767)}
+
+
+def product(weight: np.ndarray, rows: int) -> onnx.ModelProto:
+    """x times a weight."""
+    k, n = weight.shape
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, rows, k])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, rows, n])], [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def computed(weight: np.ndarray, x: np.ndarray, precision: Precision) -> np.ndarray:
+    """What the machine makes of x."""
+    student = from_model(product(weight, len(x)), Path("."), "one")
+    program = compile_onnx(student, TARGET, precision)
+    assert program is not None
+    y: np.ndarray = load(program, simulate(program, TARGET), student, TARGET).run({"x": x[None]})["y"][0]
+    return y
+
+
+def expected(weight: np.ndarray, x: np.ndarray, precision: Precision) -> np.ndarray:
+    """The same product of what quantisation leaves, in float64."""
+    k, bits = len(weight), int(precision.weights.removeprefix("int"))
+    group = k if precision.group == "channel" else min(k, int(precision.group))
+    made = (quantise_asymmetric if precision.asymmetric else quantise)(weight, bits, group)
+    q, scale, *zero = (part.astype(np.float64) for part in made)
+    scale, *zero = (np.repeat(part, group, axis=0)[:k] for part in (scale, *zero))
+    floats = (q - zero[0] if zero else q) * scale
+    half = x.astype(np.float16).astype(np.float32)
+    if precision.acts == "fp16":
+        return half.astype(np.float64) @ floats
+    step = np.abs(half).max(axis=1, keepdims=True) * (np.float32(1) / LARGEST[precision.acts])
+    return np.rint(half * (np.float32(1) / step)).astype(np.float64) @ floats * step
+
+
+GRID = [
+    ("int4", "int8", "32", 256), ("int4", "int8", "64", 96), ("int8", "int8", "128", 256),
+    ("int4", "int8", "channel", 2048), ("int8", "int8", "channel", 2048), ("int4", "int16", "64", 256),
+    ("int8", "int16", "32", 160), ("int8", "int16", "channel", 1536), ("int4", "int16", "channel", 9600),
+    ("int4", "fp16", "channel", 256), ("int8", "fp16", "32", 96),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asymmetric", [False, True], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize(("weights", "acts", "group", "k"), GRID, ids=lambda value: str(value))
+def test_products_are_exact_but_for_fp32(weights: str, acts: str, group: str, k: int, asymmetric: bool) -> None:
+    random = np.random.default_rng(k)
+    weight = (random.standard_normal((k, 40)) + 0.7).astype(np.float32) / np.float32(k**0.5)
+    x = random.standard_normal((3, k)).astype(np.float32)
+    precision = Precision(weights, acts, group, "off", asymmetric=asymmetric)
+    wanted = expected(weight, x, precision)
+    np.testing.assert_allclose(computed(weight, x, precision), wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize(("weights", "k"), [("int8", 2048), ("int4", 9600)])
+def test_sums_of_int16_do_not_overflow(weights: str, k: int, asymmetric: bool) -> None:
+    """All products are the largest there can be, so that one sum over k would leave int32."""
+    weight, x = np.full((k, 16), 1.0, np.float32), np.ones((2, k), np.float32)
+    precision = Precision(weights, "int16", "channel", "off", asymmetric=asymmetric)
+    np.testing.assert_allclose(computed(weight, x, precision), expected(weight, x, precision), rtol=1e-6)
