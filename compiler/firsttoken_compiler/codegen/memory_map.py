@@ -54,17 +54,21 @@ class MemoryMap:
     end: int = 0
 
     def plan(self) -> None:
-        """What programs of one student share comes first, at the same addresses in all: its external weights."""
+        """What programs of one student share comes first, at the same addresses in all: external weights, caches."""
         past, params = self._caches(), self.compiled.launches.params
         given = {name: arg for name, arg in params.items() if name in self.compiled.inputs}
         constants = self.compiled.canonical.constants
         weights = [name for name in params if name not in given and name not in constants]
-        for name in sorted(weights, key=lambda name: self._packing(name).source in self.compiled.inline):
+        own = [name for name in weights if self._packing(name).source in self.compiled.inline]
+        for name in weights:
+            if name not in own:
+                self._weight(name, params[name])
+        self._outputs(caches=True)
+        for name in own:
             self._weight(name, params[name])
         for segment in self.compiled.segments:
             for name in segment.weights:
                 self._host_weight(name, segment.types[name])
-        self._outputs(caches=True)
         for name, arg in params.items():
             if name not in given and name in constants:
                 self._constant(name, arg)
