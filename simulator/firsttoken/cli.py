@@ -74,6 +74,9 @@ Acts = Annotated[
     typer.Option("--acts", help="Type of the activations; default: int8 for integer weights, else fp16."),
 ]
 Group = Annotated[Literal["32", "64", "128", "channel"], typer.Option("--group", help="Weights that share a scale.")]
+KvCache = Annotated[
+    Literal["fp16", "int8"], typer.Option("--kv-cache", help="How keys and values are kept, int8 with a scale per row.")
+]
 NormCache = Annotated[
     Literal["int8", "int16", "fp16", "off"] | None,
     typer.Option("--norm-cache", help="How normalised rows are kept; default: what suits the activations."),
@@ -128,6 +131,7 @@ def run(
     asymmetric: Asymmetric = False,
     mix: Mix = None,
     norm_cache: NormCache = None,
+    kv_cache: KvCache = "fp16",
     seed: Seed = 0,
     fallback: Fallback = True,
     weights_absent: WeightsAbsent = False,
@@ -141,8 +145,8 @@ def run(
 
     lengths = prompt_lengths(prompt or [])
     options = _options(
-        mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, seed=seed,
-        fallback=fallback, weights_absent=weights_absent,
+        mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, kv_cache=kv_cache,
+        seed=seed, fallback=fallback, weights_absent=weights_absent,
     )  # fmt: skip
     documents = []
     with Bar() as bar:
@@ -176,6 +180,7 @@ def compile_command(
     asymmetric: Asymmetric = False,
     mix: Mix = None,
     norm_cache: NormCache = None,
+    kv_cache: KvCache = "fp16",
     seed: Seed = 0,
     fallback: Fallback = True,
     weights_absent: WeightsAbsent = False,
@@ -192,8 +197,8 @@ def compile_command(
 
     lengths = prompt_lengths(prompt or [])
     options = _options(
-        mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, seed=seed,
-        fallback=fallback, weights_absent=weights_absent,
+        mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, kv_cache=kv_cache,
+        seed=seed, fallback=fallback, weights_absent=weights_absent,
     )  # fmt: skip
     written: dict[Path, Program] = {}
     with Bar() as bar:
@@ -270,6 +275,7 @@ def generate(
     asymmetric: Asymmetric = False,
     mix: Mix = None,
     norm_cache: NormCache = None,
+    kv_cache: KvCache = "fp16",
     seed: Seed = 0,
     compare: Annotated[
         Literal["onnxruntime"] | None, typer.Option("--compare", help="Print its answer too, and how far they agree.")
@@ -285,8 +291,9 @@ def generate(
             prompt_text,
             max_new_tokens=max_new_tokens,
             options=_options(
-                mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, seed=seed,
-            ),
+                mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
+                kv_cache=kv_cache, seed=seed,
+            ),  # fmt: skip
             target=target,
             compare=compare,
             progress=bar.update,

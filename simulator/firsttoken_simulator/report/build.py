@@ -28,7 +28,10 @@ from firsttoken_simulator.report.tables import OpTable, bound_word, dram_bytes_b
 from firsttoken_simulator.timeline import Timeline
 
 MAX_LINKS: Final = 1000
-_META: Final = ("prompt_tokens", "past", "weights", "activations", "group", "norm_cache", "seed", "student", "phase")
+_META: Final = (
+    "prompt_tokens", "past", "weights", "activations", "group", "norm_cache", "kv_cache", "seed", "student", "phase",
+)  # fmt: skip
+_TEXTS: Final = ("student", "weights", "activations", "group", "norm_cache", "kv_cache", "phase")
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def build_run(
         "sram_peak_bytes": program.spad_bytes,
         "accumulator_peak_bytes": program.acc_bytes,
         "weight_bytes": sum(tensor.nbytes for tensor in program.tensors if tensor.kind in ("weight", "constant")),
+        "kv_bytes": sum(tensor.nbytes for tensor in program.of_kind("kv")),
         "instructions": len(program),
         "advice": advise(program, phase.table, target, timeline),
         "ladder": ladder(phase.table, timeline, target, phase.host_fs, program.cores),
@@ -140,7 +144,7 @@ def _identity(phase: Phase, options: Any) -> dict[str, Any]:
     rate = target.clock_hz * target.cores
     return {
         "tool_version": _version(),
-        **{key: str(meta[key]) for key in ("student", "weights", "activations", "group", "norm_cache", "phase")},
+        **{key: str(meta[key]) for key in _TEXTS},
         **{key: int(meta[key]) for key in ("prompt_tokens", "past", "seed")},
         "target": target.name,
         "target_hash": target.content_hash,

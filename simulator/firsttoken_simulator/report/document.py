@@ -176,6 +176,7 @@ class RunDocument(_Part):
     activations: str
     group: str
     norm_cache: str
+    kv_cache: str = ""
     seed: int
     ttft_ms: float
     ttft_cycles: int
@@ -195,6 +196,8 @@ class RunDocument(_Part):
     sram_peak_bytes: int
     accumulator_peak_bytes: int
     weight_bytes: int
+    kv_bytes: int = 0
+    """Keys and values in DRAM, for the rows in the cache and those of the prompt, with the scales of int8 ones."""
     macs: int
     mac_util_pct: float
     time_by_bound_ms: dict[str, float]

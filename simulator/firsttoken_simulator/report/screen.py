@@ -46,6 +46,14 @@ def _formats(run: RunDocument) -> str:
     ) or "-"  # fmt: skip
 
 
+def _kept(run: RunDocument) -> str:
+    """Their type, and what they take in DRAM."""
+    if not run.kv_bytes:
+        return "-"
+    rows = max(1, run.past + run.prompt_tokens)
+    return f"{run.kv_cache or 'fp16'}, {amount(run.kv_bytes)} ({amount(run.kv_bytes // rows)} per token)"
+
+
 def _kinds(run: RunDocument) -> str:
     return ", ".join(f"{name} {amount(count)}" for name, count in run.dram_bytes_by_kind.items())
 
@@ -69,6 +77,7 @@ ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
     ("weights / activations", lambda r: f"{r.weights}{_group(r)} / {r.activations}"),
     ("  matrices by format", _formats),
     ("norm cache", lambda r: r.norm_cache),
+    ("keys and values", _kept),
     ("time to first token", lambda r: f"{r.ttft_ms:.2f} ms ({r.ttft_cycles:,} cycles)"),
     ("  NPU + host", lambda r: f"{r.npu_ms:.2f} ms + {r.host_ms:.2f} ms"),
     ("time per output token", _tpot),
