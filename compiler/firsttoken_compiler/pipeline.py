@@ -99,12 +99,19 @@ class _Run:
         self.done("quantise", quantised.module)
         parameters = [parameter.name for parameter in imported.module["main"].params]
         inputs = dict(zip(parameters, imported.inputs, strict=False))  # the weights follow the inputs
-        quantised, canonical, inputs = KvCache(precision.kv_cache).run(quantised, canonical, inputs)
-        self.done("kv-cache", quantised.module)
-        lowered, kept = choose_norms(precision, target, lambda norms: _lowered(quantised, canonical, norms, target))
-        canonical, quantised, launches, placement = (
-            lowered.canonical, lowered.fused, lowered.launches, lowered.placement,
-        )  # fmt: skip
+        caches, of = KvCache(precision.kv_cache), (canonical, inputs)
+        typed, nodes, inputs = caches.run(quantised, *of)
+        self.done("kv-cache", typed.module)
+
+        def lower(norms: CacheNorms, spilled: frozenset[str] = frozenset()) -> Lowered:
+            if not spilled:
+                return _lowered(typed, nodes, norms, target)
+            narrow = Quantise(precision, target, spilled).run(of[0], imported.weights)
+            return _lowered(*caches.run(narrow, *of)[:2], norms, target)
+
+        plan = choose_norms(precision, target, lower)
+        lowered, canonical = plan.lowered, plan.lowered.canonical
+        quantised, launches, placement = lowered.fused, lowered.launches, lowered.placement
         for name, made in (
             ("cache-norms", lowered.cached.module), ("fuse", quantised.module), ("lower", launches.module),
             ("place", placement),
@@ -113,9 +120,9 @@ class _Run:
         inline = frozenset(n for n, item in imported.student.initializers.items() if item.external is None)
         parts = (canonical, quantised, launches, placement, imported.weights, inputs, imported.segments, inline)
         compiled = Compiled(*parts)
-        templates = schedule_all(compiled, target, lambda part: self._show("schedule", part))
+        templates = schedule_all(compiled, target, lambda part: self._show("schedule", part), plan.templates)
         self.done("schedule", templates)
-        notes = {"norm_decisions": kept, "stored_weights": stored_lines(launches)}
+        notes = {"norm_decisions": plan.lines, "stored_weights": stored_lines(launches)}
         program = assemble(compiled, templates, target, {**meta, **signature(imported), **notes})
         program.meta["weight_formats"] = rows = format_rows(quantised.formats, program.tensors)
         program.meta.update(in_effect(rows, launches))

@@ -36,13 +36,16 @@ def kernel_key(launch: Launch, placement: Placement) -> tuple[KernelSpec, tuple[
     return launch.spec, tuple(placement.space(value) for value in values)
 
 
-def schedule_all(compiled: Compiled, target: Target, progress: Callable[[float], None]) -> Templates:
-    """One template per distinct kernel."""
+def schedule_all(
+    compiled: Compiled, target: Target, progress: Callable[[float], None], known: Templates | None = None
+) -> Templates:
+    """One template per distinct kernel; `known` ones were made for the same room."""
     kernels = [launch for launch in compiled.launches.launches if launch.spec.kind != "host"]
     keys = list(dict.fromkeys(kernel_key(launch, compiled.placement) for launch in kernels))
     templates: Templates = {}
     for index, (spec, spaces) in enumerate(keys):
-        templates[spec, spaces] = build(spec, spaces, target, compiled.placement.room)
+        made = (known or {}).get((spec, spaces))
+        templates[spec, spaces] = made or build(spec, spaces, target, compiled.placement.room)
         progress((index + 1) / len(keys))
     return templates
 

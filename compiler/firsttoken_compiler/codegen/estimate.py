@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from firsttoken_compiler.codegen.hazards import hazards
 from firsttoken_compiler.codegen.template import Template
@@ -51,26 +52,25 @@ class Estimator:
     target: Target
     free: int
     template: Callable[[KernelSpec, tuple[Space, ...]], Template]
-    durations: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    known: dict[tuple[Any, ...], float] = field(default_factory=dict)
 
     def run(self, launches: Sequence[Launch], space: Spaces) -> Estimate:
         """Raises AllocationError when a kernel does not fit."""
         code, kernels = self._code(launches, space)
-        need = hazards(code, ENGINES_PER_CORE).need.tolist()
-        queues, opcodes = code[:, word.QUEUE].tolist(), code[:, word.OPCODE].tolist()
-        lasting = [self._duration(row, kernels) for row in code.tolist()]
-        free_at, end = [0.0] * ENGINES_PER_CORE, [0.0] * len(code)
-        dram = 0.0
-        for index, (queue, opcode) in enumerate(zip(queues, opcodes, strict=True)):
-            start = max([free_at[queue], *(end[i] for i in need[index] if i >= 0)])
-            if opcode in DMA:
-                start = max(start + self.target.dma.setup_cycles, dram)
-                dram = free_at[queue] = start + lasting[index]
-                end[index] = dram + self.target.dma.bus_latency_cycles
-            else:
-                free_at[queue] = end[index] = start + lasting[index]
-        moved = code[np.isin(code[:, word.OPCODE], DMA), word.DIMS : word.DIMS + 3]
-        return Estimate(math.ceil(max(end, default=0.0)), int(moved.prod(axis=1).sum()))
+        moves = np.isin(code[:, word.OPCODE], DMA)
+        lasting = np.where(moves, code[:, word.DIMS : word.DIMS + 3].prod(axis=1) / self._rate, 0.0)
+        lasting[~moves] = self._durations(code[~moves], kernels)
+        need = hazards(code, ENGINES_PER_CORE).need
+        dma = self.target.dma
+        queue = np.ascontiguousarray(code[:, word.QUEUE])
+        cycles = _last(queue, moves, lasting, need, float(dma.setup_cycles), float(dma.bus_latency_cycles))
+        return Estimate(math.ceil(cycles), int(code[moves, word.DIMS : word.DIMS + 3].prod(axis=1).sum()))
+
+    @property
+    def _rate(self) -> float:
+        """Bytes of a cycle from or to the DRAM."""
+        dram = self.target.dram.peak_bytes_per_s * DRAM_SHARE / self.target.clock_hz
+        return min(dram, self.target.dma.bus_bytes_per_cycle)
 
     def _code(self, launches: Sequence[Launch], space: Spaces) -> tuple[np.ndarray, list[VectorKernel]]:
         """The launches' code: values lie one behind the other, above what kernels work in."""
@@ -93,22 +93,26 @@ class Estimator:
             cursor += template.scratch_bytes
         return np.concatenate(parts), list(kernels)
 
-    def _duration(self, row: list[int], kernels: list[VectorKernel]) -> float:
-        """Cycles that an instruction holds its unit, or the DRAM."""
-        opcode, dims = row[word.OPCODE], tuple(row[word.DIMS : word.DIMS + 3])
-        if opcode in DMA:
-            target = self.target
-            rate = min(target.dram.peak_bytes_per_s * DRAM_SHARE / target.clock_hz, target.dma.bus_bytes_per_cycle)
-            return math.prod(dims) / rate
+    def _durations(self, code: np.ndarray, kernels: list[VectorKernel]) -> np.ndarray:
+        """Cycles that instructions hold their unit; each shape is computed once."""
+        vector = code[:, word.OPCODE] == Vector.OPCODE
+        number = np.where(vector, code[:, word.FLAGS] >> KERNEL_SHIFT, -1)
         end = word.OPERANDS + word.OPERAND_WIDTH * word.MAX_OPERANDS
-        kinds = row[word.OPERANDS : end : word.OPERAND_WIDTH]
-        steps = row[word.OPERANDS + word.OPERAND_WIDTH - 1 : end : word.OPERAND_WIDTH]
-        kernel = kernels[row[word.FLAGS] >> KERNEL_SHIFT] if opcode == Vector.OPCODE else None
-        key = (opcode, kernel, dims, tuple(kinds), tuple(step != 0 for step in steps))
-        if key not in self.durations:
-            streams = [kind for kind, step in zip(kinds, steps, strict=True) if step]
-            self.durations[key] = self._matmul(dims, kinds) if kernel is None else self._vector(kernel, dims, streams)
-        return self.durations[key]
+        steps = code[:, word.OPERANDS + word.OPERAND_WIDTH - 1 : end : word.OPERAND_WIDTH] != 0
+        kinds = code[:, word.OPERANDS : end : word.OPERAND_WIDTH]
+        shapes = np.column_stack(
+            [number, code[:, word.DIMS : word.DIMS + 3], np.where(vector[:, None] & ~steps, 0, kinds)]
+        )
+        distinct, inverse = np.unique(shapes, axis=0, return_inverse=True)
+        return np.array([self._duration(row, kernels) for row in distinct.tolist()])[inverse.ravel()]
+
+    def _duration(self, shape: list[int], kernels: list[VectorKernel]) -> float:
+        kernel = kernels[shape[0]] if shape[0] >= 0 else None
+        dims, kinds = tuple(shape[1:4]), shape[4:]
+        key = (kernel, dims, tuple(kinds))
+        if key not in self.known:
+            self.known[key] = self._matmul(dims, kinds) if kernel is None else self._vector(kernel, dims, kinds)
+        return self.known[key]
 
     def _matmul(self, dims: tuple[int, ...], kinds: list[int]) -> float:
         m, n, k = dims
@@ -125,3 +129,24 @@ class Estimator:
 
     def _ports(self, nbytes: float) -> float:
         return nbytes / (self.target.scratchpad.banks * self.target.scratchpad.bank_bytes)
+
+
+@njit(cache=True)
+def _last(
+    queue: np.ndarray, moves: np.ndarray, lasting: np.ndarray, need: np.ndarray, setup: float, latency: float
+) -> float:
+    """When the last instruction is done: queues in order, hazards kept, the DRAM one transfer at a time."""
+    free, end = np.zeros(need.shape[1]), np.zeros(len(queue))
+    dram = last = 0.0
+    for i in range(len(queue)):
+        start = free[queue[i]]
+        for other in need[i]:
+            if other >= 0:
+                start = max(start, end[other])
+        if moves[i]:
+            dram = max(start + setup, dram) + lasting[i]
+            free[queue[i]], end[i] = dram, dram + latency
+        else:
+            free[queue[i]] = end[i] = start + lasting[i]
+        last = max(last, end[i])
+    return last

@@ -12,7 +12,6 @@ from firsttoken_compiler.codegen.loops import (
     Access,
     Alloc,
     Buffer,
-    GatherNest,
     Loop,
     MatmulCall,
     Nest,

@@ -56,10 +56,13 @@ class Quantise:
 
     precision: Precision
     target: Target
+    spilled: frozenset[str] = frozenset()
+    """Sums of the residual stream, by their variables, that lie in DRAM and are narrowed to fp16 there."""
 
     def run(self, canonical: Canonical, weights: dict[str, str]) -> Quantised:
         """`weights`: parameter name → initialiser name."""
         state = _State(self.precision, self.target, weights, canonical)
+        state.spilled = self.spilled
         return state.run()
 
 
@@ -75,13 +78,14 @@ class _State:
         self.formats: dict[str, Kept] = {}
         self.own: dict[str, Formatted] = {}
         """Float weights of products, by parameter."""
+        self.spilled: frozenset[str] = frozenset()
 
     def run(self) -> Quantised:
         function = self.canonical.module["main"]
         bindings = [b for block in function.body.blocks for b in block.bindings]
         outputs = zip(bindings[-1].value.fields, self.canonical.outputs, strict=True)
         self.results = {value for value, name in outputs if name not in self.canonical.narrow}
-        self.residual = _residual_stream(bindings)
+        self.residual = {value for value in residual_stream(bindings) if value.name not in self.spilled}
         self.angles = {a for b in bindings if operator_name(b.value) == "npu.rope" for a in b.value.args[1:3]}
         self.uses = _uses(bindings)
         items = [binding for binding in bindings if isinstance(binding.value, relax.TupleGetItem)]
@@ -218,6 +222,7 @@ class _State:
         late = len(args) - int(attrs["bias"]) - int(attrs["residual"])
         uses = self.uses.get(variable, set())
         wide = variable in self.results or variable in self.residual or bool(uses & VECTOR and uses <= WIDE)
+        wide = wide and variable.name not in self.spilled
         if stored.blocks:
             attrs["blocks"] = stored.blocks
         attrs.update(bits=stored.bits, group=stored.group, stored=1, out="float32" if wide else self._type(variable))
@@ -241,7 +246,8 @@ class _State:
             return self._host(state, variable, args, attrs)
         if name == "npu.linear":
             return self._linear(state, variable, call, args, attrs)
-        wide = variable in self.angles or variable in self.residual or self._is_between(variable, name)
+        between = self._is_between(variable, name) and variable.name not in self.spilled
+        wide = variable in self.angles or variable in self.residual or between
         if attrs.get("out") != "bool":
             attrs["out"] = "float32" if wide else self._type(variable)
         if name in ("npu.row", "npu.columns"):
@@ -349,7 +355,7 @@ def _uses(bindings: list[Any]) -> dict[Any, set[str]]:
     return uses
 
 
-def _residual_stream(bindings: list[Any]) -> set[Any]:
+def residual_stream(bindings: list[Any]) -> set[Any]:
     """Sums that only norms and further sums read: they are kept in fp32, as they add up over all layers."""
     sums: set[Any] = set()
     other: set[Any] = set()
