@@ -124,9 +124,8 @@ class _Choice:
         best = {label: _best(found, now[label], allowed) for label, found in estimates.items()}
         if best == now:
             return first, []
-        plans = [best]
-        for way in sorted(set(best.values()) - {"scratchpad"}):
-            plans.append({label: way if estimates[label].get(way) else now[label] for label in best})
+        other = sorted(set(best.values()) - {"scratchpad"})
+        plans = [best, *({label: way if estimates[label].get(way) else now[label] for label in best} for way in other)]
         options = {"rows where they fit": first}
         for ways in plans:
             asked = {label: way for label, way in ways.items() if way != now[label]}
@@ -197,9 +196,9 @@ def _line(
     }.get(way, f"computed again for {products}")
     mine, others = estimates.get(decision.name, {}).get(way), []
     for other, estimate in estimates.get(decision.name, {}).items():
-        if other == way:
+        if other == way or mine is None:
             continue
-        if estimate is None or mine is None:
+        if estimate is None:
             others.append(f"{SAID[other]} does not fit")
             continue
         cycles, moved = estimate.cycles - mine.cycles, estimate.dram_bytes - mine.dram_bytes
