@@ -78,8 +78,18 @@ KvCache = Annotated[
     Literal["fp16", "int8"], typer.Option("--kv-cache", help="How keys and values are kept, int8 with a scale per row.")
 ]
 NormCache = Annotated[
-    Literal["int8", "int16", "fp16", "off"] | None,
-    typer.Option("--norm-cache", help="How normalised rows are kept; default: what suits the activations."),
+    Literal["int8", "int16", "fp16", "off", "statistics", "auto"] | None,
+    typer.Option(
+        "--norm-cache",
+        help="How normalised rows are kept; 'statistics': only numbers per row, 'off': nothing, 'auto': the cheapest; "
+        "default: what suits the activations.",
+    ),
+]
+NormPlace = Annotated[
+    Literal["auto", "scratchpad", "dram"], typer.Option("--norm-cache-place", help="Where rows that are kept lie.")
+]
+Spill = Annotated[
+    Literal["fp32", "fp16"], typer.Option("--residual-spill", help="Type of the residual stream where it lies in DRAM.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of every random choice.")]
 Fallback = Annotated[
@@ -131,6 +141,8 @@ def run(
     asymmetric: Asymmetric = False,
     mix: Mix = None,
     norm_cache: NormCache = None,
+    norm_cache_place: NormPlace = "auto",
+    residual_spill: Spill = "fp32",
     kv_cache: KvCache = "fp16",
     seed: Seed = 0,
     fallback: Fallback = True,
@@ -146,7 +158,8 @@ def run(
     lengths = prompt_lengths(prompt or [])
     options = _options(
         mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, kv_cache=kv_cache,
-        seed=seed, fallback=fallback, weights_absent=weights_absent,
+        norm_cache_place=norm_cache_place, residual_spill=residual_spill, seed=seed, fallback=fallback,
+        weights_absent=weights_absent,
     )  # fmt: skip
     documents = []
     with Bar() as bar:
@@ -180,6 +193,8 @@ def compile_command(
     asymmetric: Asymmetric = False,
     mix: Mix = None,
     norm_cache: NormCache = None,
+    norm_cache_place: NormPlace = "auto",
+    residual_spill: Spill = "fp32",
     kv_cache: KvCache = "fp16",
     seed: Seed = 0,
     fallback: Fallback = True,
@@ -198,7 +213,8 @@ def compile_command(
     lengths = prompt_lengths(prompt or [])
     options = _options(
         mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, kv_cache=kv_cache,
-        seed=seed, fallback=fallback, weights_absent=weights_absent,
+        norm_cache_place=norm_cache_place, residual_spill=residual_spill, seed=seed, fallback=fallback,
+        weights_absent=weights_absent,
     )  # fmt: skip
     written: dict[Path, Program] = {}
     with Bar() as bar:
@@ -275,6 +291,8 @@ def generate(
     asymmetric: Asymmetric = False,
     mix: Mix = None,
     norm_cache: NormCache = None,
+    norm_cache_place: NormPlace = "auto",
+    residual_spill: Spill = "fp32",
     kv_cache: KvCache = "fp16",
     seed: Seed = 0,
     compare: Annotated[
@@ -292,7 +310,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             options=_options(
                 mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
-                kv_cache=kv_cache, seed=seed,
+                norm_cache_place=norm_cache_place, residual_spill=residual_spill, kv_cache=kv_cache, seed=seed,
             ),  # fmt: skip
             target=target,
             compare=compare,

@@ -43,7 +43,10 @@ class Group:
     def splits(self) -> bool:
         """Whether every reader is a product that could make the rows itself."""
         return all(
-            reader.spec.kind == "linear" and reader.args[0] == self.rows and self.rows not in reader.args[1:]
+            reader.spec.kind == "linear"
+            and not reader.spec.get("blocks")
+            and reader.args[0] == self.rows
+            and self.rows not in reader.args[1:]
             for reader in self.readers
         )
 
