@@ -59,13 +59,14 @@ class MemoryMap:
         given = {name: arg for name, arg in params.items() if name in self.compiled.inputs}
         constants = self.compiled.canonical.constants
         weights = [name for name in params if name not in given and name not in constants]
-        own = [name for name in weights if self._packing(name).source in self.compiled.inline]
+        inline = {name for name in weights if self._packing(name).source in self.compiled.inline}
         for name in weights:
-            if name not in own:
+            if name not in inline:
                 self._weight(name, params[name])
         self._outputs(caches=True)
-        for name in own:
-            self._weight(name, params[name])
+        for name in weights:
+            if name in inline:
+                self._weight(name, params[name])
         for segment in self.compiled.segments:
             for name in segment.weights:
                 self._host_weight(name, segment.types[name])
