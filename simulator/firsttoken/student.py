@@ -314,9 +314,10 @@ class StudentProvider(Protocol):
     def quantise(
         self, source: str | Path, path: Path, kind: str, progress: Progress | None = None
     ) -> tuple[StoredType, ...]:
-        """Write a student, by its name or its file, as a file whose matrices are of one type; return what that holds.
+        """Write a student, by its name or its file, as a file with weights in blocks; return what that holds.
 
-        Raises a FirsttokenError where it has no weights here, or the type does not exist or fit.
+        `kind` is a key of `firsttoken_compiler.formats.policy.POLICIES`. Raises a FirsttokenError where the student has
+        no weights here, there is no such policy, or the weights do not fit its types.
         """
 
 
