@@ -55,6 +55,28 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "dram.trfc_ns": (1, 100_000),
     "dram.controller_ns": (0, 10_000),
     "dram.alignment_bytes": (1, 1 << 16),
+    "dram_commands.clock_ns": (0.05, 100),
+    "dram_commands.ranks": (1, 8),
+    "dram_commands.command_buses": (1, 2),
+    "dram_commands.activate_clocks": (1, 8),
+    "dram_commands.column_clocks": (1, 8),
+    "dram_commands.trc_ns": (0.1, 1000),
+    "dram_commands.trcd_wr_ns": (0.1, 1000),
+    "dram_commands.trp_ab_ns": (0.1, 1000),
+    "dram_commands.tppd_ns": (0, 1000),
+    "dram_commands.trrd_l_ns": (0.1, 1000),
+    "dram_commands.tccd_l_wr_ns": (0.01, 1000),
+    "dram_commands.twtr_s_ns": (0.1, 1000),
+    "dram_commands.trank_ns": (0, 1000),
+    "dram_commands.trfc_pb_ns": (1, 100_000),
+    "dram_commands.tpbr2act_ns": (0, 1000),
+    "dram_commands.tpbr2pbr_ns": (0, 10_000),
+    "dram_commands.taad_ns": (0, 1000),
+    "dram_commands.twck_post_ns": (0, 1000),
+    "dram_commands.bank_queue_depth": (1, 64),
+    "dram_commands.row_hit_limit": (0, 1 << 20),
+    "dram_commands.write_low": (0, 1),
+    "dram_commands.write_high": (0, 1),
     "host.dispatch_us": (0, 10_000_000),
     "host.fallback_us": (0, 10_000_000),
     "host.flops": (1e6, 1e16),
@@ -71,11 +93,16 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
 }
 """Smallest and largest value by path; entries of a table share the limit of the table."""
 
+MAX_BANKS: Final = 64
+"""Banks of one channel that a controller of commands keeps apart."""
+
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "matrix.kind": ("systolic", "tile"),
     "matrix.dataflow": ("ws", "os", "tile"),
     "dram.map": ("group-interleaved", "bank-interleaved", "row-linear"),
     "dram.refresh": ("all-bank", "per-bank"),
+    "dram_commands.queue": ("shared", "per-bank"),
+    "dram_commands.page": ("open", "closed"),
 }
 
 POWERS_OF_TWO: Final = (
@@ -90,6 +117,8 @@ def contradictions(plain: dict[str, Any]) -> Iterator[str]:
     """What is wrong between values that are each in range; `plain` holds values by section and field."""
     yield from _matrix(plain["matrix"], plain["energy"]["mac_pj"])
     yield from _memory(plain["scratchpad"], plain["dram"])
+    if "dram_commands" in plain:
+        yield from _commands(plain["dram"], plain["dram_commands"])
     tile, pad = plain["matrix"]["tile_bytes"], plain["scratchpad"]["bytes"]
     if tile and pad % tile:
         yield f"scratchpad.bytes is {pad}, must be a multiple of matrix.tile_bytes {tile}"
@@ -132,3 +161,24 @@ def _memory(scratchpad: dict[str, Any], dram: dict[str, Any]) -> Iterator[str]:
     transfer = dram["burst_length"] * 1e3 / dram["data_rate_mtps"]
     if dram["tccd_s_ns"] < transfer * 0.99:
         yield f"dram.tccd_s_ns is {dram['tccd_s_ns']:g}, must be at least the {transfer:.3f} ns that a burst takes"
+
+
+def _commands(dram: dict[str, Any], commands: dict[str, Any]) -> Iterator[str]:
+    ranks, banks = commands["ranks"], commands["ranks"] * dram["bank_groups"] * dram["banks_per_group"]
+    if ranks & (ranks - 1):
+        yield f"dram_commands.ranks is {ranks}, must be a power of two"
+    if banks > MAX_BANKS:
+        yield f"dram_commands.ranks gives {banks} banks a channel, must be at most {MAX_BANKS}"
+    if not commands["shared_data_bus"] and dram["channels"] % ranks:
+        yield (
+            f"dram.channels is {dram['channels']}, must be a multiple of dram_commands.ranks {ranks}: "
+            "where ranks do not share the data bus, channels counts data buses"
+        )
+    if commands["write_low"] > commands["write_high"]:
+        low, high = commands["write_low"], commands["write_high"]
+        yield f"dram_commands.write_low is {low:g}, must be at most dram_commands.write_high {high:g}"
+    if commands["trc_ns"] < dram["tras_ns"]:
+        yield f"dram_commands.trc_ns is {commands['trc_ns']:g}, must be at least dram.tras_ns {dram['tras_ns']:g}"
+    burst = dram["burst_length"] * 1e3 / dram["data_rate_mtps"]
+    if burst < 0.49 * commands["clock_ns"]:
+        yield f"dram_commands.clock_ns is {commands['clock_ns']:g}, must be at most twice the {burst:.3f} ns of a burst"

@@ -1,8 +1,9 @@
 """Reads a target file: TOML in, a validated `Target` out, and every mistake named by its dotted path.
 
-Every value in a file is a table `{ value = ..., grade = "...", source = "..." }`; only `npu.name`, `npu.description`
-and `npu.not_modelled` are plain. The schema is built from the dataclasses of `target.py`, so a field is declared once;
-a field with a default there may be left out.
+Every value in a file is a table `{ value = ..., grade = "...", source = "..." }`. Plain are only `npu.name`,
+`npu.description` and `npu.not_modelled`, and `dram.preset`, the name of a DRAM whose values stand where the file states
+none. The schema is built from the dataclasses of `target.py`, so a field is declared once; a field with a default there
+may be left out.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from firsttoken_compiler.errors import TargetError
 from firsttoken_compiler.isa.vector_kernel import COST_CLASSES
+from firsttoken_compiler.target.dram_presets import dram_sections
 from firsttoken_compiler.target.limits import CHOICES, LIMITS, POWERS_OF_TWO, contradictions
 from firsttoken_compiler.target.target import (
     GRADES,
     Dma,
     Dram,
+    DramCommands,
     Energy,
     Host,
     Matrix,
@@ -52,9 +55,11 @@ class _Npu:
 
 
 _SECTIONS: Final[dict[str, type]] = {
-    "npu": _Npu, "matrix": Matrix, "vector": Vector, "scratchpad": Scratchpad, "dma": Dma, "dram": Dram, "host": Host,
-    "energy": Energy,
+    "npu": _Npu, "matrix": Matrix, "vector": Vector, "scratchpad": Scratchpad, "dma": Dma, "dram": Dram,
+    "dram_commands": DramCommands, "host": Host, "energy": Energy,
 }  # fmt: skip
+_OPTIONAL: Final = ("dram_commands",)
+"""Sections that a file may leave out."""
 _PLAIN: Final = ("name", "description", "not_modelled")
 
 
@@ -88,7 +93,26 @@ def parse_target(data: bytes, origin: str) -> Target:
         document = tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise TargetError(f"target {origin} is not valid TOML: {error}") from error
+    document = _named_dram(document, origin)
     return _build(_validate(document, origin), document, origin)
+
+
+def _named_dram(document: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The document with the values of the device that `dram.preset` names, under those that it states itself."""
+    own = document.get("dram")
+    if not isinstance(own, dict) or "preset" not in own:
+        return document
+    if not isinstance(own["preset"], str):
+        given = f"{own['preset']!r:.80}"
+        _refuse(origin, [f"dram.preset is {given}, must be the name of a DRAM such as lpddr5-6400-16gb-x16"])
+    try:
+        named = dram_sections(own["preset"])
+    except TargetError as error:
+        _refuse(origin, [f"dram.preset: {error}"])
+    changed = {**named["dram"], **{key: value for key, value in own.items() if key != "preset"}}
+    commands = document.get("dram_commands", {})
+    merged = {**named["dram_commands"], **commands} if isinstance(commands, dict) else commands
+    return {**document, "dram": changed, "dram_commands": merged}
 
 
 def _presets() -> Any:
@@ -146,9 +170,11 @@ def _schema() -> type[BaseModel]:
             members["not_modelled"] = (list[str], Field(max_length=64))
         return create_model(f"section:{name}", __config__=config, **members)
 
-    sections = {name: (section(name, cls), ...) for name, cls in _SECTIONS.items()}
+    sections: dict[str, Any] = {
+        name: (section(name, cls), None if name in _OPTIONAL else ...) for name, cls in _SECTIONS.items()
+    }
     # pydantic's overloads do not know a model whose fields come as a dictionary
-    return create_model("target", __config__=config, **sections)  # type: ignore[call-overload]
+    return create_model("target", __config__=config, **sections)
 
 
 def _validate(document: dict[str, Any], origin: str) -> dict[str, Any]:
@@ -159,7 +185,7 @@ def _validate(document: dict[str, Any], origin: str) -> dict[str, Any]:
         model = _schema().model_validate(document)
     except ValidationError as error:
         _refuse(origin, [_explain(dict(item)) for item in error.errors(include_url=False)])
-    checked: dict[str, Any] = model.model_dump()
+    checked: dict[str, Any] = {name: body for name, body in model.model_dump().items() if body is not None}
     problems = list(_name_problems(checked))
     if not problems:
         plain = {
@@ -232,6 +258,8 @@ def _name_problems(document: dict[str, Any]) -> Iterator[str]:
             yield f"npu has text with control characters: {text!r:.80}"
     for path, allowed in CHOICES.items():
         section, field = path.split(".")
+        if section not in document:
+            continue
         value = document[section][field]["value"]
         if value not in allowed:
             yield f"{path} is {value!r}, must be one of {', '.join(allowed)}"
@@ -271,7 +299,7 @@ def _entries(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _build(plain: dict[str, Any], document: dict[str, Any], origin: str) -> Target:
     parts: dict[str, Any] = {}
     for name, cls in _SECTIONS.items():
-        if name != "npu":
+        if name != "npu" and name in plain:
             hints = get_type_hints(cls)
             parts[name] = cls(**{field: _typed(value, hints[field]) for field, value in plain[name].items()})
     npu = plain["npu"]

@@ -126,6 +126,67 @@ class Dram:
 
 
 @dataclass(frozen=True, slots=True)
+class DramCommands:
+    """What a controller that places every DRAM command needs beyond `Dram`: finer timings, and how it schedules.
+
+    Without it the controller is the one that looks ahead over its queue and places bursts (`queue_depth`, in order of
+    arrival within a bank).
+    """
+
+    clock_ns: float
+    """Clock of the command bus; every timing is rounded up to it."""
+    ranks: int
+    """Ranks of a channel, or the pseudo channels that share its command bus."""
+    shared_data_bus: bool
+    """Ranks share the data bus; pseudo channels do not."""
+    command_buses: int
+    """1, or 2 where commands to rows and to columns have a bus each (HBM)."""
+    activate_clocks: int
+    """Clocks of the command bus that an activate takes."""
+    column_clocks: int
+    """Clocks of the command bus that a read or write takes."""
+    trc_ns: float
+    trcd_wr_ns: float
+    """Activate to write; `dram.trcd_ns` is activate to read."""
+    trp_ab_ns: float
+    """Precharge of all banks; `dram.trp_ns` is that of one."""
+    tppd_ns: float
+    """Precharge to precharge."""
+    trrd_l_ns: float
+    """Activates in one bank group; `dram.trrd_ns` is between groups."""
+    tccd_l_wr_ns: float
+    """Writes in one bank group; `dram.tccd_l_ns` is that of reads."""
+    twtr_s_ns: float
+    """Write to read of another bank group; `dram.twtr_ns` is within one."""
+    trank_ns: float
+    """Gap on the data bus when another rank drives it."""
+    stagger_refresh: bool
+    """Ranks are refreshed in turn, evenly spread, not all at the same time."""
+    trfc_pb_ns: float
+    """Refresh of one bank; `dram.trfc_ns` is that of all banks, whichever `dram.refresh` asks for."""
+    tpbr2act_ns: float
+    """Refresh of one bank to an activate of another."""
+    tpbr2pbr_ns: float
+    """Refresh of one bank to that of another."""
+    taad_ns: float
+    """Most time between the two halves of an activate; 0: it is one command."""
+    twck_post_ns: float
+    """How long the data clock runs on after a burst; 0: it needs no start."""
+    queue: str
+    """`shared`: one queue each for reads and writes. `per-bank`: behind these, one for each bank."""
+    bank_queue_depth: int
+    """Requests in a bank's queue (`per-bank`)."""
+    row_hit_limit: int
+    """Hits after which a row may be closed although another request hits it (`per-bank`); 0: never."""
+    page: str
+    """`open`: a row stays until another is wanted. `closed`: it closes behind its last queued hit."""
+    write_low: float
+    """Share of the write queue at which a drain ends."""
+    write_high: float
+    """Share of the write queue at which a drain begins."""
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """The CPU beside the NPU: what a graph launch and a fallback cost."""
 
@@ -180,6 +241,8 @@ class Target:
     dram: Dram
     host: Host
     energy: Energy
+    dram_commands: DramCommands | None = None
+    """How the DRAM's controller places commands; without it, how `Dram` says."""
     not_modelled: tuple[str, ...] = ()
     provenance: dict[str, Provenance] = field(default_factory=dict)
     """Dotted path of every value in the file to its grade and source."""
@@ -202,6 +265,8 @@ class Target:
         document = asdict(self)
         for key in ("description", "provenance", "not_modelled"):
             document.pop(key)
+        if self.dram_commands is None:
+            document.pop("dram_commands")
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
     def value(self, path: str) -> Any:
