@@ -17,6 +17,7 @@ from firsttoken.options import RunOptions
 from firsttoken.student import StudentConfig
 from firsttoken.subject import Built, File, subject_of
 from firsttoken_compiler.errors import OptionError, StudentError
+from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_models import smollm2
 from firsttoken_models.gguf_file import read
 from firsttoken_models.gguf_write import write_gguf
@@ -100,10 +101,36 @@ def test_blocks_compute_what_their_floats_do(
     np.testing.assert_allclose(results["logits"], expected, atol=0.01 * np.abs(expected).max())
 
 
-def test_products_that_have_no_kernel_are_refused_by_name(llama: StudentConfig, tmp_path: Path) -> None:
-    path = written(tmp_path / "s.gguf", llama, "q5_0")
-    with pytest.raises(StudentError, match=r"go to MatMul .*products on rows of 64 weights in q5_0; those on at least"):
-        api.compile(path, TARGET, prompt=3)
+WIDE = StudentConfig(
+    name="wide", family="qwen2", hidden=256, intermediate=512, layers=1, heads=4, kv_heads=2, head_dim=64, vocab=131,
+    rope_theta=1e4, max_positions=64, rms_eps=1e-6, tie_embeddings=True, qkv_bias=True, source="made up for tests",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["q5_0", "q5_1", "iq4_nl", "q3_k", "q4_k", "q5_k", "q6_k"])
+@pytest.mark.parametrize("target", ["systolic-128", "snapdragon-x-elite"])
+def test_every_block_type_computes_what_its_floats_do(kind: str, target: str, tmp_path: Path) -> None:
+    """Biases, SwiGLU, a tied table; prompt and a single token, which choose different ways of computing."""
+    path = written(tmp_path / "s.gguf", WIDE, kind)
+    file = PROVIDER.file(path)
+    floats = file.float_weights()
+    for ids in (IDS, IDS[:1]):
+        results = api.execute(path, target, token_feeds(ids), prompt=len(ids))
+        session = ort_session(PROVIDER.graph(file.config, tokens=len(ids), past=0, weights=floats), floats, threads=1)
+        expected = session.run(["logits"], token_feeds(ids))[0]
+        found = results["logits"].reshape(-1).astype(np.float64)
+        cosine = found @ expected.reshape(-1) / np.linalg.norm(found) / np.linalg.norm(expected)
+        assert cosine > 0.99999
+    program = api.compile(path, target, prompt=len(IDS))
+    made: dict[tuple[str, int, int], int] = {}
+    for tensor in program.of_kind("weight"):
+        if tensor.packing is not None and tensor.packing.form == "planes":
+            key = (tensor.packing.source, tensor.packing.k, tensor.packing.n)
+            made[key] = made.get(key, 0) + tensor.nbytes
+    assert len(made) == 8
+    for (_, k, n), nbytes in made.items():  # the file's bits; rows of the last, narrow panel are whole bytes
+        least = n * BLOCK_TYPES[kind].row_bytes(k)
+        assert nbytes == least if n % 8 == 0 else least < nbytes < least * 1.01
 
 
 def test_a_gguf_file_is_quantised_on_the_command_line(llama: StudentConfig, tmp_path: Path) -> None:

@@ -1,61 +1,93 @@
 """Weights in blocks of GGUF as the machine reads them: the planes of `formats.planes`, the same bits in another order.
 
-Layouts of recipes: `planes:TYPE:PLANE` is a plane `[k / per, n]` of a product's weights, integers less the middle of
-their range, scales as they are. `blocks:TYPE:PLANE` is a plane of rows that are gathered: the recipe's k is the table's
-rows, its n the bytes (or half-precision numbers) of a row, packed along the row, the first number lowest.
+Recipes of a product's weights have the forms of `FORMS` and a layout `TYPE:PLANE`: a plane `[k / group, n]` in panels.
+Recipes of rows that are gathered have a layout `blocks:TYPE:PLANE`: the recipe's k is the table's rows, its n the bytes
+(or half-precision numbers) of a row, packed along the row, the first number lowest.
 """
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from firsttoken_compiler.errors import ProgramError
-from firsttoken_compiler.formats.planes import split
+from firsttoken_compiler.formats.planes import Planes, split
+from firsttoken_compiler.formats.quantise import quantise
 from firsttoken_compiler.formats.types import BLOCK_TYPES, BlockType, Plane
 from firsttoken_compiler.isa.program import Packing
+from firsttoken_compiler.isa.types import pack
 
-PRODUCT: Final = "planes"
-TABLE: Final = "blocks"
+FORMS: Final = ("planes", "quantised")
+"""Planes of blocks that the source holds, and of blocks that floats of the source are quantised to."""
+TABLE: Final = "blocks:"
 ROWS: Final = 4096
 """Rows of a table that are taken apart at a time."""
 
 
-def is_blocks(packing: Packing) -> bool:
-    """Whether a recipe is one of these."""
-    return packing.layout.partition(":")[0] in (PRODUCT, TABLE)
+def is_table(packing: Packing) -> bool:
+    """Whether a recipe is one of rows that are gathered."""
+    return packing.layout.startswith(TABLE)
 
 
 def check(packing: Packing, where: str) -> None:
     """Raises ProgramError for a type or a plane that does not exist, or one that the recipe is not for."""
-    named = _named(packing)
-    if named is None or packing.form not in ("stored", "vectors"):
+    named = _named(packing.layout.removeprefix(TABLE))
+    if named is None:
         raise ProgramError(f"{where}: layout {packing.layout!r} names no plane of blocks")
     kind, plane = named
-    of_table = packing.layout.startswith(TABLE)
-    bits = plane.bits if not of_table or plane.bits == 16 else 8
-    fits = packing.bits == bits and (packing.form == "vectors") == (plane.bits == 16)
-    if not fits or (not of_table and (packing.k % kind.block or (packing.form == "vectors") != (plane.per > 1))):
+    if packing.form in FORMS:
+        fits = packing.bits == plane.bits and packing.group == plane.per and packing.k % kind.block == 0
+        fits &= packing.panel % 8 == 0 and packing.shift in (0, 8)
+    else:
+        fits = packing.bits == max(plane.bits, 8) and (packing.form == "vectors") == (plane.bits == 16)
+    if not fits or min(packing.k, packing.n, packing.panel) < 1:
         raise ProgramError(f"{where}: {packing} is no recipe of plane {plane.name} of {kind.name}")
 
 
+def matrix_of(packing: Packing) -> Packing:
+    """What the recipes of all planes of a matrix have in common: the layout is its type."""
+    return replace(packing, layout=packing.layout.partition(":")[0], bits=0, group=0, shift=0)
+
+
+def planes_of(matrix: Packing, array: np.ndarray, first: int, last: int) -> Planes:
+    """Columns `[first, last)` of the planes of a matrix.
+
+    Raises ProgramError where the initialiser has another size, or floats that are not finite.
+    """
+    kind = BLOCK_TYPES[matrix.layout]
+    if matrix.form == "planes":
+        _require(matrix, array, (matrix.n, kind.row_bytes(matrix.k)))
+        return split(np.ascontiguousarray(array[first:last]), kind)
+    expected = (matrix.n, matrix.k) if matrix.transposed else (matrix.k, matrix.n)
+    if array.shape != expected:
+        raise ProgramError(f"initialiser {matrix.source!r} has shape {array.shape}, its packing expects {expected}")
+    rows = np.ascontiguousarray(array[first:last] if matrix.transposed else array[:, first:last].T, np.float32)
+    if not np.isfinite(rows).all():
+        raise ProgramError(f"initialiser {matrix.source!r} has values that are not finite: repair the weights")
+    return split(quantise(rows, kind), kind)
+
+
+def element(packing: Packing, planes: Planes) -> np.ndarray:
+    """The plane of a recipe, less what it shifts by: integers of a byte, or float16."""
+    values = planes[packing.layout.partition(":")[2]]
+    return values.astype(np.int8) - np.int8(packing.shift) if packing.shift else values
+
+
 def columns(packing: Packing, array: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Columns `[first, last)` of what the recipe describes: int8 or float16 `[rows, last - first]`.
+    """Columns `[first, last)` of the packed rows of a table: int8 or float16 `[rows, last - first]`.
 
     Raises ProgramError where the initialiser has another size.
     """
-    named = _named(packing)
+    named = _named(packing.layout.removeprefix(TABLE))
     assert named is not None
     kind, plane = named
-    if packing.layout.startswith(PRODUCT):
-        _require(packing, array, (packing.n, kind.row_bytes(packing.k)))
-        values = split(np.ascontiguousarray(array[first:last]), kind)[plane.name]
-        return values if plane.bits == 16 else (values.astype(np.int16) - packing.shift).astype(np.int8)
     across = packing.n * 8 // plane.bits if plane.bits < 8 else packing.n
     _require(packing, array, (packing.k, kind.row_bytes(across * plane.per)))
     made = np.empty((packing.k, last - first), np.float16 if plane.bits == 16 else np.int8)
     for start in range(0, packing.k, ROWS):
         values = split(np.ascontiguousarray(array[start : start + ROWS]), kind)[plane.name].T
-        made[start : start + ROWS] = _packed(values, plane)[:, first:last]
+        packed = pack(values, plane.bits).view(np.int8) if plane.bits < 8 else values
+        made[start : start + ROWS] = packed[:, first:last]
     return made
 
 
@@ -67,18 +99,8 @@ def _require(packing: Packing, array: np.ndarray, shape: tuple[int, int]) -> Non
         )
 
 
-def _named(packing: Packing) -> tuple[BlockType, Plane] | None:
-    _, _, rest = packing.layout.partition(":")
-    name, _, part = rest.partition(":")
+def _named(layout: str) -> tuple[BlockType, Plane] | None:
+    name, _, part = layout.partition(":")
     kind = BLOCK_TYPES.get(name)
     plane = kind.plane(part) if kind is not None else None
     return None if kind is None or plane is None else (kind, plane)
-
-
-def _packed(values: np.ndarray, plane: Plane) -> np.ndarray:
-    if plane.bits >= 8:
-        return values
-    each = 8 // plane.bits
-    shifts = (np.arange(each) * plane.bits).astype(np.uint8)
-    pieces = values.reshape(len(values), -1, each) << shifts
-    return np.asarray(np.bitwise_or.reduce(pieces, axis=-1)).view(np.int8)

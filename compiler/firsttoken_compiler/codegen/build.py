@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from firsttoken_compiler.codegen import concat, convolve, images, normed
+from firsttoken_compiler.codegen import block_products, concat, convolve, images, normed
 from firsttoken_compiler.codegen.staging import over_rows
 from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.tir_reader import read
@@ -17,6 +17,8 @@ from firsttoken_compiler.target.target import Target
 
 def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Template:
     """The template of a kernel whose operands and results lie in `spaces`; raises AllocationError when nothing fits."""
+    if spec.kind == "linear" and spec.get("blocks"):
+        return block_products.build(spec, spaces, target, room)
     if spec.kind == "linear":
         tile = choose_linear(spec, spaces, target, room)
         return _template(linear.schedule(spec, spaces, tile, target), spaces, target)

@@ -45,9 +45,13 @@ class Access:
 
 @dataclass(frozen=True)
 class Alloc:
-    """Makes a buffer fresh: its next slot where it has several."""
+    """Makes a buffer fresh: its next slot where it has several.
+
+    `slots` is how many it has; 0: as many as the software pipeline around it asks for.
+    """
 
     buffer: Buffer
+    slots: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,9 @@ class Loop:
     stages: tuple[int, ...]
     """Software pipeline: stage of each engine's work (dma-in, matrix, vector, dma-out); empty when not pipelined."""
     body: list[Statement] = field(default_factory=list)
+    ahead: bool = False
+    """What it makes stands right behind the last product before it, so that the vector unit makes the next tile of
+    weights before it waits for that product's sums. It touches nothing that stands in between."""
 
 
 @dataclass(frozen=True, eq=False)

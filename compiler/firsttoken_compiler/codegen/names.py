@@ -32,7 +32,7 @@ class OperatorNames:
         name = self._unique(path if spec.kind in _OWN_NAME else f"{path}.{spec.kind}")
         m, n, k, batch = dimensions(spec)
         of = product_of(spec) if spec.kind == "normed" else spec
-        w_bits = of.args[1].dtype.bits if of.kind in ("linear", "conv", "attention") else 0
+        w_bits = weight_bits(of)
         return OpInfo(
             name=name, kind=spec.kind, onnx_nodes=nodes, module=path.rpartition(".")[0] if nodes else "", first=first,
             last=last, m=m, n=n, k=k, batch=batch, w_bits=w_bits, a_bits=of.args[0].dtype.bits, macs=macs(spec),
@@ -61,6 +61,13 @@ def module_path(node: str) -> str:
     if parts[0] == "model":
         parts = parts[1:]
     return ".".join(parts[:-1]) or parts[-1]
+
+
+def weight_bits(spec: KernelSpec) -> int:
+    """Bits of an element of the second factor of a product: of blocks, those of their codes."""
+    if spec.get("blocks"):
+        return int(spec["bits"])
+    return spec.args[1].dtype.bits if spec.kind in ("linear", "conv", "attention") else 0
 
 
 def dimensions(spec: KernelSpec) -> tuple[int, int, int, int]:

@@ -45,10 +45,10 @@ class Memory:
 def assign(body: list[Statement], spaces: list[Space], alignment: int, weights_alignment: int = 0) -> Memory:
     """Rooms in order of first allocation, every slot aligned; what products read as weights on its own boundary."""
     memory, weights = Memory(), _weights(body)
-    for buffer, stages in _allocations(body, ()).items():
+    for buffer, (stages, fixed) in _allocations(body, ()).items():
         unit = max(alignment, weights_alignment) if buffer in weights else alignment
         nbytes = -(-buffer.dtype.nbytes(buffer.elements) // unit) * unit
-        depth = _depth(buffer, stages, body, spaces)
+        depth = fixed or _depth(buffer, stages, body, spaces)
         if buffer.scope == "acc":
             memory.rooms[buffer] = Room(Space.ACC, memory.acc_bytes, nbytes, depth)
             memory.acc_bytes += nbytes * depth
@@ -70,12 +70,12 @@ def _weights(body: list[Statement]) -> set[Buffer]:
     return found
 
 
-def _allocations(body: list[Statement], stages: tuple[int, ...]) -> dict[Buffer, tuple[int, ...]]:
-    """Every local buffer with the pipeline stages of the innermost pipelined loop that allocates it."""
-    found: dict[Buffer, tuple[int, ...]] = {}
+def _allocations(body: list[Statement], stages: tuple[int, ...]) -> dict[Buffer, tuple[tuple[int, ...], int]]:
+    """Every local buffer: stages of the innermost pipelined loop that allocates it, and the slots that it demands."""
+    found: dict[Buffer, tuple[tuple[int, ...], int]] = {}
     for statement in body:
         if isinstance(statement, Alloc):
-            found.setdefault(statement.buffer, stages)
+            found.setdefault(statement.buffer, (stages, statement.slots))
         elif isinstance(statement, Loop):
             inner = statement.stages if statement.stages and statement.extent > 1 else stages
             found |= {b: s for b, s in _allocations(statement.body, inner).items() if b not in found}

@@ -28,7 +28,7 @@ def check(packing: Packing, where: str) -> None:
     """Raises ProgramError for a recipe of one of `FORMS` that this module does not make."""
     if packing.group < 1:
         raise ProgramError(f"{where}: groups of {packing.group} rows; stored weights need at least 1")
-    if block_weights.is_blocks(packing):
+    if block_weights.is_table(packing):
         block_weights.check(packing, where)
         return
     known = ROWS if packing.form == "vectors" else VALUES
@@ -46,7 +46,7 @@ def columns(packing: Packing, dtype: Dtype, array: np.ndarray, first: int, last:
 
     Raises ProgramError when the initialiser has another size, or holds what the recipe's type does not reach.
     """
-    if block_weights.is_blocks(packing):
+    if block_weights.is_table(packing):
         return block_weights.columns(packing, array, first, last)
     if packing.form == "vectors":
         return _rows(packing, dtype, array, first, last)

@@ -30,7 +30,7 @@ from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.dma import Gather, Load, Store
 from firsttoken_compiler.isa.matmul import ACCUMULATE, TRANSPOSED, Matmul
-from firsttoken_compiler.isa.types import Dtype, Engine, Space
+from firsttoken_compiler.isa.types import PACKED, Dtype, Engine, Space
 from firsttoken_compiler.isa.vector import INITIALISE, KERNEL_SHIFT, Vector
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.schedule.layout import Layout, Ragged
@@ -59,8 +59,9 @@ def unroll(
     memory = slots.assign(body, [place.space for place in places], alignment, weights_alignment)
     state = _Unroller(places, ragged, memory)
     state.run(body)
-    rows = np.array(state.rows, np.int64).reshape(-1, word.WIDTH)
-    symbols = np.array(state.symbols, np.int16).reshape(-1, word.MAX_OPERANDS)
+    order = state.order()
+    rows = np.array(state.rows, np.int64).reshape(-1, word.WIDTH)[order]
+    symbols = np.array(state.symbols, np.int16).reshape(-1, word.MAX_OPERANDS)[order]
     kernels = tuple(state.kernels)
     return Template(rows, symbols, kernels, memory.scratch_bytes, memory.acc_bytes, tile)
 
@@ -80,6 +81,19 @@ class _Unroller:
     """Buffers that were set to a constant which no instruction has written yet."""
     unwritten: dict[Buffer, list[tuple[Nest, Piece, Stream]]] = field(default_factory=dict)
     """What would write them."""
+    ahead: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges of instructions that belong behind the last product before them."""
+
+    def order(self) -> list[int]:
+        """The instructions in their final order, by the numbers under which they were made."""
+        order = list(range(len(self.rows)))
+        for first, last in self.ahead:
+            at = first
+            while at and self.rows[order[at - 1]][word.OPCODE] != Matmul.OPCODE:
+                at -= 1
+            if at:
+                order[at:last] = [*order[first:last], *order[at:first]]
+        return order
 
     def run(self, body: list[Statement]) -> None:
         for statement in body:
@@ -98,6 +112,12 @@ class _Unroller:
                 self._nest(statement)
 
     def _loop(self, loop: Loop) -> None:
+        start = len(self.rows)
+        self._iterations(loop)
+        if loop.ahead:
+            self.ahead.append((start, len(self.rows)))
+
+    def _iterations(self, loop: Loop) -> None:
         before = self.origin.get(loop.axis, 0)
         del self.env[loop.depth :]
         self.env.append(0)
@@ -303,5 +323,9 @@ class _Unroller:
 
 def _operand(stream: Stream, axes: int) -> tuple[int, Space, Dtype, int, int, int, int]:
     strides = [bits // 8 for bits in stream.bits]
+    if stream.dtype in PACKED and strides:
+        if stream.address % 8 or any(bits % 8 for bits in stream.bits[:-1]):
+            raise ProgramError(f"internal: rows of {stream.dtype.text} that do not start at whole bytes")
+        strides[-1] = stream.bits[-1] // stream.dtype.bits
     padded = [0] * (axes - len(strides)) + strides
     return (stream.symbol, stream.space, stream.dtype, stream.address // 8, padded[0], padded[1], padded[2])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from firsttoken_compiler.codegen.loops import Access, Nest, Value
 from firsttoken_compiler.errors import ProgramError
-from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.isa.types import PACKED, Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import MAX_SOURCES, Expr
 
 AXES = 3
@@ -99,6 +99,8 @@ def merged(
     """Drops loops of one iteration, joins neighbours that are dense in every stream, pads to three axes."""
     used = _indices(expr)
     loops = [i for i, extent in enumerate(extents) if extent > 1]
+    if any(source.dtype in PACKED for source in sources) and len(extents) - 1 not in loops:
+        loops.append(len(extents) - 1)  # one column: the axis along which elements share bytes is there all the same
     groups: list[list[int]] = []
     for loop in loops:
         if groups and _joins(groups[-1], loop, extents, (dst, *sources), used):

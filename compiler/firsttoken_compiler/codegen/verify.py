@@ -44,7 +44,8 @@ _ENGINE = {
 _ANY = tuple(Dtype)
 _LANES = (*(dtype for dtype in COMPUTED if dtype is not Dtype.I4), Dtype.BOOL, Dtype.U8, Dtype.U16)
 _FACTORS = (Dtype.F32, Dtype.F16, Dtype.I16, Dtype.I8)
-_INTEGER = (Dtype.I16, Dtype.I8, Dtype.I4)
+_NIBBLES = (Dtype.I4, Dtype.U4)
+_INTEGER = (Dtype.I16, Dtype.I8, *_NIBBLES)
 _OPERANDS: dict[int, tuple[tuple[tuple[Space, ...], tuple[Dtype, ...]], ...]] = {
     _LOAD: (((Space.SPAD,), _ANY), ((Space.DRAM,), _ANY)),
     _STORE: (((Space.DRAM,), _ANY), ((Space.SPAD,), _ANY)),
@@ -52,7 +53,7 @@ _OPERANDS: dict[int, tuple[tuple[tuple[Space, ...], tuple[Dtype, ...]], ...]] = 
     _MATMUL: (
         ((Space.ACC, Space.SPAD), (Dtype.F32, Dtype.I32)),
         ((Space.SPAD,), _FACTORS),
-        ((Space.SPAD,), (*_FACTORS, Dtype.I4)),
+        ((Space.SPAD,), (*_FACTORS, *_NIBBLES)),
     ),
     _VECTOR: (
         ((Space.SPAD, Space.ACC), _LANES),
@@ -176,7 +177,8 @@ def _check_shapes(found: _Findings, _: Target) -> None:
     wrong = matmul & (word.dtype_of(accumulator) == Dtype.I32) & mixed
     found.rows(wrong, "{} x {} cannot accumulate in i32, only in f32", _kind_texts(left), _kind_texts(right))
     transposed = (code[:, word.FLAGS] & TRANSPOSED) != 0
-    found.rows(matmul & transposed & (word.dtype_of(right) == Dtype.I4), "a transposed weight operand cannot be i4")
+    nibbles = np.isin(word.dtype_of(right), _NIBBLES)
+    found.rows(matmul & transposed & nibbles, "a transposed weight operand cannot be {}", _kind_texts(right))
     found.rows(matmul & ~transposed & (width < 1), "panels of {} columns, at least 1", width)
     for index in range(1, word.MAX_OPERANDS):
         kind, step = columns(code, index)[0], columns(code, index)[4]

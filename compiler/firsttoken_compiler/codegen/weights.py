@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from firsttoken_compiler.codegen import stored_weights
+from firsttoken_compiler.codegen import block_weights, stored_weights
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.formats import groups
 from firsttoken_compiler.isa.program import Packing, Program, Tensor
@@ -39,16 +39,21 @@ def materialise(program: Program, initialiser: Initialiser, write: Write) -> Non
     for source, tensors in recipes.items():
         array = initialiser(source)
         matrices: dict[Packing, list[Tensor]] = {}
+        in_blocks: dict[Packing, list[Tensor]] = {}
         for tensor in tensors:
             packing = _recipe(tensor)
             if packing.form == "plain":
                 _write_plain(tensor, array, write)
             elif packing.form in stored_weights.FORMS:
                 _write_stored(tensor, packing, array, write)
+            elif packing.form in block_weights.FORMS:
+                in_blocks.setdefault(block_weights.matrix_of(packing), []).append(tensor)
             else:
                 matrices.setdefault(replace(packing, form=""), []).append(tensor)
         for same in matrices.values():
             _write_matrix(same, array, write)
+        for whole, same in in_blocks.items():
+            _write_planes(whole, same, array, write)
 
 
 def packed_bytes(packing: Packing) -> int:
@@ -69,6 +74,8 @@ def _rows_and_bits(packing: Packing) -> tuple[int, int]:
     """Rows of a panel and bits of an element."""
     if packing.form in ("scales", "zeros", "vectors", "sums"):
         return scale_groups(packing), {"scales": 16, "zeros": 8, "vectors": packing.bits, "sums": 32}[packing.form]
+    if packing.form in block_weights.FORMS:
+        return packing.k // packing.group, packing.bits
     return packing.k, packing.bits
 
 
@@ -154,11 +161,14 @@ def _recipe(tensor: Tensor) -> Packing:
     packing = tensor.packing
     assert packing is not None
     where = f"tensor {tensor.name!r} from {packing.source!r}"
-    known = ("panels", "scales", "zeros", "plain", *stored_weights.FORMS)
+    known = ("panels", "scales", "zeros", "plain", *stored_weights.FORMS, *block_weights.FORMS)
     if packing.form not in known:
         raise ProgramError(f"{where}: unknown packing form {packing.form!r}; known: {', '.join(known)}")
     if packing.form == "plain":
         return packing
+    if packing.form in block_weights.FORMS:
+        block_weights.check(packing, where)
+        return _fitting(packing, tensor, where)
     bits, spelt = ((8, 16, 32), "8, 16 or 32") if packing.form == "vectors" else ((4, 8, 16), "4, 8 or 16")
     if min(packing.k, packing.n, packing.panel) < 1 or packing.bits not in bits:
         raise ProgramError(f"{where}: {packing} needs k, n and panel above 0, and {spelt} bits")
@@ -173,6 +183,10 @@ def _recipe(tensor: Tensor) -> Packing:
         raise ProgramError(f"{where}: groups of {packing.group} rows are no parts of those of {packing.layout!r}")
     if packing.bits != 16 and packing.group < 1:
         raise ProgramError(f"{where}: groups of {packing.group} rows; integers need at least 1, k for per-channel")
+    return _fitting(packing, tensor, where)
+
+
+def _fitting(packing: Packing, tensor: Tensor, where: str) -> Packing:
     if packed_bytes(packing) > tensor.nbytes:
         raise ProgramError(f"{where}: packs to {packed_bytes(packing)} bytes, the tensor has {tensor.nbytes}")
     return packing
@@ -229,6 +243,18 @@ def _write_stored(tensor: Tensor, packing: Packing, array: np.ndarray, write: Wr
         values = stored_weights.columns(packing, tensor.dtype, array, first, last)
         offset = panel_offset(packing, first // packing.panel)
         write(tensor.address + offset, pack_panels(values, packing.panel, _rows_and_bits(packing)[1]))
+
+
+def _write_planes(whole: Packing, tensors: list[Tensor], array: np.ndarray, write: Write) -> None:
+    """Panels of the planes of a matrix in blocks, which is taken apart, or quantised, once for all of them."""
+    for first, last in _blocks(whole.n, whole.k, whole.panel):
+        planes = block_weights.planes_of(whole, array, first, last)
+        for tensor in tensors:
+            packing = tensor.packing
+            assert packing is not None
+            offset = panel_offset(packing, first // packing.panel)
+            values = block_weights.element(packing, planes)
+            write(tensor.address + offset, pack_panels(values, packing.panel, packing.bits))
 
 
 def _blocks(n: int, k: int, panel: int) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.instruction import BITS, Instruction, Memory, columns, region, strided
-from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Dtype, Operand, unpack_int4
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE, PACKED, Dtype, Operand, unpack
 
 ACCUMULATE = 1
 """Flag: add to what the accumulators hold instead of overwriting it."""
@@ -20,7 +20,7 @@ class Matmul(Instruction):
     """acc[m, n] (+)= a[m, k] x w[k, n]; integer pairs accumulate in int32 (wrapping), float pairs in fp32.
 
     acc: fp32 or int32, s0 bytes per row. a: s0 bytes per row, k contiguous.
-    w: panels of s2 columns; panel p at `p * s0`, its row k at `k * s1` (int4 packs the s2 columns of a row).
+    w: panels of s2 columns; panel p at `p * s0`, its row k at `k * s1` (rows of four-bit elements are packed).
     With TRANSPOSED: w row n at `n * s1`, k contiguous, s0 and s2 unused.
     """
 
@@ -69,15 +69,15 @@ class Matmul(Instruction):
             out[...] = product
 
     def _weights(self, data: np.ndarray, w: Operand) -> np.ndarray:
-        """The weight operand as `[k, n]`, int4 widened to int8."""
+        """The weight operand as `[k, n]`, four bits widened to a byte."""
         _, n, k = self.dims
         if self.flags & TRANSPOSED:
             return strided(data, w.dtype, w.address, (n, k), (w.s1, w.dtype.bits // 8)).T
         panels, width = -(-n // w.s2), w.s2
         used = min(n, width)  # a single narrow panel may be shorter than its width
-        if w.dtype is Dtype.I4:
-            packed = strided(data, Dtype.I8, w.address, (panels, k, -(-used // 2)), (w.s0, w.s1, 1))
-            block = unpack_int4(packed.view(np.uint8))[:, :, :used]
+        if w.dtype in PACKED:
+            packed = strided(data, Dtype.U8, w.address, (panels, k, w.dtype.nbytes(used)), (w.s0, w.s1, 1))
+            block = unpack(packed, w.dtype)[:, :, :used]
         else:
             block = strided(data, w.dtype, w.address, (panels, k, used), (w.s0, w.s1, w.dtype.bits // 8))
         return block.transpose(1, 0, 2).reshape(k, -1)[:, :n]

@@ -52,7 +52,8 @@ class Packing:
     """`panels` (the matrix), `scales` and `zeros` (its scales and zero points), `plain` (row-major, only converted).
 
     Of weights that are stored quantised: `stored` (their integers, in panels), `vectors` (scales or zero points, a row
-    per group), `sums` (fp32 sums of the integers of each group and column).
+    per group), `sums` (fp32 sums of the integers of each group and column). Of weights in blocks of GGUF: `planes` (a
+    plane of the blocks that the source holds) and `quantised` (one of the blocks that its floats are quantised to).
     """
     k: int
     n: int
@@ -63,7 +64,8 @@ class Packing:
     transposed: bool
     """The initialiser is stored `[n, k]`."""
     layout: str = ""
-    """How a `stored`, `vectors` or `sums` source lies in the file; see `codegen.stored_weights`.
+    """How a `stored`, `vectors` or `sums` source lies in the file; see `codegen.stored_weights`. Of blocks, their type
+    and plane, `q4_k:low`.
 
     Of `panels`, `scales` and `zeros`: `conv` for the weight of a convolution, `[n, channels, kernel]`; k counts tap by
     tap. A number behind a colon, such as `:128`: rows that share a scale, of which the recipe's groups are parts.

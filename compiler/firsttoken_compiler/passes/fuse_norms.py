@@ -15,6 +15,11 @@ from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, operator_name
 
 
+def _takes_norms(value: Any) -> bool:
+    """Whether a reader is a product that makes its rows; products on blocks make their weights already."""
+    return operator_name(value) == "npu.linear" and "blocks" not in value.attrs
+
+
 @dataclass(frozen=True)
 class FuseNorms:
     """See the module's docstring. Results are the same to the bit; names are the products'."""
@@ -33,7 +38,7 @@ class FuseNorms:
         fused = {
             rows: found[0][0].var
             for rows, found in readers.items()
-            if len(found) == 1 and found[0][1] == 0 and operator_name(found[0][0].value) == "npu.linear"
+            if len(found) == 1 and found[0][1] == 0 and _takes_norms(found[0][0].value)
         }
         if not fused:
             return quantised, canonical

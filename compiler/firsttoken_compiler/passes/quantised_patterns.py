@@ -115,7 +115,7 @@ class StoredProduct(Rule):
         stored = _chunked(found)
         _require_pair(context, found.activations, stored)
         operands = _activations(context, builder, found.activations, view)
-        if stored.zeros is not None or stored.minima is not None:
+        if stored.zeros is not None:
             operands["a_sum"] = _sums(context, builder, operands, stored)
         args = [operands["a"], env[found.weight].base]
         args += [operands[name] for name in ("a_scale", "a_zero", "a_sum") if name in operands]
@@ -128,7 +128,6 @@ class StoredProduct(Rule):
             builder, "npu.linear", args, n=stored.n, k=stored.k, transposed=0, bias=int(found.bias is not None),
             residual=int(found.residual is not None), out="float32", stored=stored.to_text(), acts=kind,
             asymmetric=int("a_zero" in operands), zeros=int(stored.zeros is not None),
-            **({"minimum": stored.shift} if stored.minima is not None else {}),
         )  # fmt: skip
         return like(builder, view, base, stored.n)
 
@@ -283,9 +282,9 @@ def _multiplies(context: Context, activations: Activations, stored: Stored) -> b
 
 def _require_pair(context: Context, activations: Activations, stored: Stored) -> None:
     """Raises UnsupportedView where the matrix unit has no rate for the pair; blocks are made fp16 on the way to it."""
-    if not stored.blocks and not _multiplies(context, activations, stored):
-        known = ", ".join(sorted(context.imported.pairs or ()))
-        raise UnsupportedView(f"the target multiplies {known}, not {_pair(activations, stored)}")
+    pair, pairs = "fp16xfp16" if stored.blocks else _pair(activations, stored), context.imported.pairs
+    if pairs is not None and pair not in pairs:
+        raise UnsupportedView(f"the target multiplies {', '.join(sorted(pairs))}, not {pair}")
 
 
 def _chunked(found: Product) -> Stored:

@@ -16,6 +16,7 @@ from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.passes.elementwise import resolved
 from firsttoken_compiler.passes.views import UnsupportedView
+from firsttoken_compiler.schedule.block_trees import operand_types
 from firsttoken_compiler.tvm.api import Call, GenericConst, dtype_of, relax, shape_of
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 HALF: Final = 10
 """ONNX's element type of float16."""
 BITS: Final = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4}
-IN_BLOCKS: Final = ("q4_0", "q4_1", "q8_0")
-"""Types of blocks that are integers of 4 or 8 bits with a scale, and maybe a minimum, per group: what products take."""
 READ_ZEROS: Final = 1 << 20
 """Zero points up to this many are read, to see whether all of them are the middle of their range."""
 
@@ -55,8 +54,6 @@ class Stored:
     zeros: Vectors | None
     blocks: str = ""
     """A key of `formats.types.BLOCK_TYPES` where the initialiser is uint8 `[n, bytes of a row]` of such blocks."""
-    minima: Vectors | None = None
-    """What is added to every weight of a group, which is then not less `shift`."""
 
     def to_text(self) -> str:
         """For an attribute."""
@@ -66,7 +63,7 @@ class Stored:
     def from_text(text: str) -> Stored:
         """Inverse of `to_text`."""
         fields = json.loads(text)
-        vectors = {name: Vectors(**fields[name]) if fields[name] else None for name in ("scales", "zeros", "minima")}
+        vectors = {name: Vectors(**fields[name]) if fields[name] else None for name in ("scales", "zeros")}
         return Stored(**{**fields, **vectors})
 
 
@@ -148,18 +145,8 @@ def _in_blocks(context: Context, call: Any, turned: bool, inside: list[Any]) -> 
     if not context.is_weight(weight):
         raise UnsupportedView("blocks that are computed")
     kind, k = BLOCK_TYPES[str(call.attrs["type"])], int(call.attrs["k"])
-    if kind.name not in IN_BLOCKS or k < 2 * kind.group:
-        raise UnsupportedView(
-            f"products on rows of {k} weights in {kind.name}; those on at least {2 * kind.group} weights in "
-            f"{', '.join(IN_BLOCKS)} are on the NPU"
-        )
     source, n = str(context.imported.weights[weight.name]), shape_of(weight)[0]
-    layout = f"planes:{kind.name}:"
-    vectors = {name: Vectors(source, layout + name, "float16") for name in ("d", "m") if kind.plane(name) is not None}
-    shift = 1 << (kind.bits - 1) if kind.bits < 8 else 0
-    made = Stored(
-        source, f"{layout}low", k, n, kind.bits, kind.group, shift, vectors["d"], None, kind.name, vectors.get("m")
-    )
+    made = Stored(source, "", k, n, kind.bits, kind.group, 0, None, None, kind.name)
     return weight, made, inside
 
 
@@ -267,12 +254,14 @@ class Part:
 
 
 def parts(stored: Stored, panel: int, asymmetric: bool) -> dict[str, Part]:
-    """By the names of `npu.linear`'s operands, in their order: `w`, `w_scale`, `w_zero`, `w_min` or `w_sum`."""
+    """By the names of `npu.linear`'s operands, in their order: `w`, `w_scale`, `w_zero`, `w_sum`, or planes."""
+    if stored.blocks:
+        return block_parts(stored.source, stored.blocks, stored.k, stored.n, panel, stored=True)
     k, n, group = stored.k, stored.n, stored.group
     rows = (-(-k // group), n)
     values = Packing(stored.source, "stored", k, n, panel, stored.bits, group, False, stored.layout, stored.shift)
     found = {"w": Part(values, f"int{stored.bits}", (k, n))}
-    for name, vectors in (("w_scale", stored.scales), ("w_zero", stored.zeros), ("w_min", stored.minima)):
+    for name, vectors in (("w_scale", stored.scales), ("w_zero", stored.zeros)):
         if vectors is not None:
             bits = {"float32": 32, "float16": 16, "int8": 8}[vectors.dtype]
             recipe = Packing(vectors.source, "vectors", k, n, panel, bits, group, False, vectors.layout, vectors.shift)
@@ -280,3 +269,23 @@ def parts(stored: Stored, panel: int, asymmetric: bool) -> dict[str, Part]:
     if asymmetric:
         found["w_sum"] = Part(replace(values, form="sums"), "float32", rows)
     return found
+
+
+def block_parts(
+    source: str, blocks: str, k: int, n: int, panel: int, *, stored: bool, transposed: bool = False
+) -> dict[str, Part]:
+    """The planes of a product's weights in blocks of a type, in the order of `npu.linear`'s operands.
+
+    `stored`: the source holds blocks, a row of them per column of the product. Else it holds floats `[k, n]`, or
+    `[n, k]` with `transposed`, which are quantised when the bytes are made.
+    """
+    kind, form = BLOCK_TYPES[blocks], "planes" if stored else "quantised"
+    made: dict[str, Part] = {}
+    for plane in kind.planes:
+        dtype = operand_types(kind)[plane.name]
+        packing = Packing(
+            source, form, k, n, panel, plane.bits, plane.per, transposed, f"{blocks}:{plane.name}",
+            kind.zero if dtype == "int4" else 0,
+        )  # fmt: skip
+        made[plane.name] = Part(packing, dtype, (k // plane.per, n))
+    return made

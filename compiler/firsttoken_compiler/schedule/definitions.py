@@ -7,6 +7,7 @@ scale = max(|row|) / qmax, value = round-half-even(x * (1 / scale)).
 from collections.abc import Callable
 from typing import Any
 
+from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_compiler.isa.types import Dtype
 from firsttoken_compiler.schedule import (
     expressions,
@@ -15,6 +16,7 @@ from firsttoken_compiler.schedule import (
     vector_definitions,
     vision_definitions,
 )
+from firsttoken_compiler.schedule.block_trees import Blocks, Tree, kernel_of, leaves
 from firsttoken_compiler.schedule.quantised_definitions import QUANTISED, QUANTISED_BY_ELEMENT
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.schedule.windows import product_of, windows_of
@@ -219,6 +221,8 @@ def _kv_quantise(spec: KernelSpec, p: list[Any]) -> list[Any]:
 
 def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
     """Accumulate per group of k, take off zero points, scale per token and column, add bias and residual, narrow."""
+    if spec.get("blocks"):
+        return _linear_on_blocks(spec, p)
     operands = linear_operands(spec, p)
     m, k = spec.args[0].shape
     n = spec["n"]
@@ -247,7 +251,7 @@ def _linear(spec: KernelSpec, p: list[Any]) -> list[Any]:
     g = te.reduce_axis((0, groups), "g")
     shift = te.compute(
         (m, n),
-        lambda i, j: te.sum(scaled_sum(spec, operands, te.const(0.0), i, g, (g, j)), axis=g),
+        lambda i, j: te.sum(scaled_sum(operands, te.const(0.0), i, g, (g, j)), axis=g),
         name="Z",
     )
     return [
@@ -264,6 +268,29 @@ def _normed(spec: KernelSpec, p: list[Any]) -> list[Any]:
     return _linear(normed.product_of(spec), [*rows, *p[count:]])
 
 
+def _linear_on_blocks(spec: KernelSpec, p: list[Any]) -> list[Any]:
+    """The product with fp16 weights that are made of the planes of their blocks."""
+    blocks, operands = Blocks.of(spec), dict(zip(linear_names(spec), p, strict=True))
+    (m, k), n, group = spec.args[0].shape, spec["n"], blocks.kind.group
+    staged: dict[str, Any] = {}
+
+    def at(tree: Tree, r: Any, j: Any) -> Any:
+        values = [
+            staged[name][r // group, j] if name in staged else _f32(operands[name][r // blocks.grain(name), j])
+            for name in leaves(tree)
+        ]
+        return expressions.apply(str(kernel_of(tree)), values)
+
+    def of_groups(name: str, tree: Tree) -> Any:
+        return te.compute((k // group, n), lambda g, j: at(tree, g * group, j), name=name)
+
+    staged.update({name: of_groups(name, tree) for name, tree in blocks.staged().items()})
+    w = te.compute((k, n), lambda r, j: at(blocks.floats, r, j).astype("float16"), name="W")
+    r = te.reduce_axis((0, k), "r")
+    acc = te.compute((m, n), lambda i, j: te.sum(_f32(p[0][i, r]) * _f32(w[r, j]), axis=r), name="C")
+    return [te.compute((m, n), lambda i, j: epilogue(spec, operands, acc[i, j], i, j, single=False), name="O")]
+
+
 def _conv(spec: KernelSpec, p: list[Any]) -> list[Any]:
     """The product of the image's windows."""
     matrix = vision_definitions.DEFINITIONS["windows"](windows_of(spec), p[:1])
@@ -275,8 +302,12 @@ def linear_names(spec: KernelSpec) -> list[str]:
 
     `a_zero`: the zero point of all activations, with `w_sum`, sums of the weights per group and column.
     `a_sum`: sums of the activations, less their zero point, per token and group, with `w_zero`, those of the weights,
-    or with `w_min`, what is added to the weights of each group and column after they are scaled.
+    or with `w_min`, what is added to the weights of each group and column after they are scaled. In place of `w`,
+    weights in blocks have a plane for each part of their blocks.
     """
+    if spec.get("blocks"):
+        planes = [plane.name for plane in BLOCK_TYPES[str(spec["blocks"])].planes]
+        return ["a", *planes, *(name for name in ADDED if spec.get(name))]
     names = ["a", "w"]
     if spec["acts"] in ("int8", "int16"):
         names.append("a_scale")
@@ -305,19 +336,16 @@ def without_zero_points(operands: dict[str, Any], value: Any, i: Any, g: Any, co
     return value
 
 
-def scaled_sum(
-    spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, g: Any, column: tuple[Any, ...]
-) -> Any:
+def scaled_sum(operands: dict[str, Any], value: Any, i: Any, g: Any, column: tuple[Any, ...]) -> Any:
     """A group's sum of products of what is stored, as its part of the product.
 
-    With `w_min` weights are d (q + minimum) + m, where `minimum` is the middle of the range of q, which is stored
-    signed: sum a w = d (sum a q + minimum sum a) + m sum a.
+    With `w_min` weights are d q + m: sum a w = d sum a q + m sum a.
     """
     scale = _f32(operands["w_scale"][column])
     if "w_min" not in operands:
         return without_zero_points(operands, value, i, g, column) * scale
     total = operands["a_sum"][i, g]
-    return (value + total * float(spec["minimum"])) * scale + total * _f32(operands["w_min"][column])
+    return value * scale + total * _f32(operands["w_min"][column])
 
 
 def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: Any, *, single: bool) -> Any:

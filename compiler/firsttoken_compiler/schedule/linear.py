@@ -72,8 +72,8 @@ class Shape:
 
 
 def panel_of(target: Target) -> int:
-    """Columns of a weight panel: those of the matrix unit, made even so that int4 rows fill whole bytes."""
-    return target.matrix.columns + target.matrix.columns % 2
+    """Columns of a weight panel: those of the matrix unit, up to a multiple of 8 so that rows of bits fill bytes."""
+    return -(-target.matrix.columns // 8) * 8
 
 
 def operand_names(spec: KernelSpec) -> list[str]:
@@ -181,7 +181,7 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
         total = te.compute(
             grid,
             lambda i, c, j: te.sum(
-                scaled_sum(spec, p, sums[g, i, c, j].astype("float32"), i, g, (c, g, j)), axis=g
+                scaled_sum(p, sums[g, i, c, j].astype("float32"), i, g, (c, g, j)), axis=g
             ),
             name="O",
         )

@@ -10,7 +10,7 @@ DTYPES = {
     "float32": Dtype.F32, "float16": Dtype.F16, "int32": Dtype.I32, "int16": Dtype.I16,
     "int8": Dtype.I8, "int4": Dtype.I4, "int64": Dtype.I64, "uint8": Dtype.U8, "bool": Dtype.BOOL,
     "float64": Dtype.F64, "uint16": Dtype.U16, "uint32": Dtype.U32, "uint64": Dtype.U64,
-    "uint4": Dtype.U4,
+    "uint4": Dtype.U4, "uint2": Dtype.U2, "uint1": Dtype.U1,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

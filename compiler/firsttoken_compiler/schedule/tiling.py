@@ -29,9 +29,7 @@ from firsttoken_compiler.target.target import Dram, Target
 
 _SCALE = VectorKernel(("add", "s0", ("mul", "s1", "s2")))
 _CORRECTED = VectorKernel(("sub", "s0", ("mul", "s1", "s2")))
-_MINIMUM_SCALE = VectorKernel(
-    ("add", "s0", ("add", ("mul", ("add", "s1", ("mul", "s2", 8.0)), "s3"), ("mul", "s2", "s4")))
-)
+_MINIMUM_SCALE = VectorKernel(("add", "s0", ("add", ("mul", "s1", "s2"), ("mul", "s3", "s4"))))
 OF_GROUPS: Final = ("w_scale", "w_zero", "w_min", "w_sum")
 """Operands of a product with a row per group of weights."""
 _CORRECTED_SCALE = VectorKernel(("add", "s0", ("mul", ("sub", "s1", ("mul", "s2", "s3")), "s4")))
@@ -40,9 +38,22 @@ _SILU = VectorKernel(("mul", ("mul", ("mul", "s0", "s1"), "s2"), ("sigmoid", ("m
 DRAM_SHARE = 0.9
 """Share of the DRAM's peak that long streams reach, for ranking tiles only; the simulator measures the real one."""
 
-_ROWS = (16, 32, 64, 128, 256, 512, 1024)
-_FEW_ROWS = (1, 2, 4, 8)
+ROWS: Final = (16, 32, 64, 128, 256, 512, 1024)
+FEW_ROWS: Final = (1, 2, 4, 8)
 """Tried when nothing larger fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What a tile of an operand takes to be in the scratchpad: DMA bytes and transfers, cycles of the vector unit."""
+
+    nbytes: int
+    transfers: int
+    vector: int = 0
+
+    def __add__(self, other: Making) -> Making:
+        """Both."""
+        return Making(self.nbytes + other.nbytes, self.transfers + other.transfers, self.vector + other.vector)
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Room:
 
 def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Tile:
     """The cheapest tile of a product; raises AllocationError when not even the smallest fits."""
-    for limit, rows in ((room.preferred, _ROWS), (room.limit, _ROWS), (room.limit, _FEW_ROWS)):
+    for limit, rows in ((room.preferred, ROWS), (room.limit, ROWS), (room.limit, FEW_ROWS)):
         costs = {
             tile: linear_cost(spec, spaces, tile, target)
             for plain in linear_tiles(spec, target, rows)
@@ -65,7 +76,7 @@ def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, r
         }
         if costs:
             return min(costs, key=lambda tile: (costs[tile], -tile.m, -tile.k, -tile.panels))
-    smallest = min(linear_bytes(spec, spaces, tile, target) for tile in linear_tiles(spec, target, _FEW_ROWS))
+    smallest = min(linear_bytes(spec, spaces, tile, target) for tile in linear_tiles(spec, target, FEW_ROWS))
     raise AllocationError(
         f"target {target.name}: the smallest tile of a product of {spec.args[0].shape} by {spec['n']} columns needs "
         f"{smallest[0]} bytes of scratchpad and {smallest[1]} of accumulators; {room.limit} and "
@@ -73,13 +84,13 @@ def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, r
     )
 
 
-def linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...]) -> Iterator[Tile]:
-    """Tiles of a product to choose from, with these numbers of rows."""
+def linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...], unit: int = 0) -> Iterator[Tile]:
+    """Tiles of a product to choose from, with these numbers of rows; along k they span multiples of `unit`, or all."""
     shape, panel = Shape.of(spec), panel_of(target)
     count = shape.panels(panel)
     rows = sorted({min(shape.m, r) for r in choices})
     wide = sorted({min(count, 1 << i) for i in range(count.bit_length() + 1)})
-    unit = shape.group or min(shape.k, max(target.matrix.rows, 32))
+    unit = unit or shape.group or min(shape.k, max(target.matrix.rows, 32))
     whole = ceil_div(shape.k, unit)
     deep = sorted({ceil_div(whole, parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, whole)})
     for m in rows:
@@ -129,8 +140,15 @@ def _activation_bytes(shape: Shape, tile: Tile, slots: int, target: Target) -> i
     return rows * (shape.a.nbytes(k) + pitch)
 
 
-def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> float:
-    """Cycles of a product with this tile."""
+def linear_cost(
+    spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target, weights: Making | None = None,
+    scales: Making | None = None,
+) -> float:  # fmt: skip
+    """Cycles of a product with this tile.
+
+    `weights` and `scales` say what a tile of weights takes, and all scales of its columns, where these are no operands
+    that are loaded as they lie.
+    """
     shape, panel = Shape.of(spec), panel_of(target)
     where = dict(zip(operand_names(spec), spaces, strict=True))
     n = tile.panels * panel
@@ -138,10 +156,11 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
     rate = min(target.dram.peak_bytes_per_s * DRAM_SHARE / target.clock_hz, target.dma.bus_bytes_per_cycle)
     row = shape.w.nbytes(panel)
     uneven = camping(target.dram, tile.k * row, shape.k * row, tile.panels) if deep > 1 else 1.0
-    weight = shape.w.nbytes(tile.k * n) * uneven / rate + target.dma.setup_cycles
+    weights, scales = weights or Making(shape.w.nbytes(tile.k * n), 1), scales or Making(0, 2)
+    weight = weights.nbytes * uneven / rate + weights.transfers * target.dma.setup_cycles
     loads = across * deep * (down if deep > 1 else 1)
-    dma = loads * weight + across * 2 * target.dma.setup_cycles
-    first = weight
+    dma = loads * weight + across * (scales.nbytes / rate + scales.transfers * target.dma.setup_cycles)
+    first = weight + weights.vector + scales.vector
     if where["a"] is Space.DRAM:
         once = down * deep * (shape.a.nbytes(tile.m * tile.k) / rate + target.dma.setup_cycles)
         dma += once if tile.whole else once * across
@@ -156,7 +175,7 @@ def linear_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target:
     product = max(matmul_cost(target, m, n, min(k, shape.k), pair).cycles, ports) + target.matrix.issue_cycles
     products = across * down * ceil_div(shape.k, k)
     epilogue = vector_cycles(target, _epilogue(spec), (m, tile.panels, panel))
-    vector = across * down * epilogue
+    vector = across * down * epilogue + (loads - 1) * weights.vector + (across - 1) * scales.vector
     if shape.group:
         vector += products * vector_cycles(target, _scaling(spec), (m, tile.panels, panel))
     elif corrected_apart(spec):

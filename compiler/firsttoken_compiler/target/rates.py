@@ -12,7 +12,9 @@ from firsttoken_compiler.isa.types import Dtype
 from firsttoken_compiler.isa.vector_kernel import COST_CLASSES, VectorKernel
 from firsttoken_compiler.target.target import Target
 
-_PAIR_NAMES = {Dtype.F32: "fp32", Dtype.F16: "fp16", Dtype.I16: "int16", Dtype.I8: "int8", Dtype.I4: "int4"}
+_PAIR_NAMES = {
+    Dtype.F32: "fp32", Dtype.F16: "fp16", Dtype.I16: "int16", Dtype.I8: "int8", Dtype.I4: "int4", Dtype.U4: "int4",
+}  # fmt: skip
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -37,7 +37,7 @@ class Case:
     n: int = 20
     k: int = 32
     minimum: bool = False
-    """Weights are d (q + 8) + m."""
+    """Weights are d q + m."""
 
     @property
     def groups(self) -> int:
@@ -71,7 +71,7 @@ class Case:
             "acts": self.acts, "bits": self.bits, "group": self.group, "k": self.k, "n": self.n, "out": "f32",
             "asymmetric": int(self.asymmetric), "zeros": int(self.zeros), "silu": 0, "factor": 0,
             "bias": int("bias" in self.added), "residual": int("residual" in self.added),
-            **({"minimum": 8} if self.minimum else {}),
+            "minimum": int(self.minimum),
         }  # fmt: skip
         arrays = self.arrays()
         dtypes = {"a": ACTS[self.acts], "w": {4: Dtype.I4, 8: Dtype.I8}[self.bits], "w_zero": Dtype.I8,
@@ -103,7 +103,7 @@ class Case:
         a = made["a"] - (made["a_zero"] if self.asymmetric else 0)
         w = (made["w"] - (made["w_zero"][each] if self.zeros else 0)) * made["w_scale"][each]
         if self.minimum:
-            w = (made["w"] + 8) * made["w_scale"][each] + made["w_min"][each]
+            w = made["w"] * made["w_scale"][each] + made["w_min"][each]
         out = a @ w * (made["a_scale"] if self.acts != "fp16" else 1)
         return np.asarray(out + sum(made[name] for name in self.added))
 

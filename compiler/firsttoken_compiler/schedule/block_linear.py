@@ -1,0 +1,185 @@
+"""Products on weights in blocks of GGUF: how the planes become what the matrix unit reads, and what that costs.
+
+Two methods, of which the cheaper one is taken. `floats`: the vector unit makes a tile of fp16 weights out of the
+planes, rounded once, and the product is one of fp16 pairs. `codes`: the matrix unit multiplies the codes themselves
+(made bytes by the vector unit where they lie in two planes, or are numbers of a codebook), and the sums of each group
+are scaled; this takes work per token and group instead of per weight, so few tokens choose it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from firsttoken_compiler.errors import AllocationError
+from firsttoken_compiler.isa.types import PACKED, Dtype, Space
+from firsttoken_compiler.isa.vector_kernel import VectorKernel
+from firsttoken_compiler.schedule import tiling
+from firsttoken_compiler.schedule.block_trees import Blocks, Tree, kernel_of, leaves
+from firsttoken_compiler.schedule.linear import Shape, Tile, panel_of
+from firsttoken_compiler.schedule.spec import Arg, KernelSpec
+from firsttoken_compiler.schedule.tiling import Making, Room
+from firsttoken_compiler.target.rates import ceil_div, pair_name, vector_cycles
+from firsttoken_compiler.target.target import Target
+
+METHODS: Final = ("floats", "codes")
+_SUMS = VectorKernel("s0", "add")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a product on blocks is computed."""
+
+    method: str
+    product: KernelSpec
+    """The product of the matrix unit: on fp16 weights, or on codes with scales by group."""
+    spaces: tuple[Space, ...]
+    tile: Tile
+    made: dict[str, Tree]
+    """Operands of the product that the vector unit makes; `a_sum` is made of the activations."""
+    planes: dict[str, str]
+    """Operands of the product that are planes as they lie."""
+
+
+def choose(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Choice:
+    """The cheapest method and tile; raises AllocationError when none fits."""
+    plans = [found for method in METHODS if (found := plan(spec, spaces, method, target)) is not None]
+    accumulators = target.scratchpad.accumulator_bytes
+    for limit, rows in ((room.preferred, tiling.ROWS), (room.limit, tiling.ROWS), (room.limit, tiling.FEW_ROWS)):
+        costs: dict[tuple[int, Tile], float] = {}
+        for index, each in enumerate(plans):
+            for tile in _tiles(each, spec, target, rows):
+                scratch, acc = tile_bytes(each, spec, tile, target)
+                if scratch <= limit and acc <= accumulators:
+                    costs[index, tile] = tile_cost(each, spec, tile, target)
+        if costs:
+            index, tile = min(costs, key=lambda key: (costs[key], -key[1].m, -key[1].k, -key[1].panels))
+            return replace(plans[index], tile=tile)
+    raise AllocationError(
+        f"target {target.name}: no tile of a product of {spec.args[0].shape} by {spec['n']} columns of "
+        f"{spec['blocks']} fits into {room.limit} bytes of scratchpad and {accumulators} of accumulators: raise "
+        "scratchpad.bytes or scratchpad.accumulator_bytes"
+    )
+
+
+def _tiles(plan: Choice, spec: KernelSpec, target: Target, rows: tuple[int, ...]) -> list[Tile]:
+    """Tiles of the product that cut through no block."""
+    unit = Blocks.of(spec).kind.block
+    tiles = tiling.linear_tiles(plan.product, target, rows, unit)
+    if plan.spaces[0] is not Space.DRAM:
+        return list(tiles)
+    return [other for tile in tiles for other in (tile, replace(tile, whole=True))]
+
+
+def plan(spec: KernelSpec, spaces: tuple[Space, ...], method: str, target: Target) -> Choice | None:
+    """The product of a method, without a tile yet; None where there is none."""
+    blocks, (k, n) = Blocks.of(spec), (int(spec["k"]), int(spec["n"]))
+    late = 1 + len(blocks.kind.planes)
+    params = {name: value for name, value in spec.params if name not in ("blocks", "bits", "group", "stored")}
+    made: dict[str, Tree] = {}
+    planes: dict[str, str] = {}
+    if method == "floats":
+        args, where = [Arg((k, n), Dtype.F16)], [Space.DRAM]
+        made["w"] = blocks.floats
+        params.update(bits=16, group=0, stored=0)
+    else:
+        dtype = blocks.dtype("low") if blocks.lies_ready else Dtype.I8
+        group = blocks.kind.group
+        if k < 2 * group or pair_name(spec.args[0].dtype, dtype) not in target.matrix.macs_per_cycle:
+            return None
+        minima = blocks.kind.has_minimum
+        params.update(bits=dtype.bits, group=group, stored=1, minimum=int(minima))
+        groups = (k // group, n)
+        args = [Arg((k, n), dtype)]
+        if blocks.lies_ready:
+            planes["w"] = "low"
+        else:
+            made["w"] = blocks.code
+        if minima:
+            args.append(Arg((spec.args[0].shape[0], k // group), Dtype.F32))
+            made["a_sum"] = "a"
+        args.append(Arg(groups, Dtype.F32 if blocks.scaled else Dtype.F16))
+        if blocks.scaled:
+            made["w_scale"] = blocks.scale
+        else:
+            planes["w_scale"] = "d"
+        if minima:
+            args.append(Arg(groups, Dtype.F16 if blocks.minimum is None else Dtype.F32))
+            if blocks.minimum is None:
+                planes["w_min"] = "m"
+            else:
+                made["w_min"] = ("neg", blocks.minimum)
+        where = [Space.DRAM] * len(args)
+    args = [spec.args[0], *args, *spec.args[late:]]
+    product = KernelSpec("linear", tuple(sorted(params.items())), tuple(args), spec.outs)
+    return Choice(method, product, (spaces[0], *where, *spaces[late:]), Tile(1, 1, k), made, planes)
+
+
+def slots(product: KernelSpec, tile: Tile, target: Target) -> int:
+    """Tiles of planes, and of what is made of them, that exist at a time: the next ones are made early."""
+    shape, panels = Shape.of(product), Shape.of(product).panels(panel_of(target))
+    once = tile.m >= shape.m and tile.panels >= panels and tile.k >= shape.k
+    return 1 if once else 2
+
+
+def tile_bytes(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> tuple[int, int]:
+    """(scratchpad, accumulator) bytes of a tile with all its slots."""
+    blocks, panel, align = Blocks.of(spec), panel_of(target), target.scratchpad.alignment_bytes
+    scratch, acc = tiling.linear_bytes(plan.product, plan.spaces, tile, target)
+    count = slots(plan.product, tile, target)
+    for name in plan.made:
+        if name == "a_sum":
+            scratch += count * (tile.m * blocks.k * 2 + align) if plan.spaces[0] is Space.DRAM else 0
+            continue
+        k = tile.k if name == "w" else blocks.k
+        for leaf in planes_of(blocks, name, plan.method):
+            rows = ceil_div(k, blocks.grain(leaf)) * tile.panels
+            scratch += count * (rows * blocks.dtype(leaf).nbytes(panel) + align)
+        if name == "w" and plan.method == "floats":
+            scratch += len(blocks.staged()) * (k // blocks.kind.group * panel * 4 + align)
+        scratch += count * target.matrix.tile_bytes
+    return scratch, acc
+
+
+def planes_of(blocks: Blocks, name: str, method: str) -> list[str]:
+    """The planes that an operand is made of."""
+    if name == "w" and method == "floats":
+        return [plane.name for plane in blocks.kind.planes]
+    if name == "w":
+        return leaves(blocks.code)
+    return leaves(blocks.scale) if name == "w_scale" else leaves(blocks.minimum or 0.0)
+
+
+def tile_cost(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> float:
+    """Cycles of the product with this tile."""
+    blocks, panel = Blocks.of(spec), panel_of(target)
+    shape = Shape.of(plan.product)
+    each = Making(0, 0, 0)
+    once = Making(0, 0, 0)
+    for name in ("w", "w_scale", "w_min"):
+        k = tile.k if name == "w" else blocks.k
+        names = [plan.planes[name]] if name in plan.planes else []
+        names = planes_of(blocks, name, plan.method) if name in plan.made else names
+        nbytes = sum(blocks.dtype(leaf).nbytes(panel) * (k // blocks.grain(leaf)) * tile.panels for leaf in names)
+        vector = tile.panels * _vector(blocks, plan, name, k, panel, target) if name in plan.made else 0
+        made = Making(nbytes, len(names), vector)
+        each, once = (each + made, once) if name == "w" else (each, once + made)
+    cost = tiling.linear_cost(plan.product, plan.spaces, tile, target, each, once)
+    if "a_sum" in plan.made:
+        blocks_of_rows = ceil_div(shape.m, tile.m) * ceil_div(shape.n, tile.panels * panel)
+        cost += blocks_of_rows * vector_cycles(target, _SUMS, (tile.m, blocks.k // shape.group, shape.group))
+    return cost
+
+
+def _vector(blocks: Blocks, plan: Choice, name: str, k: int, panel: int, target: Target) -> int:
+    """Cycles of the vector unit for a panel of an operand over k rows of weights."""
+    group = blocks.kind.group
+    trees = [(plan.made[name], (k // group, group, panel) if name == "w" else (1, k // group, panel))]
+    if name == "w" and plan.method == "floats":
+        trees += [(tree, (1, k // group, panel)) for tree in blocks.staged().values()]
+    return sum(_cycles(blocks, tree, dims, target) for tree, dims in trees)
+
+
+def _cycles(blocks: Blocks, tree: Tree, dims: tuple[int, int, int], target: Target) -> int:
+    packed = sum(blocks.dtype(name) in PACKED for name in leaves(tree))
+    return vector_cycles(target, kernel_of(tree), dims, packed)
