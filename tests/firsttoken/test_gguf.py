@@ -130,7 +130,7 @@ def test_every_block_type_computes_what_its_floats_do(kind: str, target: str, tm
     assert len(made) == 8
     for (_, k, n), nbytes in made.items():  # the file's bits; rows of the last, narrow panel are whole bytes
         least = n * BLOCK_TYPES[kind].row_bytes(k)
-        assert nbytes == least if n % 8 == 0 else least < nbytes < least * 1.01
+        assert nbytes == least if n % 8 == 0 else least < nbytes < least * 1.02
 
 
 def test_a_gguf_file_is_quantised_on_the_command_line(llama: StudentConfig, tmp_path: Path) -> None:
