@@ -61,7 +61,7 @@ SETS: Final[dict[str, tuple[str, Rows]]] = {
         "the 60 `ffn_gate` and `ffn_up` turned, rows of 1536",
         lambda: matrices("gate_proj.weight", "up_proj.weight", turned=True),
     ),
-    "table": ("the table turned, rows of 49152", lambda: matrices(EMBEDDING, turned=True)),
+    "table": ("the embedding table turned, rows of 49152", lambda: matrices(EMBEDDING, turned=True)),
     "gauss": ("4 million Gaussian weights", gaussian),
 }
 
@@ -76,45 +76,49 @@ def error(rows: Rows, kind: BlockType, name: str) -> float:
 
 
 def errors() -> list[str]:
-    """The tables of errors."""
+    """The tables of errors, and what they come to."""
     found = ggml_quantisers.library()
-    lines = ["## Errors", ""]
-    lines += [
-        "Root mean square error over that of the weights, percent. `nearest` rounds to the grid that the largest (and"
-    ]
-    lines += [
-        "least) weights of each group span, and small scales to the nearest ones; for the types without small scales"
-    ]
-    lines += [f"that is ggml's quantiser, and ours. ggml: {found[1] if found else 'not installed'}.", ""]
+    lines, beside = [], {"nearest": [], "ggml": []}
     for key, (words, rows) in SETS.items():
-        kinds = [kind for kind in BLOCK_TYPES.values() if key != "file" or kind.block == 32]
         lines += [
             f"### {words[0].upper()}{words[1:]}",
             "",
             "| type | bits | ours | nearest | ggml |",
             "|---|---|---|---|---|",
         ]
-        for kind in kinds:
-            searched = kind.block > 32 or kind.codebook
-            named = [error(rows, kind, name) for name in ("ours", "nearest")[: 2 if searched else 1]]
-            theirs = "-"
+        for kind in BLOCK_TYPES.values():
+            if key == "file" and kind.block > 32:
+                continue
+            searched = kind.block > 32 or bool(kind.codebook)
+            errors = {"ours": error(rows, kind, "ours")}
+            errors["nearest"] = error(rows, kind, "nearest") if searched else errors["ours"]
             if found and kind.name in ggml_quantisers.TYPES:
-                theirs = f"{error(rows, kind, 'ggml'):.4f}"
-            bits = 8 * kind.nbytes / kind.block
-            lines.append(f"| {kind.name} | {bits:g} | {named[0]:.4f} | {named[-1]:.4f} | {theirs} |")
-            print(key, lines[-1])
+                errors["ggml"] = error(rows, kind, "ggml")
+            if kind.block > 32:
+                for name in beside.keys() & errors.keys():
+                    beside[name].append(1 - errors["ours"] / errors[name])
+            shown = (f"{errors[name]:.4f}" if name in errors else "-" for name in QUANTISERS)
+            lines.append(f"| {kind.name} | {8 * kind.nbytes / kind.block:g} | {' | '.join(shown)} |")
+            print(key, lines[-1], flush=True)
         lines.append("")
-    lines += [
-        "SmolLM2's weights lie on the grids of its file, Q4_1 in groups of 32 along each row (the table: Q8_0): in rows as"
-    ]
-    lines += [
-        "the file has them, Q4_1 costs nothing, and Q4_K and Q5_K little. Turned matrices and Gaussian weights say what"
-    ]
-    lines += [
-        "other weights would lose. Rows of 576 are no multiple of 256: only `ffn_down` can be K-quants as it is.",
+    ranges = {name: f"{100 * min(of):.1f} to {100 * max(of):.1f} %" for name, of in beside.items() if of}
+    says = f"K-quants here have {ranges['nearest']} less error than when rounded"
+    says += f", and {ranges['ggml']} less than those of ggml's search." if "ggml" in ranges else "."
+    return [
+        "## Errors",
         "",
+        says,
+        "",
+        "Percent: root mean square of the error over that of the weights. `nearest` rounds to the grid that the largest (and least)",
+        "weights of a group span, small scales to the nearest one; for types without small scales that is ggml's quantiser, and ours.",
+        f"The column ggml is {found[1] if found else 'empty, as ctransformers is not installed'}, which has no IQ4_NL.",
+        "",
+        "The weights of layers lie on the grids of SmolLM2's file, Q4_1 in groups of 32 along each row: in rows as the file has them",
+        "Q4_1 costs nothing, Q4_K and Q5_K little. Turned matrices, the embedding table (Q8_0 in the file) and Gaussian weights say",
+        "what other weights would lose. Rows of 576 are no multiple of 256: only `ffn_down` can be K-quants as it is.",
+        "",
+        *lines,
     ]
-    return lines
 
 
 def exactness() -> list[str]:
@@ -195,8 +199,8 @@ def below_800() -> list[str]:
         *rows,
         "",
         "So there are three ways: the table stays on flash, of which a token reads one row; or the head is Q4_K, which is below 800",
-        "only without the 6 MB of a file's header (vocabulary and merges); or it is Q3_K. What a head loses in each type: the table",
-        "of errors of SmolLM2's table above.",
+        "only without the 6 MB of a file's header (vocabulary and merges); or it is Q3_K. What a head loses in each type is above,",
+        "for SmolLM2's embedding table, which is its head.",
         "",
     ]
 
