@@ -87,7 +87,7 @@ def blocks() -> list[str]:
     lines += [
         "4 million weights, float32 in and out; MB/s of the fp16 that they would be. gguf is the numpy code of the package, which"
     ]
-    lines += [f"has no quantiser for the last five; ggml is C: {built[1] if built else 'not installed'}.", ""]
+    lines += [f"has no quantiser for the last five; ggml is C code, {built[1] if built else 'not installed'}.", ""]
     lines += ["| type | quantise: ours | gguf | ggml | dequantise: ours | gguf |", "|---|---|---|---|---|---|"]
     plain = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
     for name in (*plain, *(name for name in BLOCK_TYPES if name not in plain)):

@@ -103,7 +103,8 @@ def errors() -> list[str]:
         lines.append("")
     ranges = {name: f"{100 * min(of):.1f} to {100 * max(of):.1f} %" for name, of in beside.items() if of}
     says = f"K-quants here have {ranges['nearest']} less error than when rounded"
-    says += f", and {ranges['ggml']} less than those of ggml's search." if "ggml" in ranges else "."
+    says += f", and {ranges['ggml']} less than those of ggml's search" if "ggml" in ranges else ""
+    says += "; most where the weights lie on the grids of their file."
     return [
         "## Errors",
         "",

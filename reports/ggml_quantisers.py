@@ -41,7 +41,7 @@ def library() -> tuple[ctypes.CDLL, str] | None:
     found.ggml_init(_Memory(1 << 20, None, False))  # fills the tables that conversions of halves read
     pointer, number = ctypes.c_void_p, ctypes.c_int
     found.ggml_quantize_chunk.argtypes = [number, pointer, pointer, number, number, pointer]
-    return found, f"ggml of {DISTRIBUTION} {distribution.version} ({build} build)"
+    return found, f"that of {DISTRIBUTION} {distribution.version} ({build} build)"
 
 
 def quantise(rows: np.ndarray, kind: BlockType) -> np.ndarray:
