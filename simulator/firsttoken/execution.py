@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from firsttoken_compiler.errors import OptionError, StudentError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from firsttoken_compiler.frontend.onnx_file import OnnxStudent
-    from firsttoken_compiler.isa.program import Program
+    from firsttoken_compiler.isa.program import Program, Tensor
     from firsttoken_compiler.target.target import Target
     from firsttoken_simulator.functional import FunctionalMachine
+    from firsttoken_simulator.memory_pool import DeviceMemory
     from firsttoken_simulator.timeline import Timeline
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A program in the memory of a functional machine, weights included, and when its instructions complete."""
+    """A program on a functional machine, and when its instructions complete.
+
+    Its weights are in the machine's memory, or are stored there again after another program had it.
+    """
 
     program: Program
     timeline: Timeline
     machine: FunctionalMachine
+    fill: Callable[[Sequence[Tensor]], None]
+    """Stores these weights."""
+
+    def enter(self) -> None:
+        """Makes the machine's memory the program's, with all its weights."""
+        if self.machine.enter():
+            self.fill(self.machine.memory.missing(self.program))
 
     def run(self, feeds: Mapping[str, NDArray[Any]], *, as_stored: bool = False) -> dict[str, NDArray[Any]]:
         """Executes the graph; inputs and outputs have the names, shapes and element types of the ONNX graph.
@@ -42,6 +53,7 @@ class Loaded:
         from firsttoken_compiler.isa.host_call import is_bits
         from firsttoken_compiler.isa.types import Dtype
 
+        self.enter()
         for tensor in self.program.of_kind("input"):
             array = self._feed(feeds, tensor.name)
             if is_bits(array.dtype.name) and tensor.dtype in (Dtype.U8, Dtype.U16):
@@ -114,18 +126,27 @@ class Loaded:
         self.machine.write_tensor(name, whole)
 
 
-def load(program: Program, timeline: Timeline, student: OnnxStudent, target: Target) -> Loaded:
-    """A program with its weights in the memory of a functional machine; raises StudentError where data is missing."""
+def load(
+    program: Program, timeline: Timeline, student: OnnxStudent, target: Target, memory: DeviceMemory | None = None
+) -> Loaded:
+    """A program with its weights in the memory of a functional machine; raises StudentError where data is missing.
+
+    `memory` may hold weights of other programs of the student; by default the program gets one of its own.
+    """
     from firsttoken_compiler.codegen.weights import materialise
     from firsttoken_compiler.frontend.specialise import specialise
     from firsttoken_simulator.functional import FunctionalMachine
+
+    student = specialise(student)  # constants that it computes are weights of the program
 
     def array(name: str) -> NDArray[np.generic]:
         if name not in student.initializers:
             raise StudentError(f"{student.name}: the program wants weight {name!r}, which the graph does not have")
         return student.array(name)
 
-    student = specialise(student)  # constants that it computes are weights of the program
-    machine = FunctionalMachine(program, target)
-    materialise(program, array, machine.write_bytes)
-    return Loaded(program, timeline, machine)
+    def fill(tensors: Sequence[Tensor]) -> None:
+        materialise(replace(program, tensors=tuple(tensors)), array, machine.write_bytes)
+
+    machine = FunctionalMachine(program, target, memory=memory)
+    fill(machine.memory.missing(program))
+    return Loaded(program, timeline, machine, fill)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from firsttoken.execution import Loaded, load
 from firsttoken.generation import StaticCache, token_feeds
 from firsttoken.options import Progress, RunOptions
 from firsttoken.student import StudentConfig, StudentProvider, WeightStore
+from firsttoken_simulator.memory_pool import DeviceMemory, MemoryPool
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -18,10 +19,16 @@ if TYPE_CHECKING:
     from firsttoken_compiler.target.target import Target
 
 
+MAX_PROMPTS: Final = 8
+"""Lengths of prompts whose programs are kept."""
+
+
 class NpuSession:
     """A student on the functional machine of a target; satisfies `generation.Session`.
 
-    Programs are compiled when first needed: one for decoding, and one for the length of the latest prompt.
+    Programs are compiled when first needed, or by `prepare`: one for decoding, and one for each of the latest
+    `MAX_PROMPTS` lengths of prompts. All run in one memory, so that serving further prompts of these lengths allocates
+    nothing: `pool` counts what was asked for and what was allocated.
     """
 
     def __init__(
@@ -48,7 +55,10 @@ class NpuSession:
         """
         self._provider, self._config, self._weights = provider, config, weights
         self._target, self._options, self._progress = target, options, progress
-        self._loaded: dict[str, Loaded] = {}
+        self._decode: Loaded | None = None
+        self._prompts: dict[int, Loaded] = {}
+        self.pool = MemoryPool()
+        self._memory = DeviceMemory(self.pool, target)
         self.cache = StaticCache(config, capacity, dtype="int8" if options.kv_cache == "int8" else "float16")
 
     def prefill(self, ids: list[int]) -> NDArray[np.float32]:
@@ -64,24 +74,31 @@ class NpuSession:
         if position != self.cache.length:
             raise ValueError(f"position is {position}, the next position is {self.cache.length}; decode in order")
         self.cache.require(1)
-        return self._step(self._program("decode", 1, self.cache.capacity), 1, self.cache.feeds([token]))
+        return self._step(self._decoder(), 1, self.cache.feeds([token]))
+
+    def prepare(self, lengths: Iterable[int]) -> None:
+        """Compiles for prompts of these lengths, and for decoding, and allocates what the largest needs."""
+        for tokens in sorted(set(lengths), reverse=True):
+            self.prompt_program(tokens)
+        self._decoder()
 
     def prompt_program(self, tokens: int) -> Loaded:
         """The program of a prompt of that length, compiled where it is not there yet."""
-        return self._program("prefill", tokens, 0)
+        found = self._prompts.pop(tokens, None) or self._load("prefill", tokens, 0)
+        while len(self._prompts) >= MAX_PROMPTS:
+            del self._prompts[next(iter(self._prompts))]  # the one that was not needed for longest
+        self._prompts[tokens] = found
+        return found
+
+    def _decoder(self) -> Loaded:
+        self._decode = self._decode or self._load("decode", 1, self.cache.capacity)
+        return self._decode
 
     def _step(self, loaded: Loaded, tokens: int, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         outputs = loaded.run(feeds, as_stored=True)
         self.cache.append(outputs, tokens)
         logits: NDArray[np.float32] = outputs["logits"].reshape(-1, self._config.vocab)[-1]
         return logits
-
-    def _program(self, phase: str, tokens: int, past: int) -> Loaded:
-        present = self._loaded.get(phase)
-        if present is None or (phase == "prefill" and present.program.meta["prompt_tokens"] != tokens):
-            self._loaded.pop(phase, None)  # the memory of one machine at a time
-            self._loaded[phase] = self._load(phase, tokens, past)
-        return self._loaded[phase]
 
     def _load(self, phase: str, tokens: int, past: int) -> Loaded:
         from firsttoken import api
@@ -91,7 +108,7 @@ class NpuSession:
         subject = Built(self._provider, self._config, self._weights)
         program = api.compile_subject(subject, self._target, tokens, past, self._options, progress)
         timeline = api.simulate(program, self._target, progress=progress)
-        loaded = load(program, timeline, subject.open(tokens, past), self._target)
+        loaded = load(program, timeline, subject.open(tokens, past), self._target, self._memory)
         if progress is not None:
             progress("load weights", 1.0, 1.0)
         return loaded

@@ -12,6 +12,7 @@ from firsttoken_compiler.isa.types import ENGINES_PER_CORE, PACKED, Space, pack,
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.target.target import Target
 from firsttoken_simulator.host import HostRuntime
+from firsttoken_simulator.memory_pool import DeviceMemory, MemoryPool
 
 DRAM_LIMIT_BYTES: Final = 32 << 30
 """Default bound on the simulated DRAM; untouched pages cost the simulating machine nothing."""
@@ -26,8 +27,11 @@ class FunctionalMachine:
     local memory is poisoned, so that a read that no instruction of the run wrote shows as a wrong number.
     """
 
-    def __init__(self, program: Program, target: Target, dram_limit_bytes: int = DRAM_LIMIT_BYTES) -> None:
-        """Allocates zeroed DRAM and loads the constants; raises ProgramError when the program cannot be held."""
+    def __init__(
+        self, program: Program, target: Target, dram_limit_bytes: int = DRAM_LIMIT_BYTES,
+        memory: DeviceMemory | None = None,
+    ) -> None:  # fmt: skip
+        """Enters `memory`, by default one of its own; raises ProgramError when the program cannot be held."""
         if not 0 <= program.dram_bytes <= dram_limit_bytes:
             raise ProgramError(
                 f"the program needs {program.dram_bytes} bytes of DRAM, the limit is {dram_limit_bytes}; "
@@ -39,16 +43,29 @@ class FunctionalMachine:
         if used > program.cores:
             raise ProgramError(f"the program's queues reach core {used - 1}, it declares {program.cores} cores")
         self._host = HostRuntime(program.hosts)
-        self._dram = np.zeros(program.dram_bytes, np.uint8)
-        local = target.scratchpad
-        self._local = {
-            space: [np.full(size, POISON, np.uint8) for _ in range(program.cores)]
-            for space, size in ((Space.SPAD, local.bytes), (Space.ACC, local.accumulator_bytes))
-        }
+        self.memory = DeviceMemory(MemoryPool(), target) if memory is None else memory
+        self._dram = np.zeros(0, np.uint8)
+        self._local: dict[Space, list[np.ndarray]] = {}
         for tensor in program.of_kind("constant"):
             if tensor.name not in program.constants:
                 raise ProgramError(f"the program lacks the bytes of constant {tensor.name!r}")
-            self.write_bytes(tensor.address, program.constants[tensor.name])
+        self.enter()
+
+    def enter(self) -> bool:
+        """Makes the memory the program's and stores its constants, unless it is already; says whether it was not.
+
+        Weights that the memory does not keep, and tensors that are read before they are written, are the caller's.
+        """
+        if self.memory.owner is self:
+            return False
+        self.memory.fit(self.program)
+        self.memory.owner = self
+        self._dram = self.memory.dram[: self.program.dram_bytes]
+        self._local = {space: blocks[: self.program.cores] for space, blocks in self.memory.views().items()}
+        self._forget()
+        for tensor in self.program.of_kind("constant"):
+            self.write_bytes(tensor.address, self.program.constants[tensor.name])
+        return True
 
     def bytes(self, space: Space, core: int) -> np.ndarray:
         """See `isa.instruction.Memory`."""
@@ -110,8 +127,7 @@ class FunctionalMachine:
                 raise ProgramError(f"the order of completion is not a permutation of {len(instructions)} instructions")
             instructions = [instructions[i] for i in order.tolist()]
         if poison:
-            for memory in (*self._local[Space.SPAD], *self._local[Space.ACC]):
-                memory.fill(POISON)
+            self._forget()
         with np.errstate(all="ignore"):  # inf and nan are values here, as in the hardware
             for position, instruction in enumerate(instructions):
                 try:
@@ -119,6 +135,10 @@ class FunctionalMachine:
                 except (ValueError, ProgramError) as error:
                     number = position if order is None else int(order[position])
                     raise ProgramError(f"instruction {number}: {error}\n    {instruction}") from error
+
+    def _forget(self) -> None:
+        for memory in (*self._local[Space.SPAD], *self._local[Space.ACC]):
+            memory.fill(POISON)
 
     def _tensor_bytes(self, tensor: Tensor) -> np.ndarray:
         """The bytes of the tensor's elements (of core 0, in scratchpad)."""

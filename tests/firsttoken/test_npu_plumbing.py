@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from firsttoken import RunOptions, Target
 from firsttoken.execution import Loaded
 from firsttoken.generation import OrtSession, greedy, ort_session
-from firsttoken.npu_session import NpuSession
+from firsttoken.npu_session import MAX_PROMPTS, NpuSession
 from firsttoken.student import StudentConfig, WeightStore
 from firsttoken_compiler.isa.program import Program, Tensor
 from firsttoken_compiler.isa.types import Dtype, Space
@@ -50,6 +50,9 @@ class Machine:
         self.program, self.session = program, session
         self.memory: dict[str, NDArray[Any]] = {}
 
+    def enter(self) -> bool:
+        return False
+
     def write_tensor(self, name: str, array: NDArray[Any]) -> None:
         tensor = self.program.tensor(name)
         assert (array.shape, array.dtype) == (tensor.shape, tensor.dtype.numpy), name
@@ -84,7 +87,7 @@ class Session(NpuSession):
         program = interface(self._config, tokens, past)
         timeline: Any = SimpleNamespace(completion_order=ORDER)
         machine: Any = Machine(program, ort_session(graph, weights, threads=1))
-        return Loaded(program, timeline, machine)
+        return Loaded(program, timeline, machine, lambda tensors: None)
 
 
 @pytest.fixture
@@ -113,6 +116,14 @@ def test_going_back_and_on_with_other_tokens(both: tuple[Session, OrtSession]) -
     npu.cache.rewind(3)
     expected = reference.prefill([5, 77, 8, 50])
     np.testing.assert_allclose(npu.decode(50, 3), expected, atol=0.02)
+
+
+def test_programs_of_the_latest_lengths_are_kept(both: tuple[Session, OrtSession]) -> None:
+    npu, _ = both
+    for length in (*range(1, MAX_PROMPTS + 2), MAX_PROMPTS, 2, 1):
+        npu.prompt_program(length)
+    expected = [("prefill", length, 0) for length in (*range(1, MAX_PROMPTS + 2), 1)]  # 1 had gone, 2 had not
+    assert npu.compiled == expected
 
 
 def test_programs_serve_again(both: tuple[Session, OrtSession]) -> None:

@@ -102,3 +102,31 @@ def test_bits_of_one_layer_change_its_cost_alone(llama: StudentConfig) -> None:
     assert bytes_of["layers.1"][0] > bytes_of["layers.1"][1]
     assert bytes_of["layers.0"][0] == bytes_of["layers.0"][1]
     assert less.macs == base.macs
+
+
+def test_prompts_of_several_lengths_are_served_without_a_new_allocation(llama: StudentConfig, tmp_path: Path) -> None:
+    """Programs of all lengths run in one memory, weights are stored once, and answers are those of sessions alone."""
+    prompts = [[5, 77, 21, 8], [9, 3], [30, 31, 32, 33, 34, 35], [9, 3], [5, 77, 21, 8]]
+    npu, _ = sessions(llama, tmp_path)
+    npu.prepare(len(prompt) for prompt in prompts)
+    prepared = npu.pool.use
+    answers = [greedy(npu, prompt, 4, ()) for prompt in prompts]
+    served = npu.pool.use
+    assert served.allocations == prepared.allocations == 3  # DRAM, scratchpad, accumulators
+    assert served.allocated_bytes == prepared.allocated_bytes
+    assert served.requests > prepared.requests
+    assert served.reuse > prepared.reuse > 1
+    assert served.fragmentation < 0.25
+    for prompt, answer in zip(prompts[:3], answers[:3], strict=True):
+        assert greedy(sessions(llama, tmp_path)[0], prompt, 4, ()) == answer
+    assert answers[3:] == [answers[1], answers[0]]
+
+
+def test_a_longer_prompt_grows_the_memory_and_keeps_the_weights(llama: StudentConfig, tmp_path: Path) -> None:
+    npu, reference = sessions(replace(llama, max_positions=512), tmp_path, capacity=450)
+    short = npu.prefill(PROMPT)
+    before = npu.pool.use.allocations
+    assert cosine(npu.prefill([7] * 400), reference.prefill([7] * 400)) > 0.9999
+    assert npu.pool.use.allocations > before
+    np.testing.assert_array_equal(npu.prefill(PROMPT), short)
+    assert npu.pool.use.allocations == before + 1
