@@ -1,4 +1,4 @@
-"""`firsttoken quantise` with mixtures: types by the policy, floats as the library reads them, a real file made again."""
+"""`firsttoken quantise` with mixtures: types by policy, floats as the library reads them, a real file made again."""
 
 from __future__ import annotations
 
