@@ -7,12 +7,14 @@ A stream is an array of places (bank, row) in order; columns do not matter to ti
 - `random_runs`: a random row of a random bank, `run` bursts of it.
 """
 
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from firsttoken_compiler.target.target import Dram, DramCommands
+from firsttoken_simulator.kernels import forget_stale
 from firsttoken_simulator.units.dram_commands import Device, new_device
 from firsttoken_simulator.units.dram_scheduler import (
     C_DEPTH,
@@ -125,7 +127,7 @@ def _measured(c: Channel, reads: int, clocks: int, waited: int) -> Measured:
     )  # fmt: skip
 
 
-@njit(error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def _run(
     device: Device, con: Controller, bank: np.ndarray, row: np.ndarray, limit: int, per_clock: int, every: int,
     chained: bool,
@@ -166,3 +168,6 @@ def _run(
             reads += 1
             waited += done[i] - taken[i]
     return reads, t, waited
+
+
+forget_stale(Path(_run.stats.cache_path), Path(__file__).stem)

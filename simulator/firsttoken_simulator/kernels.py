@@ -278,14 +278,14 @@ def advance(
     return 0
 
 
-def forget_stale(folder: Path) -> None:
-    """Removes compiled entry points in `folder` that are older than what they were compiled from.
+def forget_stale(folder: Path, module: str = Path(__file__).stem) -> None:
+    """Removes compiled entry points of `module` in `folder` that are older than what they were compiled from.
 
-    Numba compares the stamp of this file only, but the units' functions are compiled into the entry points.
+    Numba compares the stamp of the module's file only, but the units' functions are compiled into its entry points.
     """
-    sources = [Path(word.__file__), *Path(bus.__file__).parent.glob("*.py")]
+    sources = [Path(word.__file__), Path(__file__), *Path(bus.__file__).parent.glob("*.py")]
     newest = max(source.stat().st_mtime_ns for source in sources)
-    for index in folder.glob(f"{Path(__file__).stem}.*.nbi"):
+    for index in folder.glob(f"{module}.*.nbi"):
         try:
             if index.stat().st_mtime_ns < newest:
                 index.unlink()

@@ -184,13 +184,13 @@ def new_device(d: Dram, c: DramCommands) -> Device:
     )  # fmt: skip
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(_nrt=False, error_model="numpy")
 def rank_of(device: Device, bank: int) -> int:
     """The rank of a bank; banks are numbered rank by rank, and in a rank group by group."""
     return bank * device.k[K_RANKS] // device.k[K_BANKS]
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(_nrt=False, error_model="numpy")
 def earliest(device: Device, command: int, bank: int) -> int:
     """The first clock at which `command` to `bank` (for a whole rank: to any bank of it) keeps every rule."""
     k, ready = device.k, device.ready
@@ -209,7 +209,7 @@ def earliest(device: Device, command: int, bank: int) -> int:
     return at
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(_nrt=False, error_model="numpy")
 def needed(device: Device, bank: int, row: int, write: bool, last: bool) -> int:
     """The command that brings a request one step on; `last`: the row closes behind it."""
     open_row = device.row[bank]
@@ -220,7 +220,7 @@ def needed(device: Device, bank: int, row: int, write: bool, last: bool) -> int:
     return ACT if open_row < 0 else PRE
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(_nrt=False, error_model="numpy")
 def issue(device: Device, command: int, bank: int, row: int, t: int) -> None:
     """Issues `command` at clock `t`, which must not be before `earliest`."""
     k, ready, table = device.k, device.ready, device.table

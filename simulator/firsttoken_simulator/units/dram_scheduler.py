@@ -114,7 +114,7 @@ def new_controller(d: Dram, c: DramCommands) -> Controller:
     return made
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(_nrt=False, error_model="numpy")
 def _remove(line: np.ndarray, count: int, at: int) -> None:
     """Closes the gap at position `at` of a line of `count` slots."""
     for i in range(at, count - 1):
