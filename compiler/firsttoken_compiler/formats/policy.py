@@ -1,8 +1,9 @@
 """Which type each matrix of a student is stored in: llama.cpp's mixtures, by a tensor's role and layer.
 
-Source of the rules: llama-quant.cpp of llama.cpp, for models without experts and without an importance matrix. Where a
-row is no multiple of a type's block, a smaller block takes over; llama.cpp gives up where even blocks of 32 do not fit
-the wanted type, here the matrix is then stored in half precision.
+Source of the rules: llama-quant.cpp of llama.cpp, for models without experts, with separate q, k and v, of fewer than
+70 billion weights (which it gives more bits for v), and without an importance matrix. Where a row is no multiple of a
+type's block, a smaller block takes over; llama.cpp gives up where even blocks of 32 do not fit the wanted type, here
+the matrix is then stored in half precision.
 """
 
 from __future__ import annotations
