@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 import typer
 
 from firsttoken.progress import Bar
+from firsttoken.verbs.footprint import footprint
 from firsttoken.verbs.quality import quality
 from firsttoken.verbs.quantise import quantise
 from firsttoken_compiler.errors import FirsttokenError, OptionError
@@ -41,6 +42,7 @@ targets_app = typer.Typer(help="The NPUs that come with the package.", invoke_wi
 students_app = typer.Typer(help="The students that installed plug-ins provide.", invoke_without_command=True)
 app.add_typer(targets_app, name="targets")
 app.add_typer(students_app, name="students")
+app.command()(footprint)
 app.command()(quantise)
 app.command()(quality)
 
