@@ -1,9 +1,9 @@
 """The rows of the DRAM oracles, and this project's figure for each: the same device, controller and stream.
 
 `tests/fixtures/dram_ramulator2.csv` (Ramulator 2.1) and `dram_dramsim3.csv` (DRAMsim3) hold what the two simulators
-reached. Ramulator's controller is the presets' own: one queue of 32 for each rank or pseudo channel, first-ready
-first-come-first-served, open rows, refresh of all banks. DRAMsim3's shipped files have 8 requests for each bank behind a
-queue of 32, a row given up after 4 hits, ranks refreshed in turn, and bursts of other ranks one clock apart.
+reached. Ramulator's controller is the presets' own: one queue, first-ready first-come-first-served, open rows, refresh of
+all banks. DRAMsim3's shipped files have 8 requests for each bank behind a queue of 32, a row given up after 4 hits, ranks
+refreshed in turn, and bursts of other ranks one clock apart.
 """
 
 import csv
@@ -74,7 +74,8 @@ DRAMSIM = {
         note="the file misspells tREFI (`REFI = 3645`), so the simulator takes its default of 7800 clocks",
     ),
     "HBM2_8Gb_x128@1ch": Shipped(
-        "hbm2-2000-8gb-x128", 1.0, {"trfc_ns": 260.0}, banks_first=True, note="the file's tRFC is that of a 4 Gb device",
+        "hbm2-2000-8gb-x128", 1.0, {"trfc_ns": 260.0}, banks_first=True,
+        note="the file's tRFC is that of a 4 Gb device",
     ),
 }  # fmt: skip
 """Device by DRAMsim3's configuration."""
@@ -159,10 +160,8 @@ def _scaled(values: Any, scale: float) -> dict[str, float]:
 def dramsim_run(config: str, pattern: str, load: str) -> Measured:
     """One of DRAMsim3's runs."""
     c = dramsim_channel(config)
-    if pattern == "sequential":
-        places = _sequential(c, DRAMSIM[config].banks_first, 64)
-    else:
-        places = random_runs(c, CLOCKS, 1)
+    in_order = pattern == "sequential"
+    places = _sequential(c, DRAMSIM[config].banks_first, 64) if in_order else random_runs(c, CLOCKS, 1)
     if load == "saturating":
         return saturate(c, places, clocks=CLOCKS, per_clock=1)
     return paced(c, places, EVERY, CLOCKS + 1)

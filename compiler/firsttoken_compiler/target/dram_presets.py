@@ -1,8 +1,8 @@
 """DRAM devices by name: `ddr4-3200aa-8gb-x8`, `lpddr5x-8533-16gb-x16`, `hbm2-2000-8gb-x64`.
 
 A file in `dram/` describes one standard: what all its devices share, then tables by speed (and its bins), density and
-width. A name picks one of each. The result is the sections `dram` and `dram_commands` of a target file, every value with
-grade and source; a target that names the device (`[dram] preset = "..."`) may replace any of them.
+width. A name picks one of each. The result is the sections `dram` and `dram_commands` of a target file, every value
+with grade and source; a target that names the device (`[dram] preset = "..."`) may replace any of them.
 """
 
 import difflib

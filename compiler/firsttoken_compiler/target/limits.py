@@ -19,6 +19,8 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "vector.lanes": (1, 65536),
     "vector.contexts": (1, 256),
     "vector.startup_cycles": (0, 100_000),
+    "vector.byte_lanes": (0, 65536),
+    "vector.table_entries": (0, 256),
     "vector.cycles": (1e-3, 1e4),
     "scratchpad.bytes": (1024, 1 << 34),
     "scratchpad.banks": (1, 4096),
@@ -99,11 +101,19 @@ MAX_BANKS: Final = 64
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "matrix.kind": ("systolic", "tile"),
     "matrix.dataflow": ("ws", "os", "tile"),
-    "dram.map": ("group-interleaved", "bank-interleaved", "row-linear"),
     "dram.refresh": ("all-bank", "per-bank"),
     "dram_commands.queue": ("shared", "per-bank"),
     "dram_commands.page": ("open", "closed"),
 }
+
+DRAM_FIELDS: Final = ("row", "rank", "bank", "group", "column")
+"""Parts of an address within a channel."""
+DRAM_MAPS: Final = {
+    "bank-interleaved": "row-column-rank-bank-group",
+    "group-interleaved": "row-rank-bank-column-group",
+    "row-linear": "row-rank-bank-group-column",
+}
+"""Address maps by name: their fields from the most significant to the least. A controller of commands takes any order."""
 
 POWERS_OF_TWO: Final = (
     "scratchpad.alignment_bytes", "scratchpad.banks", "scratchpad.bank_bytes", "dram.channel_bits", "dram.burst_length",
@@ -116,7 +126,7 @@ POWERS_OF_TWO: Final = (
 def contradictions(plain: dict[str, Any]) -> Iterator[str]:
     """What is wrong between values that are each in range; `plain` holds values by section and field."""
     yield from _matrix(plain["matrix"], plain["energy"]["mac_pj"])
-    yield from _memory(plain["scratchpad"], plain["dram"])
+    yield from _memory(plain["scratchpad"], plain["dram"], "dram_commands" in plain)
     if "dram_commands" in plain:
         yield from _commands(plain["dram"], plain["dram_commands"])
     tile, pad = plain["matrix"]["tile_bytes"], plain["scratchpad"]["bytes"]
@@ -142,12 +152,24 @@ def _matrix(unit: dict[str, Any], energy: dict[str, float]) -> Iterator[str]:
             yield f"missing key energy.mac_pj.{pair}: matrix.macs_per_cycle has this pair"
 
 
-def _memory(scratchpad: dict[str, Any], dram: dict[str, Any]) -> Iterator[str]:
+def _map(name: str, ordered: bool) -> Iterator[str]:
+    if name in DRAM_MAPS:
+        return
+    names = ", ".join(DRAM_MAPS)
+    if not ordered:
+        yield f"dram.map is {name!r}, must be one of {names}; other orders of the fields need [dram_commands]"
+    elif sorted(name.split("-")) != sorted(DRAM_FIELDS) or not name.startswith("row-"):
+        fields = "-".join(DRAM_FIELDS)
+        yield f"dram.map is {name!r}, must be one of {names}, or the fields in an order that begins with row, as {fields}"
+
+
+def _memory(scratchpad: dict[str, Any], dram: dict[str, Any], ordered: bool) -> Iterator[str]:
     if scratchpad["bytes"] % scratchpad["alignment_bytes"]:
         yield (
             f"scratchpad.bytes is {scratchpad['bytes']}, must be a multiple of scratchpad.alignment_bytes "
             f"{scratchpad['alignment_bytes']}"
         )
+    yield from _map(dram["map"], ordered)
     burst = dram["channel_bits"] * dram["burst_length"] // 8
     if dram["interleave_bytes"] < burst:
         yield f"dram.interleave_bytes is {dram['interleave_bytes']}, must be at least one burst of {burst} bytes"

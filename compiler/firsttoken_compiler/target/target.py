@@ -46,6 +46,11 @@ class Vector:
     startup_cycles: int
     cycles: dict[str, float]
     """Cycles per lane-vector by operation class (`COST_CLASSES`)."""
+    byte_lanes: int = 0
+    """Lanes for elements of a byte, where additions, products and look-ups of small integers fill registers so; 0: they
+    take the lanes of fp32."""
+    table_entries: int = 0
+    """Entries of the largest table that the lanes look numbers up in by one operation; 0: they compare and select."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,8 @@ class Dram:
     """Consecutive bytes on a channel before the next one."""
     map: str
     """Which banks consecutive bursts of a channel go round: all (`bank-interleaved`), one of each group
-    (`group-interleaved`), or none (`row-linear`, a page at a time)."""
+    (`group-interleaved`), or none (`row-linear`, a page at a time). With `DramCommands` any order of the fields of an
+    address, e.g. `row-rank-group-bank-column`."""
     queue_depth: int
     """Requests that a channel's controller looks ahead over."""
     tcl_ns: float
