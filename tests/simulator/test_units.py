@@ -73,7 +73,7 @@ def test_packed_sources_are_billed_by_their_bits(dtype: Dtype) -> None:
     packed = replace(plain, operands=(*plain.operands[:2], spad(dtype, 1 << 20, 0, dtype.nbytes(width), 1)))
     line, before = (simulate_program(make_program(i), target) for i in (packed, plain))
     kernel = VectorKernel.parse("add(s0, s1)")
-    assert line.total_cycles == vector_cycles(target, kernel, (1, rows, width), 1)
+    assert line.total_cycles == vector_cycles(target, kernel, (1, rows, width), (Dtype.F16, Dtype.F16, dtype))
     assert line.total_cycles > vector_cycles(target, kernel, (1, rows, width))
     assert line.spad_read_bytes[0] == rows * (2 * width + dtype.nbytes(width))
     assert line.vector_ops[0] == before.vector_ops[0] + rows * width == 2 * rows * width

@@ -2,7 +2,7 @@
 
 The product is scheduled as any other (`schedule.linear`), on fp16 weights or on codes with scales. Where it would fetch
 an operand that exists nowhere, its planes are fetched, and the vector unit makes the tile of them, panel by panel.
-This stands ahead of the vector work of the tile before, so that it runs while the matrix unit multiplies.
+This stands among the products of the tile before, so that it runs while the matrix unit multiplies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from firsttoken_compiler.codegen.loops import Access, Alloc, Buffer, Computed, L
 from firsttoken_compiler.codegen.template import SCRATCH, Template
 from firsttoken_compiler.codegen.tir_reader import read
 from firsttoken_compiler.codegen.unroll import Place, unroll
-from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.schedule import layout, linear
 from firsttoken_compiler.schedule.block_linear import Choice, choose, planes_of, slots
 from firsttoken_compiler.schedule.block_trees import Blocks, Tree, leaves
@@ -33,7 +33,7 @@ def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Roo
 
 def build_choice(spec: KernelSpec, choice: Choice, target: Target) -> Template:
     """The template of a product on blocks by this method and tile."""
-    blocks, panel = Blocks.of(spec), panel_of(target)
+    blocks, panel = Blocks.of(spec, target), panel_of(target)
     scheduled = linear.schedule(choice.product, choice.spaces, choice.tile, target)
     body, params = read(scheduled.lowered())
     names, given = operand_names(choice.product), operand_names(spec)
@@ -117,18 +117,16 @@ class _Rewriting:
         nests: list[Statement] = []
         if name == "w" and self.choice.method == "floats":
             for staged, tree in self.blocks.staged().items():
-                numbers = Buffer(staged, "spad", Dtype.F32, tile.rows(self.blocks.kind.group) * self.panel)
-                group = self.blocks.kind.group
-                nests += [
-                    Alloc(numbers, 1),
-                    Computed(tile.compute(numbers, group, tree, stages, depth + 1, whole=False)),
-                ]
+                own = self.blocks.grain(staged)
+                numbers = Buffer(staged, "spad", self.blocks.dtype(staged), tile.rows(own) * self.panel)
+                made = tile.compute(numbers, own, tree, stages, depth + 1, whole=False)
+                nests += [Alloc(numbers, 1), Computed(made)]
                 stages[staged] = numbers
         nests.append(
             Computed(tile.compute(nest.dst.buffer, grain, self.choice.made[name], stages, depth + 1, whole=True))
         )
         body.append(Loop(depth + 1, self.choice.tile.panels, "p", 1, (), nests))
-        return Loop(depth, 1, "", 0, (), body, ahead=True)
+        return Loop(depth, 1, "", 0, (), body, ahead=name)
 
     def _sums(self, nest: Nest) -> list[Statement]:
         """Sums of the activations of each group, for a tile of rows."""

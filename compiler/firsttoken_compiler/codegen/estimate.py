@@ -125,7 +125,8 @@ class Estimator:
         """`kinds`: of the operands that go on along the innermost axis; others take a word per row."""
         n0, n1, n2 = dims
         bits = sum(int(BITS[word.dtype_of(kind)]) for kind in kinds if word.space_of(kind) == Space.SPAD)
-        return max(vector_cycles(self.target, kernel, (n0, n1, n2)), self._ports(n0 * n1 * n2 * bits / 8))
+        dtypes = tuple(Dtype(word.dtype_of(kind)) for kind in kinds if kind)
+        return max(vector_cycles(self.target, kernel, (n0, n1, n2), dtypes), self._ports(n0 * n1 * n2 * bits / 8))
 
     def _ports(self, nbytes: float) -> float:
         return nbytes / (self.target.scratchpad.banks * self.target.scratchpad.bank_bytes)

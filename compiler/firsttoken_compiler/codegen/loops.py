@@ -107,9 +107,9 @@ class Loop:
     stages: tuple[int, ...]
     """Software pipeline: stage of each engine's work (dma-in, matrix, vector, dma-out); empty when not pipelined."""
     body: list[Statement] = field(default_factory=list)
-    ahead: bool = False
-    """What it makes stands right behind the last product before it, so that the vector unit makes the next tile of
-    weights before it waits for that product's sums. It touches nothing that stands in between."""
+    ahead: str = ""
+    """Name of an operand of which this makes the next tile: its instructions stand among the products since the tile
+    before was made, so that the vector unit makes it while these run. They touch nothing that those touch."""
 
 
 @dataclass(frozen=True, eq=False)

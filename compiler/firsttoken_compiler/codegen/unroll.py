@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -81,19 +82,24 @@ class _Unroller:
     """Buffers that were set to a constant which no instruction has written yet."""
     unwritten: dict[Buffer, list[tuple[Nest, Piece, Stream]]] = field(default_factory=dict)
     """What would write them."""
-    ahead: list[tuple[int, int]] = field(default_factory=list)
-    """Ranges of instructions that belong behind the last product before them."""
+    ahead: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    """By operand, ranges of instructions that make its tiles."""
 
     def order(self) -> list[int]:
-        """The instructions in their final order, by the numbers under which they were made."""
-        order = list(range(len(self.rows)))
-        for first, last in self.ahead:
-            at = first
-            while at and self.rows[order[at - 1]][word.OPCODE] != Matmul.OPCODE:
-                at -= 1
-            if at:
-                order[at:last] = [*order[first:last], *order[at:first]]
-        return order
+        """The instructions in their final order, by the numbers under which they were made.
+
+        Those that make a tile are spread over the products since the tile before was made; transfers come first.
+        """
+        behind = list(range(len(self.rows)))
+        for ranges in self.ahead.values():
+            for (_, free), (first, last) in pairwise(ranges):
+                products = [i for i in range(free, first) if self.rows[i][word.OPCODE] == Matmul.OPCODE]
+                work = [i for i in range(first, last) if self.rows[i][word.OPCODE] == Vector.OPCODE]
+                for i in range(first, last) if products else ():
+                    behind[i] = products[0]
+                for index, i in enumerate(work if products else ()):
+                    behind[i] = products[index * len(products) // len(work)]
+        return sorted(range(len(behind)), key=lambda i: (behind[i], i))
 
     def run(self, body: list[Statement]) -> None:
         for statement in body:
@@ -115,7 +121,7 @@ class _Unroller:
         start = len(self.rows)
         self._iterations(loop)
         if loop.ahead:
-            self.ahead.append((start, len(self.rows)))
+            self.ahead.setdefault(loop.ahead, []).append((start, len(self.rows)))
 
     def _iterations(self, loop: Loop) -> None:
         before = self.origin.get(loop.axis, 0)

@@ -17,6 +17,8 @@ Expr = str | float | tuple["str | Expr", ...]
 """A stream name, an immediate, or `(operation, argument, ...)`."""
 
 _F = np.float32
+ENTRIES = 16
+"""Entries of a table that `lookup` reads: the first argument says which, the others are the table."""
 _ERF_STEPS = 64
 """Entries of the table of erf per unit; beyond `_ERF_LAST` it is 1 in fp32."""
 _ERF_LAST = 4
@@ -41,6 +43,13 @@ def _erf(x: np.ndarray) -> np.ndarray:
     rise = high - low
     value = low + t * (down + t * ((3 * rise - 2 * down - up) + t * (down + up - 2 * rise)))
     return np.copysign(np.minimum(value, 1.0), x).astype(np.float32)
+
+
+def _look_up(index: np.ndarray, *table: np.ndarray) -> np.ndarray:
+    """The entries of a table of numbers, or of arrays of one shape; indices beyond it read its ends."""
+    entries = np.stack(np.broadcast_arrays(*table, index)[:ENTRIES])
+    which = np.clip(np.nan_to_num(index), 0, ENTRIES - 1).astype(np.int64)
+    return np.take_along_axis(entries, np.broadcast_to(which, entries.shape[1:])[None], axis=0)[0]
 
 
 # Meaning of every operation, in fp32 lanes (comparisons give 0/1).
@@ -75,6 +84,7 @@ OPERATIONS: dict[str, tuple[int, str, Callable[..., Any]]] = {
     "select": (3, "add", lambda c, a, b: np.where(c != 0, a, b)),
     "f16": (1, "convert", lambda x: x.astype(np.float16).astype(_F)),
     "i32": (1, "convert", lambda x: np.trunc(x)),
+    "lookup": (1 + ENTRIES, "convert", _look_up),
 }
 COST_CLASSES = ("add", "mul", "div", "exp", "rsqrt", "convert", "reduce")
 REDUCTIONS: dict[str, tuple[np.ufunc, float]] = {
@@ -109,6 +119,11 @@ class VectorKernel:
     def sources(self) -> int:
         """How many source operands the kernel reads (one more than the largest stream number)."""
         return 1 + max((int(leaf[1:]) for leaf in _leaves(self.expr) if leaf.startswith("s")), default=-1)
+
+    @cached_property
+    def operations(self) -> frozenset[str]:
+        """Names of the operations of the expression."""
+        return frozenset(_operations(self.expr))
 
     @cached_property
     def cost(self) -> tuple[int, ...]:
@@ -162,6 +177,12 @@ def _check(expr: Expr, depth: int) -> None:
         raise ValueError(f"unknown stream {expr!r}; sources are s0 to s{MAX_SOURCES - 1}, indices i0 to i2")
     elif type(expr) not in (int, float):
         raise ValueError(f"{expr!r} is no stream, number or operation")
+
+
+def _operations(expr: Expr) -> list[str]:
+    if not isinstance(expr, tuple):
+        return []
+    return [str(expr[0]), *(name for argument in expr[1:] for name in _operations(argument))]
 
 
 def _leaves(expr: Expr) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from firsttoken_compiler.errors import AllocationError
-from firsttoken_compiler.isa.types import PACKED, Dtype, Space
+from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.schedule import tiling
 from firsttoken_compiler.schedule.block_trees import Blocks, Tree, kernel_of, leaves
@@ -73,7 +73,7 @@ def _tiles(plan: Choice, spec: KernelSpec, target: Target, rows: tuple[int, ...]
 
 def plan(spec: KernelSpec, spaces: tuple[Space, ...], method: str, target: Target) -> Choice | None:
     """The product of a method, without a tile yet; None where there is none."""
-    blocks, (k, n) = Blocks.of(spec), (int(spec["k"]), int(spec["n"]))
+    blocks, (k, n) = Blocks.of(spec, target), (int(spec["k"]), int(spec["n"]))
     late = 1 + len(blocks.kind.planes)
     params = {name: value for name, value in spec.params if name not in ("blocks", "bits", "group", "stored")}
     made: dict[str, Tree] = {}
@@ -124,7 +124,7 @@ def slots(product: KernelSpec, tile: Tile, target: Target) -> int:
 
 def tile_bytes(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> tuple[int, int]:
     """(scratchpad, accumulator) bytes of a tile with all its slots."""
-    blocks, panel, align = Blocks.of(spec), panel_of(target), target.scratchpad.alignment_bytes
+    blocks, panel, align = Blocks.of(spec, target), panel_of(target), target.scratchpad.alignment_bytes
     scratch, acc = tiling.linear_bytes(plan.product, plan.spaces, tile, target)
     count = slots(plan.product, tile, target)
     for name in plan.made:
@@ -136,7 +136,8 @@ def tile_bytes(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> tu
             rows = ceil_div(k, blocks.grain(leaf)) * tile.panels
             scratch += count * (rows * blocks.dtype(leaf).nbytes(panel) + align)
         if name == "w" and plan.method == "floats":
-            scratch += len(blocks.staged()) * (k // blocks.kind.group * panel * 4 + align)
+            sizes = (blocks.dtype(staged).nbytes(k // blocks.grain(staged) * panel) for staged in blocks.staged())
+            scratch += sum(nbytes + align for nbytes in sizes)
         scratch += count * target.matrix.tile_bytes
     return scratch, acc
 
@@ -152,7 +153,7 @@ def planes_of(blocks: Blocks, name: str, method: str) -> list[str]:
 
 def tile_cost(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> float:
     """Cycles of the product with this tile."""
-    blocks, panel = Blocks.of(spec), panel_of(target)
+    blocks, panel = Blocks.of(spec, target), panel_of(target)
     shape = Shape.of(plan.product)
     each = Making(0, 0, 0)
     once = Making(0, 0, 0)
@@ -173,13 +174,14 @@ def tile_cost(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> flo
 
 def _vector(blocks: Blocks, plan: Choice, name: str, k: int, panel: int, target: Target) -> int:
     """Cycles of the vector unit for a panel of an operand over k rows of weights."""
-    group = blocks.kind.group
-    trees = [(plan.made[name], (k // group, group, panel) if name == "w" else (1, k // group, panel))]
+    group, grains = blocks.kind.group, {name: blocks.grain(name) for name in blocks.staged()}
+    out = {"w": plan.product.args[1].dtype}.get(name, Dtype.F32)
+    trees = [(plan.made[name], (k // group, group, panel) if name == "w" else (1, k // group, panel), out)]
     if name == "w" and plan.method == "floats":
-        trees += [(tree, (1, k // group, panel)) for tree in blocks.staged().values()]
-    return sum(_cycles(blocks, tree, dims, target) for tree, dims in trees)
+        staged = blocks.staged().items()
+        trees += [(tree, (1, k // grains[own], panel), blocks.dtype(own)) for own, tree in staged]
+    return sum(_cycles(blocks, tree, dims, dtype, target) for tree, dims, dtype in trees)
 
 
-def _cycles(blocks: Blocks, tree: Tree, dims: tuple[int, int, int], target: Target) -> int:
-    packed = sum(blocks.dtype(name) in PACKED for name in leaves(tree))
-    return vector_cycles(target, kernel_of(tree), dims, packed)
+def _cycles(blocks: Blocks, tree: Tree, dims: tuple[int, int, int], out: Dtype, target: Target) -> int:
+    return vector_cycles(target, kernel_of(tree), dims, (out, *(blocks.dtype(name) for name in leaves(tree))))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from firsttoken_compiler.formats.types import BLOCK_TYPES, BlockType
-from firsttoken_compiler.isa.types import Dtype
-from firsttoken_compiler.isa.vector_kernel import Expr, VectorKernel
+from firsttoken_compiler.isa.types import PACKED, Dtype
+from firsttoken_compiler.isa.vector_kernel import ENTRIES, Expr, VectorKernel
 from firsttoken_compiler.schedule.spec import KernelSpec
+from firsttoken_compiler.target.target import Target
 
 Tree = Expr
-"""Arithmetic on planes, by their names; `S` and `M` are the scales and minima of the groups of a panel."""
+"""Arithmetic on planes, by their names; `S` and `M` are the scales and minima of the groups of a panel, `C` its codes
+as bytes."""
 
 
 @dataclass(frozen=True)
@@ -22,23 +24,33 @@ class Blocks:
     n: int
     dtypes: tuple[Dtype, ...]
     """Element types of the planes as operands."""
+    tables: bool = False
+    """Whether the vector unit looks numbers up."""
+    in_bytes: bool = False
+    """Whether it has more lanes for bytes, so that codes are made bytes before they are scaled."""
 
     @staticmethod
-    def of(spec: KernelSpec) -> Blocks:
-        """The weights of a spec with an attribute `blocks`."""
+    def of(spec: KernelSpec, target: Target | None = None) -> Blocks:
+        """The weights of a spec with an attribute `blocks`, as a target makes them."""
         kind = BLOCK_TYPES[str(spec["blocks"])]
         planes = spec.args[1 : 1 + len(kind.planes)]
-        return Blocks(kind, int(spec["k"]), int(spec["n"]), tuple(arg.dtype for arg in planes))
+        made = Blocks(kind, int(spec["k"]), int(spec["n"]), tuple(arg.dtype for arg in planes))
+        if target is None:
+            return made
+        unit = target.vector
+        return replace(made, tables=unit.table_entries >= ENTRIES, in_bytes=unit.byte_lanes > unit.lanes)
 
     def grain(self, name: str) -> int:
         """Weights along k that share an element of a plane, or a staged number."""
         plane = self.kind.plane(name)
-        return plane.per if plane is not None else self.kind.group
+        return plane.per if plane is not None else 1 if name == "C" else self.kind.group
 
     def dtype(self, name: str) -> Dtype:
-        """Element type of a plane; staged numbers are fp32."""
+        """Element type of a plane; staged codes are bytes, other staged numbers fp32."""
         names = [plane.name for plane in self.kind.planes]
-        return self.dtypes[names.index(name)] if name in names else Dtype.F32
+        if name in names:
+            return self.dtypes[names.index(name)]
+        return Dtype.I8 if name == "C" else Dtype.F32
 
     @property
     def scaled(self) -> bool:
@@ -49,6 +61,8 @@ class Blocks:
     def code(self) -> Tree:
         """What the scale multiplies; signed nibbles are less their zero already."""
         value = _joined(self.kind, "low", "high")
+        if self.kind.codebook and self.tables:
+            return ("lookup", value, *(float(entry) for entry in self.kind.codebook))
         if self.kind.codebook:
             return _looked_up(value, self.kind.codebook)
         zero = 0 if self.dtype("low") is Dtype.I4 else self.kind.zero
@@ -71,14 +85,20 @@ class Blocks:
         return ("mul", "dmin", _joined(self.kind, "min_low", "min_high")) if self.kind.plane("dmin") else None
 
     def staged(self) -> dict[str, Tree]:
-        """Numbers of groups that the floats are made from, by the names that stand for them."""
+        """Numbers of a panel that the floats are made from, by the names that stand for them."""
         found = {"S": self.scale} if self.scaled else {}
-        return {**found, "M": self.minimum} if self.minimum is not None else found
+        if self.minimum is not None:
+            found["M"] = self.minimum
+        return {**found, "C": self.code} if self._codes_apart else found
+
+    @property
+    def _codes_apart(self) -> bool:
+        return self.in_bytes and self.dtype("low") in PACKED
 
     @property
     def floats(self) -> Tree:
         """The weights, in ggml's order of operations: bit by bit its values before they are rounded to fp16."""
-        value: Tree = ("mul", "S" if self.scaled else "d", self.code)
+        value: Tree = ("mul", "S" if self.scaled else "d", "C" if self._codes_apart else self.code)
         if self.kind.plane("m") is not None:
             return ("add", value, "m")
         return ("sub", value, "M") if self.minimum is not None else value

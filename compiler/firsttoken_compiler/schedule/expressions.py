@@ -40,12 +40,24 @@ def _number(expr: Expr, sources: list[Any]) -> Any:
         return te.if_then_else(_condition(expr, sources), one, zero)
     if name == "select":
         return _selected(parts, sources)
+    if name == "lookup":
+        index, *table = (_number(part, sources) for part in parts)
+        return _looked_up(index, table, 0)
     values = [_number(part, sources) for part in parts]
     if name in _UNARY:
         return _UNARY[str(name)](*values)
     if name in _BINARY:
         return _BINARY[str(name)](*values)
     raise ValueError(f"an elementwise expression with {name}")
+
+
+def _looked_up(index: Any, table: list[Any], first: int) -> Any:
+    """The entry of a table, by halving."""
+    if len(table) == 1:
+        return table[0]
+    half = len(table) // 2
+    low, high = _looked_up(index, table[:half], first), _looked_up(index, table[half:], first + half)
+    return te.if_then_else(index < tirx.const(float(first + half), "float32"), low, high)
 
 
 def _selected(parts: list[Expr], sources: list[Any]) -> Any:

@@ -8,7 +8,7 @@ output-stationary, per tile: R + C + K - 2.
 from dataclasses import dataclass
 
 from firsttoken_compiler.errors import OptionError
-from firsttoken_compiler.isa.types import Dtype
+from firsttoken_compiler.isa.types import PACKED, Dtype
 from firsttoken_compiler.isa.vector_kernel import COST_CLASSES, VectorKernel
 from firsttoken_compiler.target.target import Target
 
@@ -89,18 +89,35 @@ def matmul_scratchpad_bytes(target: Target, m: int, n: int, k: int, a_bits: int,
     return weights + column_blocks * (m * k * a_bits // 8), moved
 
 
-def vector_cycles(target: Target, kernel: VectorKernel, dims: tuple[int, int, int], packed: int = 0) -> int:
+BYTE_OPERATIONS = frozenset(("add", "sub", "mul", "lookup"))
+"""What lanes of a byte do with codes: their sums, products with powers of two, and entries of tables are small."""
+_BYTES = frozenset((Dtype.I8, Dtype.U8, *PACKED))
+
+
+def vector_lanes(target: Target, kernel: VectorKernel, dtypes: tuple[Dtype, ...]) -> int:
+    """Lanes that an instruction on these types (destination first) fills.
+
+    Those of a byte where it makes bytes of packed elements by nothing but `BYTE_OPERATIONS`, on a target that has them.
+    """
+    narrow = _BYTES.issuperset(dtypes) and not set(PACKED).isdisjoint(dtypes[1:])
+    in_bytes = narrow and kernel.reduction is None and kernel.operations <= BYTE_OPERATIONS
+    return max(target.vector.lanes, target.vector.byte_lanes if in_bytes else 0)
+
+
+def vector_cycles(
+    target: Target, kernel: VectorKernel, dims: tuple[int, int, int], dtypes: tuple[Dtype, ...] = ()
+) -> int:
     """Cycles of one vector instruction: lane-vectors per context times the kernel's operations.
 
     The innermost axis fills the lanes; the outer two are divided over the contexts. An instruction whose inner axis is
-    short packs outer elements into the same lane-vector. Each of the `packed` sources, those of less than a byte per
-    element, costs a conversion more: bits are shifted and masked, or looked up, before they are numbers in lanes.
-    Wider sources widen in the load ports.
+    short packs outer elements into the same lane-vector. `dtypes` are those of the operands, the destination first:
+    each source of less than a byte per element costs a conversion more, as bits are shifted and masked, or looked up,
+    before they are numbers in lanes. Wider sources widen in the load ports.
     """
-    unit = target.vector
+    unit, lanes = target.vector, vector_lanes(target, kernel, dtypes)
     outer, inner = dims[0] * dims[1], dims[2]
-    together = max(1, unit.lanes // inner)
-    vectors = ceil_div(inner, unit.lanes) * ceil_div(outer, together)
+    together = max(1, lanes // inner)
+    vectors = ceil_div(inner, lanes) * ceil_div(outer, together)
     weight = sum(count * unit.cycles[name] for name, count in zip(COST_CLASSES, kernel.cost, strict=True))
-    weight += packed * unit.cycles["convert"]
+    weight += sum(dtype in PACKED for dtype in dtypes[1:]) * unit.cycles["convert"]
     return unit.startup_cycles + max(1, round(ceil_div(vectors, unit.contexts) * weight))

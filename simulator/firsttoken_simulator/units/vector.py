@@ -2,7 +2,8 @@
 
 A source with stride 0 along the inner axis is read once per row of lanes, any other once per element; the
 destination is written once per element that it has, and a reduction that does not initialise reads it too. Rows of
-elements of less than a byte are whole bytes. The bank time is that of the slowest operand's stream.
+elements of less than a byte are whole bytes. Operations are counted as those of fp32 lanes that take as long. The bank
+time is that of the slowest operand's stream.
 """
 
 import math
@@ -13,7 +14,7 @@ from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.types import PACKED, Dtype, Space
 from firsttoken_compiler.isa.vector import INITIALISE, KERNEL_SHIFT
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
-from firsttoken_compiler.target.rates import vector_cycles
+from firsttoken_compiler.target.rates import vector_cycles, vector_lanes
 from firsttoken_compiler.target.target import Target
 from firsttoken_simulator.units.compute import ComputeCost
 from firsttoken_simulator.units.scratchpad import stream_cycles
@@ -33,14 +34,15 @@ def _one(target: Target, kernels: tuple[VectorKernel, ...], row: list[int]) -> t
     flags, dims = row[0], (row[1], row[2], row[3])
     kernel = kernels[flags >> KERNEL_SHIFT]
     elements = dims[0] * dims[1] * dims[2]
-    read = written = acc = packed = 0
+    read = written = acc = 0
+    dtypes: list[Dtype] = []
     banks = 0.0
     for index in range(word.MAX_OPERANDS):
         kind, *strides = row[4 + 4 * index : 8 + 4 * index]
         if not kind:
             continue
         dtype = Dtype(word.dtype_of(kind))
-        packed += dtype in PACKED
+        dtypes.append(dtype)
         if index == 0:
             moved = dtype.nbytes(math.prod(extent for extent, stride in zip(dims, strides, strict=True) if stride))
             accumulates = kernel.reduction is not None and not flags & INITIALISE
@@ -53,8 +55,10 @@ def _one(target: Target, kernels: tuple[VectorKernel, ...], row: list[int]) -> t
         written += moved if index == 0 else 0
         read += moved if index or accumulates else 0
         banks = max(banks, stream_cycles(target, moved * (1 + accumulates), *_pattern(dims, strides, dtype)))
-    cycles, operations = vector_cycles(target, kernel, dims, packed), elements * (sum(kernel.cost) + packed)
-    return 0, cycles, 0, math.ceil(banks), read, written, acc, operations
+    cycles = vector_cycles(target, kernel, dims, tuple(dtypes))
+    each = sum(kernel.cost) + sum(dtype in PACKED for dtype in dtypes[1:])
+    narrower = vector_lanes(target, kernel, tuple(dtypes)) / target.vector.lanes
+    return 0, cycles, 0, math.ceil(banks), read, written, acc, math.ceil(elements * each / narrower)
 
 
 def _pattern(dims: tuple[int, int, int], strides: list[int], dtype: Dtype) -> tuple[int, int]:

@@ -181,7 +181,17 @@ MEANING: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"select"}))
+@given(st.lists(st.floats(-100, 100, width=32), min_size=16, max_size=16), st.lists(st.integers(-3, 20), min_size=1))
+def test_lookup_reads_a_table_up_to_its_ends(table: list[float], indices: list[int]) -> None:
+    kernel = VectorKernel.parse(f"lookup(s0, {', '.join(map(repr, table))})")
+    assert (kernel.sources, sum(kernel.cost)) == (1, 1)
+    source = np.array(indices, np.float32).reshape(1, 1, -1)
+    found = kernel.evaluate([source], (1, 1, len(indices)))
+    assert found.reshape(-1).tolist() == [np.float32(table[min(max(i, 0), 15)]) for i in indices]
+    assert str(VectorKernel.parse(str(kernel))) == str(kernel)
+
+
+@pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"select", "lookup"}))
 def test_each_operation_means_what_numpy_says(name: str) -> None:
     arity = OPERATIONS[name][0]
     kernel = VectorKernel((name, *("s0", "s1")[:arity]))

@@ -44,6 +44,8 @@ class Case:
     on_chip: frozenset[str] = frozenset()
     unit: tuple[int, int] = (8, 8)
     seed: int = 0
+    in_bytes: bool = False
+    """Whether the vector unit has lanes of bytes, and looks numbers up."""
 
     @property
     def k(self) -> int:
@@ -51,7 +53,9 @@ class Case:
 
     @property
     def target(self) -> Target:
-        return small_target(*self.unit)
+        target = small_target(*self.unit)
+        more = {"byte_lanes": 4 * target.vector.lanes, "table_entries": 16} if self.in_bytes else {}
+        return replace(target, vector=replace(target.vector, **more))
 
     @property
     def spec(self) -> KernelSpec:
@@ -124,7 +128,7 @@ def cases(draw: st.DrawFn, kind: BlockType, method: str) -> Case:
     on_chip = draw(st.frozensets(st.sampled_from(["a", "out", "residual", "factor"])))
     tile = replace(tile, whole=tile.whole and "a" not in on_chip)
     unit = draw(st.sampled_from([(8, 8), (16, 16), (32, 5)]))
-    return Case(kind, m, n, blocks, tile, method, added, on_chip, unit, draw(st.integers(0, 99)))
+    return Case(kind, m, n, blocks, tile, method, added, on_chip, unit, draw(st.integers(0, 99)), draw(st.booleans()))
 
 
 @pytest.mark.parametrize("method", METHODS)
