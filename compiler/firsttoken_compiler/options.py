@@ -81,6 +81,8 @@ class Precision:
     which are kept; `auto`: what costs least of these and of rows in the type of the activations.
     `norm_cache_place` is where rows that are kept lie; `auto` lets what is touched most per byte have the scratchpad.
     `residual_spill` is the type of those sums of the residual stream that lie in DRAM.
+    `ranges`: ONNX tensors that products read, each with its largest magnitude, for integer activations with a static
+    scale; without any, each token has a scale of its own.
     `kv_cache` is the type in which keys and values are kept: int8 with a scale per token and head, or fp16.
     `storage` is the type of floating-point values between operators; with fp32 only what the matrix unit reads is fp16.
     """
@@ -92,6 +94,7 @@ class Precision:
     layer_bits: tuple[int, ...] = ()
     storage: str = "fp16"
     kv_cache: str = "fp16"
+    ranges: tuple[tuple[str, float], ...] = ()
     asymmetric: bool = False
     rules: tuple[WeightRule, ...] = ()
     norm_cache_place: str = "auto"
@@ -123,6 +126,10 @@ class Precision:
                 f"--norm-cache {self.norm_cache} keeps no rows that could lie in {self.norm_cache_place}: "
                 "leave out --norm-cache-place"
             )
+        if self.ranges and self.norm_cache == "statistics":
+            raise OptionError("--norm-cache statistics makes a scale per token: choose another one with --acts-range")
+        if self.ranges and self.acts == HALF and self.norm_cache not in ("int8", "int16"):
+            raise OptionError(f"--acts-range gives integer activations their scales, and --acts is {self.acts}")
         if self.weights == HALF and self.norm_cache in ("int8", "int16"):
             raise OptionError(
                 f"--norm-cache {self.norm_cache} feeds integers to fp16 weights; choose fp16 or off with --weights fp16"

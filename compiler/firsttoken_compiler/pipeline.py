@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from firsttoken_compiler.passes.cache_norms import CacheNorms
     from firsttoken_compiler.passes.canonicalise import Canonical
     from firsttoken_compiler.passes.quantise import Quantised
+    from firsttoken_compiler.passes.static_ranges import StaticRanges
 
 PIPELINE: Final = (
     "specialise",  # ONNX → ONNX; static shapes, float32, no node whose value follows from the file
@@ -90,10 +91,12 @@ class _Run:
         from firsttoken_compiler.passes.kv_cache import KvCache
         from firsttoken_compiler.passes.quantise import Quantise
         from firsttoken_compiler.passes.split import split
+        from firsttoken_compiler.passes.static_ranges import StaticRanges, multiplied
 
         student = specialise(student)
         self.done("specialise", student)
         student = prepare(add_masks(student))
+        static = StaticRanges(dict(precision.ranges), multiplied(student.graph.node, student.initializers))
         imported, canonical = split(student, self.fallback, self.done, frozenset(target.matrix.macs_per_cycle))
         quantised = Quantise(precision, target).run(canonical, imported.weights)
         self.done("quantise", quantised.module)
@@ -105,9 +108,9 @@ class _Run:
 
         def lower(norms: CacheNorms, spilled: frozenset[str] = frozenset()) -> Lowered:
             if not spilled:
-                return _lowered(typed, nodes, norms, target)
+                return _lowered(typed, nodes, norms, static, target)
             narrow = Quantise(precision, target, spilled).run(of[0], imported.weights)
-            return _lowered(*caches.run(narrow, *of)[:2], norms, target)
+            return _lowered(*caches.run(narrow, *of)[:2], norms, static, target)
 
         plan = choose_norms(precision, target, lower)
         lowered, canonical = plan.lowered, plan.lowered.canonical
@@ -146,7 +149,9 @@ class _Run:
             self.progress("compile", PIPELINE.index(name) + part, len(PIPELINE))
 
 
-def _lowered(quantised: Quantised, canonical: Canonical, norms: CacheNorms, target: Target) -> Lowered:
+def _lowered(
+    quantised: Quantised, canonical: Canonical, norms: CacheNorms, static: StaticRanges, target: Target
+) -> Lowered:
     """The passes from typed operators to placed launches, with norms that go these ways."""
     from firsttoken_compiler.codegen.norm_choice import Lowered
     from firsttoken_compiler.passes.fuse import Fuse
@@ -156,6 +161,6 @@ def _lowered(quantised: Quantised, canonical: Canonical, norms: CacheNorms, targ
     from firsttoken_compiler.passes.place import Place
 
     cached, decisions = norms.run(quantised)
-    fused, nodes = FuseNorms().run(*FuseWindows().run(*Fuse().run(cached, canonical)))
+    fused, nodes = static.run(*FuseNorms().run(*FuseWindows().run(*Fuse().run(cached, canonical))))
     launches = Lower().run(fused)
     return Lowered(cached, fused, nodes, launches, Place(target).run(launches), decisions)

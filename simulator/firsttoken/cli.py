@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 import typer
 
 from firsttoken.progress import Bar
+<<<<<<< Updated upstream
 from firsttoken.verbs.footprint import footprint
+=======
+from firsttoken.verbs.calibrate import calibrate
+>>>>>>> Stashed changes
 from firsttoken.verbs.quality import quality
 from firsttoken.verbs.quantise import quantise
 from firsttoken_compiler.errors import FirsttokenError, OptionError
@@ -44,6 +48,7 @@ app.add_typer(targets_app, name="targets")
 app.add_typer(students_app, name="students")
 app.command()(footprint)
 app.command()(quantise)
+app.command()(calibrate)
 app.command()(quality)
 
 Student = Annotated[str, typer.Argument(help="An ONNX or GGUF file, or a built-in student.", show_default=False)]
@@ -76,6 +81,10 @@ Acts = Annotated[
     typer.Option("--acts", help="Type of the activations; default: int8 for integer weights, else fp16."),
 ]
 Group = Annotated[Literal["32", "64", "128", "channel"], typer.Option("--group", help="Weights that share a scale.")]
+ActsRange = Annotated[
+    str,
+    typer.Option("--acts-range", metavar="dynamic|FILE", help="A scale per token, or the ranges of 'calibrate'."),
+]
 KvCache = Annotated[
     Literal["fp16", "int8"], typer.Option("--kv-cache", help="How keys and values are kept, int8 with a scale per row.")
 ]
@@ -146,6 +155,7 @@ def run(
     norm_cache_place: NormPlace = "auto",
     residual_spill: Spill = "fp32",
     kv_cache: KvCache = "fp16",
+    acts_range: ActsRange = "dynamic",
     seed: Seed = 0,
     fallback: Fallback = True,
     weights_absent: WeightsAbsent = False,
@@ -159,9 +169,9 @@ def run(
 
     lengths = prompt_lengths(prompt or [])
     options = _options(
-        mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, kv_cache=kv_cache,
-        norm_cache_place=norm_cache_place, residual_spill=residual_spill, seed=seed, fallback=fallback,
-        weights_absent=weights_absent,
+        mix, acts_range, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
+        kv_cache=kv_cache, norm_cache_place=norm_cache_place, residual_spill=residual_spill, seed=seed,
+        fallback=fallback, weights_absent=weights_absent,
     )  # fmt: skip
     documents = []
     with Bar() as bar:
@@ -198,6 +208,7 @@ def compile_command(
     norm_cache_place: NormPlace = "auto",
     residual_spill: Spill = "fp32",
     kv_cache: KvCache = "fp16",
+    acts_range: ActsRange = "dynamic",
     seed: Seed = 0,
     fallback: Fallback = True,
     weights_absent: WeightsAbsent = False,
@@ -214,9 +225,9 @@ def compile_command(
 
     lengths = prompt_lengths(prompt or [])
     options = _options(
-        mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, kv_cache=kv_cache,
-        norm_cache_place=norm_cache_place, residual_spill=residual_spill, seed=seed, fallback=fallback,
-        weights_absent=weights_absent,
+        mix, acts_range, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
+        kv_cache=kv_cache, norm_cache_place=norm_cache_place, residual_spill=residual_spill, seed=seed,
+        fallback=fallback, weights_absent=weights_absent,
     )  # fmt: skip
     written: dict[Path, Program] = {}
     with Bar() as bar:
@@ -296,6 +307,7 @@ def generate(
     norm_cache_place: NormPlace = "auto",
     residual_spill: Spill = "fp32",
     kv_cache: KvCache = "fp16",
+    acts_range: ActsRange = "dynamic",
     seed: Seed = 0,
     compare: Annotated[
         Literal["onnxruntime"] | None, typer.Option("--compare", help="Print its answer too, and how far they agree.")
@@ -311,13 +323,13 @@ def generate(
             prompt_text,
             max_new_tokens=max_new_tokens,
             options=_options(
-                mix, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
+                mix, acts_range, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
                 norm_cache_place=norm_cache_place, residual_spill=residual_spill, kv_cache=kv_cache, seed=seed,
-            ),  # fmt: skip
+            ),
             target=target,
             compare=compare,
             progress=bar.update,
-        )
+        )  # fmt: skip
     if as_json:
         print(result.to_json())
         return
@@ -439,12 +451,13 @@ def students_show(name: Annotated[str, typer.Argument(show_default=False)], as_j
     _print_facts(student_document(name), as_json)
 
 
-def _options(mix: str | None, **chosen: Any) -> RunOptions:
-    """The options of these names, with the rules of `--mix`."""
+def _options(mix: str | None, acts_range: str, **chosen: Any) -> RunOptions:
+    """The options of these names, with the rules of `--mix` and the ranges of `--acts-range`."""
+    from firsttoken.act_ranges import ranges_of
     from firsttoken.options import RunOptions
     from firsttoken.weight_rules import rules_of
 
-    return RunOptions(rules=() if mix is None else rules_of(mix), **chosen)
+    return RunOptions(rules=() if mix is None else rules_of(mix), ranges=ranges_of(acts_range), **chosen)
 
 
 def _program_facts(program: Program) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class RunOptions:
         norm_cache: type in which normalised rows are kept, "int8", "int16" or "fp16"; "statistics", "off" (nothing is
             kept) or "auto" (the cheapest); None for what goes with the activations.
         kv_cache: "fp16" or "int8", type of the keys and values that are kept.
+        ranges: tensors that products read with their largest magnitudes (`act_ranges.ranges_of`), for static scales of
+            integer activations; empty for a scale per token.
         seed: of every random choice.
         fallback: whether the host computes what the NPU cannot; without it that is an error.
         weights_absent: whether an ONNX file may lack its external weights, which no time depends on.
@@ -40,6 +42,7 @@ class RunOptions:
     group: str = "128"
     norm_cache: str | None = None
     kv_cache: str = "fp16"
+    ranges: tuple[tuple[str, float], ...] = ()
     seed: int = 0
     fallback: bool = True
     weights_absent: bool = False
@@ -53,6 +56,7 @@ class RunOptions:
         """Raises OptionError for a combination that does not exist."""
         object.__setattr__(self, "layer_bits", tuple(self.layer_bits))
         object.__setattr__(self, "rules", tuple(self.rules))
+        object.__setattr__(self, "ranges", tuple(self.ranges))
         self.precision()
 
     def precision(self, student_bits: tuple[int, ...] = ()) -> Precision:
@@ -68,7 +72,7 @@ class RunOptions:
             self.weights, self.acts, self.group, self.norm_cache, asymmetric=self.asymmetric, rules=self.rules
         )
         return replace(
-            chosen, layer_bits=bits if any(bits) else (), kv_cache=self.kv_cache,
+            chosen, layer_bits=bits if any(bits) else (), kv_cache=self.kv_cache, ranges=self.ranges,
             norm_cache_place=self.norm_cache_place, residual_spill=self.residual_spill,
         )  # fmt: skip
 
@@ -83,6 +87,7 @@ class RunOptions:
             "norm_cache_place": chosen.norm_cache_place,
             "residual_spill": chosen.residual_spill,
             "kv_cache": chosen.kv_cache,
+            "acts_range": "static" if chosen.ranges else "dynamic",
             "seed": self.seed,
             **({"mix": [rule.text() for rule in self.rules]} if self.rules else {}),
         }

@@ -138,7 +138,8 @@ def test_compile_passes_everything_on(uneven: StudentConfig, monkeypatch: pytest
     assert seen["meta"] == {
         "weights": "int8", "activations": "int8", "group": "128", "norm_cache": "int8", "seed": 4,
         "student": "tiny-uneven", "target": "systolic-128", "target_hash": TARGET.content_hash, "prompt_tokens": 2,
-        "past": 5, "phase": "decode", "kv_cache": "fp16", "norm_cache_place": "auto", "residual_spill": "fp32",
+        "past": 5, "phase": "decode", "kv_cache": "fp16", "acts_range": "dynamic",
+        "norm_cache_place": "auto", "residual_spill": "fp32",
     }  # fmt: skip
 
 

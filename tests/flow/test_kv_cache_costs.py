@@ -16,7 +16,8 @@ WIDE = dataclasses.replace(QWEN2, name="tiny-wide", head_dim=64, max_positions=4
 @pytest.mark.parametrize("target", ["snapdragon-x-elite", "systolic-128"])
 def test_a_long_cache_costs_less_in_int8(target: str) -> None:
     fp16, int8 = (
-        run(WIDE, target, prompt=1, past=1023, options=RunOptions(kv_cache=kind), cache=False) for kind in ("fp16", "int8")
+        run(WIDE, target, prompt=1, past=1023, options=RunOptions(kv_cache=kind), cache=False)
+        for kind in ("fp16", "int8")
     )
     assert (fp16.kv_cache, int8.kv_cache) == ("fp16", "int8")
     assert fp16.kv_bytes == 2 * 2 * 2 * 1024 * 64 * 2

@@ -41,8 +41,8 @@ class Group:
 
     @property
     def splits(self) -> bool:
-        """Whether every reader is a product that could make the rows itself."""
-        return all(
+        """Whether every reader is a product that could make the rows itself; static scales come with rows alone."""
+        return not self.norm.spec.get("static") and all(
             reader.spec.kind == "linear"
             and not reader.spec.get("blocks")
             and reader.args[0] == self.rows

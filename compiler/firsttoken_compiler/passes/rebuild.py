@@ -48,7 +48,9 @@ def rebuild(
                     state.env[binding.var] = visit(state, binding.var, value, [env.get(a, a) for a in value.args])
                 elif isinstance(value, relax.TupleGetItem):
                     pair = env.get(value.tuple_value, value.tuple_value)
-                    state.env[binding.var] = state.emit(relax.TupleGetItem(pair, value.index))
+                    known = isinstance(pair, relax.Tuple)
+                    item = pair.fields[value.index] if known else state.emit(relax.TupleGetItem(pair, value.index))
+                    state.env[binding.var] = item
                 else:
                     state.env[binding.var] = env.get(value, value)
             result = state.builder.emit_output(relax.Tuple([env[value] for value in outputs] + more(state)))

@@ -36,13 +36,27 @@ MIN_CACHE_SCALE = 2.0**-14
 def definition(spec: KernelSpec) -> Any:
     """The PrimFunc of a spec: operands, then results."""
     inputs = [te.placeholder(arg.shape, NAMES[arg.dtype], name=f"p{i}") for i, arg in enumerate(spec.args)]
-    outputs = _DEFINITIONS[spec.kind](spec, inputs)
+    outputs = _narrowed(spec, inputs, _DEFINITIONS[spec.kind])
     return te.create_prim_func([*inputs, *outputs])
 
 
 def element_definition(spec: KernelSpec, inputs: list[Any]) -> list[Any]:
     """What the schedule of a row-wise kernel starts from: as `definition`, with the axes of heads spelled out."""
-    return _BY_ELEMENT.get(spec.kind, _DEFINITIONS[spec.kind])(spec, inputs)
+    return _narrowed(spec, inputs, _BY_ELEMENT.get(spec.kind, _DEFINITIONS[spec.kind]))
+
+
+def in_floats(spec: KernelSpec) -> KernelSpec:
+    """The kernel with the fp32 result that a static scale makes integers of."""
+    params = tuple((name, value) for name, value in spec.params if name != "static")
+    return KernelSpec(spec.kind, params, spec.args[:-1], (Arg(spec.outs[0].shape, Dtype.F32),))
+
+
+def _narrowed(spec: KernelSpec, p: list[Any], make: Callable[[KernelSpec, list[Any]], list[Any]]) -> list[Any]:
+    """Results; `static` ones are round-half-even(x * inverse), where the last operand is the inverse of the scale."""
+    if not spec.get("static"):
+        return make(spec, p)
+    (x,), dtype = make(in_floats(spec), p[:-1]), NAMES[spec.outs[0].dtype]
+    return [te.compute(spec.outs[0].shape, lambda i, j: te.round(x[i, j] * p[-1][0, 0]).astype(dtype), name="q")]
 
 
 def _f32(value: Any) -> Any:
@@ -100,6 +114,8 @@ def _swiglu(spec: KernelSpec, p: list[Any]) -> list[Any]:
 def _quantise(spec: KernelSpec, p: list[Any]) -> list[Any]:
     rows, width = spec.args[0].shape
     x = p[0]
+    if len(spec.outs) == 1:
+        return [te.compute((rows, width), lambda i, j: _store(spec, _f32(x[i, j])), name="out")]
     if spec.args[0].dtype is not Dtype.F32:
         x = te.compute((rows, width), lambda i, j: _f32(p[0][i, j]), name="wide")
     return _quantise_rows(spec, x, rows, width)
@@ -304,6 +320,7 @@ def linear_names(spec: KernelSpec) -> list[str]:
     `a_sum`: sums of the activations, less their zero point, per token and group, with `w_zero`, those of the weights,
     or with `w_min`, what is added to the weights of each group and column after they are scaled. In place of `w`,
     weights in blocks have a plane for each part of their blocks.
+    `inverse`: of the static scale of integers that the result becomes.
     """
     if spec.get("blocks"):
         planes = [plane.name for plane in BLOCK_TYPES[str(spec["blocks"])].planes]
@@ -315,6 +332,7 @@ def linear_names(spec: KernelSpec) -> list[str]:
         "a_zero": spec.get("asymmetric"), "a_sum": spec.get("zeros") or spec.get("minimum"),
         "w_scale": spec["group"], "w_zero": spec.get("zeros"),
         "w_min": spec.get("minimum"), "w_sum": spec.get("asymmetric"), **{name: spec.get(name) for name in ADDED},
+        "inverse": spec.get("narrow"),
     }  # fmt: skip
     return names + [name for name, present in given.items() if present]
 
@@ -367,6 +385,8 @@ def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: 
         value = expressions.apply(str(spec["act"]), [value])
     if "factor" in operands:
         value = value * _f32(operands["factor"][i, j])
+    if "inverse" in operands:
+        value = te.round(value * operands["inverse"][0, 0])
     return _store(spec, value)
 
 

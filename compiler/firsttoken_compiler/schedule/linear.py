@@ -140,7 +140,8 @@ class _Padded:
         """Logical shape of an operand."""
         return {
             "a": (self.m, self.k), "w": (self.p, self.k, self.panel),
-            "a_scale": (1 if self.shape.one_scale else self.m, 1), "a_zero": (1, 1), "a_sum": (self.m, self.groups),
+            "a_scale": (1 if self.shape.one_scale else self.m, 1), "a_zero": (1, 1), "inverse": (1, 1),
+            "a_sum": (self.m, self.groups),
             "w_scale": (self.p, self.groups, self.panel), "w_zero": (self.p, self.groups, self.panel),
             "w_min": (self.p, self.groups, self.panel), "w_sum": (self.p, self.groups, self.panel),
             "bias": (self.p, self.panel),
@@ -215,6 +216,8 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
             value = expressions.apply(str(spec["act"]), [value])
         if "factor" in p:
             value = value * p["factor"][i, c, j].astype("float32")
+        if "inverse" in p:
+            value = te.round(value * p["inverse"][0, 0])
         return value.astype(NAMES[spec.outs[0].dtype])
 
     out = te.compute(grid, element, name="out")
@@ -274,7 +277,7 @@ class _Scheduling:
             ("w_scale", "p,g,j", p0), ("w_zero", "p,g,j", p0), ("w_min", "p,g,j", p0), ("w_sum", "p,g,j", p0),
             ("bias", "p,j", p0),
             ("a_scale", "one,one" if one else "m,one", None if one else m0), ("a_zero", "one,one", None),
-            ("a_sum", "m,g", m0), ("residual", "m,p,j", m0), ("factor", "m,p,j", m0),
+            ("a_sum", "m,g", m0), ("residual", "m,p,j", m0), ("factor", "m,p,j", m0), ("inverse", "one,one", None),
         ):  # fmt: skip
             if self.where.get(name) is Space.DRAM:
                 reader = corrected if name in ZERO_POINTS else out

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule import layout, norm_definitions, vector_definitions
-from firsttoken_compiler.schedule.definitions import element_definition
+from firsttoken_compiler.schedule.definitions import element_definition, in_floats
 from firsttoken_compiler.schedule.intrinsics import SPAD
 from firsttoken_compiler.schedule.kernel import Scheduled, annotate
 from firsttoken_compiler.schedule.layout import Layout, Ragged
@@ -123,6 +123,9 @@ def _layouts(spec: KernelSpec, padded: int, pitches: list[int]) -> list[Layout]:
 
 def _stages(spec: KernelSpec) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Names of a kernel's blocks: inlined intermediates, those kept on chip, results."""
+    if spec.get("static"):
+        inlined, kept, results = _stages(in_floats(spec))
+        return (*inlined, *results), kept, ("q",)
     general = vector_definitions.stages(spec) or norm_definitions.stages(spec)
     if general is not None:
         return general

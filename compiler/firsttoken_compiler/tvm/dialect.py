@@ -147,7 +147,7 @@ def declared(c: Any, _context: Any) -> Any:
 def _quantised(c: Any, _context: Any) -> Any:
     rows, width = shape_of(c.args[0])
     out = str(c.attrs["out"])
-    if out in ("int8", "int16"):
+    if out in ("int8", "int16") and "static" not in c.attrs:
         return relax.TupleType([tensor([rows, width], out), tensor([rows, 1], "float32")])
     return tensor([rows, width], out)
 
@@ -238,7 +238,9 @@ CANONICAL: dict[str, Infer] = {
     # with scales [kv, t, 1], or [t, kv*d] without past
     "npu.attention": declared,
     "npu.swiglu": _quantised,  # (gate [m, i], up [m, i]) -> [m, i], with int8/int16 out: ([m, i], scale [m, 1])
-    "npu.quantise": _quantised,  # (x [m, h]) -> ([m, h], scale [m, 1])
+    # (x [m, h]) -> ([m, h], scale [m, 1]). This and other operators with integer results take the inverse of a scale
+    # [1, 1] as their last operand where `static` is 1, and then have one result
+    "npu.quantise": _quantised,
     "npu.add": declared,  # (a, b) of one shape
     "npu.host": _host_results,  # (any tensors); segment, results -> the results as a tuple, row-major
     "npu.columns": _columns,  # (x [m, h]); first, width -> [m, width]

@@ -29,9 +29,10 @@ from firsttoken_simulator.timeline import Timeline
 
 MAX_LINKS: Final = 1000
 _META: Final = (
-    "prompt_tokens", "past", "weights", "activations", "group", "norm_cache", "kv_cache", "seed", "student", "phase",
+    "prompt_tokens", "past", "weights", "activations", "group", "norm_cache", "kv_cache", "acts_range", "seed",
+    "student", "phase",
 )  # fmt: skip
-_TEXTS: Final = ("student", "weights", "activations", "group", "norm_cache", "kv_cache", "phase")
+_TEXTS: Final = ("student", "weights", "activations", "group", "norm_cache", "kv_cache", "acts_range", "phase")
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def differing_inputs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between the two questions: `name: old -> new`."""
     names = (
         "tool_version", "student", "target", "target_hash", "phase", "prompt_tokens", "past", "weights", "activations",
-        "group", "norm_cache", "kv_cache", "seed",
+        "group", "norm_cache", "kv_cache", "acts_range", "seed",
     )  # fmt: skip
     return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 

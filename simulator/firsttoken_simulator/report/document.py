@@ -177,6 +177,7 @@ class RunDocument(_Part):
     group: str
     norm_cache: str
     kv_cache: str = ""
+    acts_range: str = ""
     seed: int
     ttft_ms: float
     ttft_cycles: int

@@ -46,6 +46,10 @@ def _formats(run: RunDocument) -> str:
     ) or "-"  # fmt: skip
 
 
+def _scales(run: RunDocument) -> str:
+    return ", static scales" if run.acts_range == "static" else ""
+
+
 def _kept(run: RunDocument) -> str:
     """Their type, and what they take in DRAM."""
     if not run.kv_bytes:
@@ -74,7 +78,7 @@ ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
     ("student", lambda r: plain(r.student)),
     ("target", lambda r: f"{r.target} ({r.target_hash})"),
     ("prompt", lambda r: f"{r.prompt_tokens} tokens" + (f" after {r.past}" if r.past else "")),
-    ("weights / activations", lambda r: f"{r.weights}{_group(r)} / {r.activations}"),
+    ("weights / activations", lambda r: f"{r.weights}{_group(r)} / {r.activations}{_scales(r)}"),
     ("  matrices by format", _formats),
     ("norm cache", lambda r: r.norm_cache),
     ("keys and values", _kept),
