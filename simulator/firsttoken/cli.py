@@ -15,11 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 import typer
 
 from firsttoken.progress import Bar
-<<<<<<< Updated upstream
-from firsttoken.verbs.footprint import footprint
-=======
 from firsttoken.verbs.calibrate import calibrate
->>>>>>> Stashed changes
+from firsttoken.verbs.footprint import footprint
 from firsttoken.verbs.quality import quality
 from firsttoken.verbs.quantise import quantise
 from firsttoken_compiler.errors import FirsttokenError, OptionError
