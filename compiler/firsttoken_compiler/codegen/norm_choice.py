@@ -91,10 +91,10 @@ class _Choice:
         now = {label: _now(lowered.placement, found) for label, found in groups.items()}
         chosen, notes = first, list[str]()
         if self.asked in ("off", "statistics"):
-            chosen = self._option(dict.fromkeys(estimates, self.asked), frozenset())
+            chosen = self._option({decision.name: self.asked for decision in lowered.decisions}, frozenset())
         elif self.place == "auto" or (self.asked == "auto" and self.place == "dram"):
             chosen, notes = self._cheapest(first, estimates, now)
-        ways = {label: chosen.ways.get(label, way) for label, way in now.items()}
+        ways = {**now, **chosen.ways}
         if self.spill == "fp16":
             spilled = frozenset(name for name, space in _residual(chosen.lowered) if space is Space.DRAM)
             chosen = self._option(chosen.ways, spilled) if spilled else chosen
@@ -193,7 +193,8 @@ def _line(
         "scratchpad": f"kept as {decision.cached_as} in scratchpad for {products}, {nbytes:,} bytes",
         "dram": f"kept as {decision.cached_as} in DRAM for {products}, {nbytes:,} bytes{why}",
         "statistics": f"made from its statistics in each of {products}",
-    }.get(way, f"computed again for {products}")
+        "off": f"computed again for {products}",
+    }.get(way, f"kept as {decision.cached_as} for {products}, as a result of the graph")
     mine, others = estimates.get(decision.name, {}).get(way), []
     for other, estimate in estimates.get(decision.name, {}).items():
         if other == way or mine is None:

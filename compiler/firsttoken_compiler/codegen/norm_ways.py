@@ -40,6 +40,11 @@ class Group:
         return self.norm.outs[0]
 
     @property
+    def feeds(self) -> bool:
+        """Whether a product reads the rows as they are."""
+        return any(reader.spec.kind == "linear" and reader.args[0] == self.rows for reader in self.readers)
+
+    @property
     def splits(self) -> bool:
         """Whether every reader is a product that could make the rows itself; static scales come with rows alone."""
         return not self.norm.spec.get("static") and all(
@@ -101,7 +106,7 @@ class Costs:
         return {way: self._estimate(group, way) for way in ways}
 
     def _estimate(self, group: Group, way: str) -> Estimate | None:
-        launches = group.launches(way)
+        launches = tuple(launch for launch in group.launches(way) if launch.spec.kind != "host")
         names = {v.name for launch in launches for v in launch.outs} - {v.name for r in group.readers for v in r.outs}
         kept = Space.DRAM if way == "dram" else Space.SPAD
         if way == "off":
@@ -130,7 +135,10 @@ class Costs:
 
 
 def groups_of(launches: Launches, names: Iterable[str]) -> dict[str, list[Group]]:
-    """The norms of these names, variables of the canonical module, whose rows are kept."""
+    """The norms of these names, variables of the canonical module, whose rows are kept.
+
+    A norm may be computed in several types; those that products read count, where there are any.
+    """
     labels = set(names)
     readers: dict[tuple[str, str], list[Launch]] = {}
     for launch in launches.launches:
@@ -141,4 +149,5 @@ def groups_of(launches: Launches, names: Iterable[str]) -> dict[str, list[Group]
         if launch.spec.kind in NORMS and launch.label in labels and launch.outs[0].kind == "storage":
             group = Group(launch, tuple(readers.get(("storage", launch.outs[0].name), ())))
             found.setdefault(launch.label, []).append(group)
-    return found
+    products = {label: [group for group in of if group.feeds] for label, of in found.items()}
+    return {label: products[label] or of for label, of in found.items()}
