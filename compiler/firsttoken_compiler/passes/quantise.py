@@ -150,9 +150,7 @@ class _State:
                     else:
                         self._declare_plain(argument, argument in self.angles or binding.var in self.angles)
                         if name == "npu.gather" and index == 0 and binding.var not in self.angles:
-                            dtype = self.plain[argument.name]
-                            kept = Kept(f"{argument.name} rows", _FLOATS.get(dtype, dtype))
-                            self.formats[argument.name] = kept
+                            self._declare_table(argument)
 
     def _declare_plain(self, argument: Any, rotary: bool) -> None:
         """fp16; tables of rotary angles, told by their use, are fp32: long prompts need more than 11 bits."""
@@ -164,6 +162,12 @@ class _State:
                 f"weight {self.weights[argument.name]} is used both as rotary angles and as something else"
             )
         self._parameter(argument.name, argument, dtype)
+
+    def _declare_table(self, argument: Any) -> None:
+        """Floats some of whose rows are gathered; rules may be about them."""
+        source, dtype = self.weights.get(argument.name, argument.name), self.plain[argument.name]
+        self.chosen.of(argument.name, source, shape_of(argument)[-1])
+        self.formats[argument.name] = Kept(f"{source} rows", _FLOATS.get(dtype, dtype))
 
     def _declare_turned(self, argument: Any) -> None:
         """The transpose of a table, made when the weights are packed."""
@@ -210,7 +214,10 @@ class _State:
         own, made = _rows_name(call, argument), parts(stored, stored.n, False)
         scales = stored.scales is not None and stored.scales.layout != "one"
         self.packings[own] = made["w_scale" if scales else "w"].packing
-        self.formats[own] = Kept(f"{self.weights[argument.name]} rows", _rows_format(call, stored), True)
+        ours = stored.layout.startswith("rows:")
+        if ours:
+            self.chosen.of(argument.name, stored.source, shape_of(argument)[-1])
+        self.formats[own] = Kept(f"{stored.source} rows", _rows_format(call, stored), not ours)
         self._parameter(own, argument, str(call.attrs["out"]), (stored.k, int(call.attrs["width"])))
 
     def _stored(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:

@@ -16,7 +16,7 @@ from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.options import HALF, INTEGERS, Precision
 from firsttoken_compiler.passes.roles import OTHER, Place, Roles
-from firsttoken_compiler.passes.stored import Part
+from firsttoken_compiler.passes.stored import Part, block_parts
 from firsttoken_compiler.schedule.linear import panel_of
 from firsttoken_compiler.target.target import Target
 
@@ -92,7 +92,9 @@ class WeightFormats:
         self._require_pair(chosen)
         panel, shape = panel_of(self.target), (matrix.k, matrix.n)
         if chosen in BLOCK_TYPES:
-            raise OptionError(f"weight {matrix.source} as {chosen}: products on blocks made of floats are not here yet")
+            kind = BLOCK_TYPES[chosen]
+            parts = block_parts(matrix.source, chosen, *shape, panel, stored=False, transposed=matrix.transposed)
+            return Formatted(chosen, parts, {"bits": kind.bits, "group": kind.group, "blocks": chosen})
         layout = "conv" if matrix.convolved else ""
         if chosen == HALF:
             packing = Packing(matrix.source, "panels", *shape, panel, 16, 0, matrix.transposed, layout)
