@@ -136,7 +136,7 @@ class _State:
         return isinstance(bound, Call) and bound.op.name == name
 
     def _visit(self, state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
-        if variable in self.consumers:
+        if variable in self.consumers and self._serves(variable):
             return state.emit(dialect.call(call.op.name, args, **self._kept(variable)))
         norm = self._norm_read(call)
         if call.op.name != "npu.linear" or (norm is None and int(call.attrs["stored"])):
@@ -154,6 +154,10 @@ class _State:
             operands = [args[0]]
         attrs["acts"] = acts
         return state.emit(dialect.call("npu.linear", [operands[0], args[1], *operands[1:], *rest], **attrs))
+
+    def _serves(self, norm: Any) -> bool:
+        """Whether products read the norm in its own type, or quantise it for themselves."""
+        return self.options.mode == "fp16" or any(acts not in INTEGER for acts in self.consumers[norm])
 
     def _kept(self, norm: Any, **changes: str) -> dict[str, Any]:
         """Attributes of a norm whose rows are kept."""
