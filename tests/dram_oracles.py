@@ -1,9 +1,9 @@
 """The rows of the DRAM oracles, and this project's figure for each: the same device, controller and stream.
 
 `tests/fixtures/dram_ramulator2.csv` (Ramulator 2.1) and `dram_dramsim3.csv` (DRAMsim3) hold what the two simulators
-reached. Ramulator's controller is the presets' own: one queue, first-ready first-come-first-served, open rows, refresh of
-all banks. DRAMsim3's shipped files have 8 requests for each bank behind a queue of 32, a row given up after 4 hits, ranks
-refreshed in turn, and bursts of other ranks one clock apart.
+reached. Ramulator's controller is the presets' own: one queue, first-ready first-come-first-served, open rows, refresh
+of all banks. DRAMsim3's shipped files have 8 requests for each bank behind a queue of 32, a row given up after 4 hits,
+ranks refreshed in turn, and bursts of other ranks one clock apart.
 """
 
 import csv

@@ -10,8 +10,9 @@ from firsttoken_compiler.isa.program import Program
 from firsttoken_compiler.isa.types import ENGINES_PER_CORE
 from firsttoken_compiler.target.target import Target
 from firsttoken_simulator import kernels, table
+from firsttoken_simulator.memory import machine_state, memory_of
 from firsttoken_simulator.timeline import Timeline
-from firsttoken_simulator.units import bus, dma, dram, layout, scratchpad
+from firsttoken_simulator.units import bus, dma, layout, scratchpad
 
 _EVENTS_PER_CALL = 20_000_000
 """Events between two calls of `progress`, about a second."""
@@ -33,14 +34,11 @@ class _Machine:
         self.program, self.target = program, target
         self.table = table.build(program, target)
         self.x = _constants(target)
-        self.p = dram.resolve(target)
-        self.dram = dram.new_state(self.p)
         self.ports = np.zeros(target.cores, np.int64)
-        self.machine = np.zeros(layout.M_FIELDS, np.int64)
-        self.machine[layout.M_NEXT_COMPLETION] = dram.FAR
+        self.machine = machine_state()
         queues = target.cores * ENGINES_PER_CORE
+        self.memory = memory_of(target, len(program), queues)
         self.flight = np.zeros((queues, int(self.x[layout.X_OUTSTANDING])), np.int64)
-        self.activates = np.zeros(max(1, len(program)), np.int64)
         self.result = np.zeros((len(program), layout.O_FIELDS), np.int64)
         self.queues = np.zeros((queues, layout.Q_FIELDS), np.int64)
         self.queues[:, layout.Q_AT] = self.queues[:, layout.Q_PENDING] = self.table.first[:-1]
@@ -50,12 +48,10 @@ class _Machine:
         """From the first fetch to the last completion."""
         rows, order = self.table.rows, self.table.order
         kernels.start(rows, order, self.queues, self.result, self.x)
+        state = (rows, order, self.queues, self.result, self.x, self.machine, self.ports, self.flight)
         status = 0
         while not status:
-            status = kernels.advance(
-                rows, order, self.queues, self.result, self.x, self.machine, self.ports, self.flight,
-                self.p, *self.dram, self.activates, _EVENTS_PER_CALL,
-            )  # fmt: skip
+            status = self.memory.advance(state, _EVENTS_PER_CALL)
             if progress is not None:
                 left = int((self.queues[:, layout.Q_AT] - self.table.first[:-1]).sum())
                 progress(left / max(1, len(rows)))
@@ -75,8 +71,7 @@ class _Machine:
     def _timeline(self) -> Timeline:
         end = self.result[:, layout.O_END]
         total = int(end.max(initial=0))
-        kernels.drain(self.p, *self.dram, self.activates, total)
-        hits, misses, conflicts, bursts = (int(count) for count in self.dram.stats)
+        self.memory.drain(total)
         columns = self.result.T
         return Timeline(
             head_fs=columns[layout.O_HEAD],
@@ -85,17 +80,11 @@ class _Machine:
             end_fs=end,
             stall_spad_fs=columns[layout.O_STALL_SPAD],
             stall_dram_fs=columns[layout.O_STALL_DRAM],
-            dram_activates=self.activates[: len(self.program)],
+            dram_activates=self.memory.activates[: len(self.program)],
             completion_order=np.argsort(end, kind="stable"),
             period_fs=self.target.period_fs,
             total_fs=total,
-            counters={
-                "dram_bursts": bursts,
-                "dram_row_hits": hits,
-                "dram_row_misses": misses,
-                "dram_row_conflicts": conflicts,
-                "dram_refreshes": len(self.dram.channel) * (total // int(self.p[dram.P_REFRESH])),
-            },
+            counters=self.memory.counters(total),
             **vars(self.table.account),
         )
 

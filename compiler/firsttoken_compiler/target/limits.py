@@ -113,7 +113,7 @@ DRAM_MAPS: Final = {
     "group-interleaved": "row-rank-bank-column-group",
     "row-linear": "row-rank-bank-group-column",
 }
-"""Address maps by name: their fields from the most significant to the least. A controller of commands takes any order."""
+"""Address maps by name: fields from the most significant to the least. A controller of commands takes any order."""
 
 POWERS_OF_TWO: Final = (
     "scratchpad.alignment_bytes", "scratchpad.banks", "scratchpad.bank_bytes", "dram.channel_bits", "dram.burst_length",
@@ -160,7 +160,7 @@ def _map(name: str, ordered: bool) -> Iterator[str]:
         yield f"dram.map is {name!r}, must be one of {names}; other orders of the fields need [dram_commands]"
     elif sorted(name.split("-")) != sorted(DRAM_FIELDS) or not name.startswith("row-"):
         fields = "-".join(DRAM_FIELDS)
-        yield f"dram.map is {name!r}, must be one of {names}, or the fields in an order that begins with row, as {fields}"
+        yield f"dram.map is {name!r}, must be one of {names}, or the fields in an order that begins with row: {fields}"
 
 
 def _memory(scratchpad: dict[str, Any], dram: dict[str, Any], ordered: bool) -> Iterator[str]:

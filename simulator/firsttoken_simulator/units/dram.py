@@ -78,7 +78,7 @@ def resolve(target: Target) -> np.ndarray:
     burst = d.burst_bytes
     chunk, page = max(1, d.interleave_bytes // burst), max(1, d.page_bytes // burst)
     banks = d.bank_groups * d.banks_per_group
-    together = {"bank-interleaved": banks, "group-interleaved": d.bank_groups, "row-linear": 1}[d.map]
+    together = {"bank-interleaved": banks, "group-interleaved": d.bank_groups, "row-linear": 1}.get(d.map, 1)
     shifts = [_shift(value) for value in (burst, chunk, d.channels, banks, page, together)]
     p[P_CHANNELS], p[P_BANKS], p[P_GROUPS], p[P_PAGE], p[P_CHUNK] = d.channels, banks, d.bank_groups, page, chunk
     p[P_POW2] = int(min(shifts) >= 0)

@@ -1,7 +1,7 @@
 """All channels of a DRAM whose controllers place commands: the address map, and the channels' states side by side.
 
-The map sends chunks of `interleave_bytes` round the data buses. Within one, an address is cut into row, rank, bank, group
-and column; `dram.map` says in which order, by name or as fields from the most significant to the least:
+The map sends chunks of `interleave_bytes` round the data buses. Within one, an address is cut into row, rank, bank,
+group and column; `dram.map` says in which order, by name or as fields from the most significant to the least:
 
 - `bank-interleaved`: row-column-rank-bank-group
 - `group-interleaved`: row-rank-bank-column-group
@@ -10,7 +10,7 @@ and column; `dram.map` says in which order, by name or as fields from the most s
 Pseudo channels are data buses of their own, so that the chunk decides which of a channel's an address lies in.
 """
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -23,8 +23,9 @@ from firsttoken_simulator.units.dram_scheduler import Controller, new_controller
 (
     A_BURST, A_CHUNK, A_BUSES, A_PER_CHANNEL, A_BANKS_PER_RANK, A_PER_GROUP, A_CLOCK, A_DELAY, A_FIRST, A_COUNT,
 ) = (0, 1, 2, 3, 4, 5, 6, 7, 8, 18)  # fmt: skip
-"""Columns of the address map: bytes of a burst, bursts of a chunk, data buses, those of one channel, banks of a rank and of
-a group, femtoseconds of a clock, of the controller's delay; then five pairs (field, size) from the least significant."""
+"""Columns of the address map: bytes of a burst, bursts of a chunk, data buses, those of one channel, banks of a rank
+and of a group, femtoseconds of a clock, of the controller's delay; then five pairs (field, bits) from the least
+significant."""
 
 ROW, RANK, BANK, GROUP, COLUMN = range(5)
 
@@ -39,6 +40,7 @@ class Channels(NamedTuple):
     table: np.ndarray
     first: np.ndarray
     k: np.ndarray
+    node: np.ndarray
     s: np.ndarray
     c: np.ndarray
     entry: np.ndarray
@@ -65,11 +67,11 @@ def resolve(target: Target) -> np.ndarray:
     a[[A_CLOCK, A_DELAY]] = target.fs(commands.clock_ns), target.fs(d.controller_ns)
     sizes = {
         "rank": commands.ranks // own_buses, "bank": d.banks_per_group, "group": d.bank_groups, "column": _columns(d),
-        "row": 1 << 62,
+        "row": 1,
     }  # fmt: skip
     order = DRAM_MAPS.get(d.map, d.map).split("-")
     for at, name in enumerate(reversed(order)):
-        a[A_FIRST + 2 * at : A_FIRST + 2 * at + 2] = DRAM_FIELDS.index(name), sizes[name]
+        a[A_FIRST + 2 * at : A_FIRST + 2 * at + 2] = DRAM_FIELDS.index(name), sizes[name].bit_length() - 1
     return a
 
 
@@ -86,7 +88,7 @@ def new_channels(target: Target) -> Channels:
         new_device(target.dram, target.dram_commands),
         new_controller(target.dram, target.dram_commands),
     )
-    shared = {"table", "first", "k", "c"}
+    shared = {"table", "first", "k", "node", "c"}
     arrays = {
         name: array if name in shared else np.stack([array] * count)
         for name, array in (device._asdict() | controller._asdict()).items()
@@ -97,7 +99,7 @@ def new_channels(target: Target) -> Channels:
 @njit(_nrt=False, error_model="numpy")
 def device_of(ch: Channels, at: int) -> Device:
     """The device of channel `at`."""
-    return Device(ch.ready[at], ch.row[at], ch.hits[at], ch.acts[at], ch.table, ch.first, ch.k)
+    return Device(ch.ready[at], ch.row[at], ch.hits[at], ch.acts[at], ch.table, ch.first, ch.k, ch.node)
 
 
 @njit(_nrt=False, error_model="numpy")
@@ -116,13 +118,13 @@ def place(a: np.ndarray, burst: int) -> tuple[int, int, int]:
     inner = chunk // a[A_BUSES] * a[A_CHUNK] + burst % a[A_CHUNK]
     row, rank, bank, group = 0, 0, 0, 0
     for at in range(A_FIRST, A_COUNT, 2):
-        size = a[at + 1]
-        digit = inner % size
-        inner = inner // size
-        field = a[at]
+        field, bits = a[at], a[at + 1]
         if field == ROW:
-            row = digit
-        elif field == RANK:
+            row = inner
+            break
+        digit = inner & ((1 << bits) - 1)
+        inner >>= bits
+        if field == RANK:
             rank = digit
         elif field == BANK:
             bank = digit

@@ -66,6 +66,8 @@ class Device(NamedTuple):
     """`[COMMANDS + 1]`: rows of `table` by the command that was issued."""
     k: np.ndarray
     """The constants `K_*`."""
+    node: np.ndarray
+    """`[banks, 2]`: where in `ready` the bank's group and rank are."""
 
 
 def clocks(nanoseconds: float, clock_ns: float) -> int:
@@ -176,40 +178,36 @@ def new_device(d: Dram, c: DramCommands) -> Device:
     k = resolve(d, c)
     table, first = compile_rules(rules(d, c))
     nodes = int(k[K_BANKS] + k[K_GROUPS] + k[K_RANKS]) + 1
+    bank = np.arange(k[K_BANKS])
+    node = np.stack([k[K_BANKS] + bank // k[K_PER_GROUP], nodes - 1 - c.ranks + bank * c.ranks // k[K_BANKS]], axis=1)
     far = -(1 << 40)
     return Device(
         ready=np.zeros((nodes, COMMANDS), np.int64), row=np.full(int(k[K_BANKS]), -1, np.int64),
         hits=np.zeros(int(k[K_BANKS]), np.int64), acts=np.full((c.ranks, WINDOW), far, np.int64), table=table,
-        first=first, k=k,
+        first=first, k=k, node=node,
     )  # fmt: skip
 
 
-@njit(_nrt=False, error_model="numpy")
-def rank_of(device: Device, bank: int) -> int:
-    """The rank of a bank; banks are numbered rank by rank, and in a rank group by group."""
-    return bank * device.k[K_RANKS] // device.k[K_BANKS]
-
-
-@njit(_nrt=False, error_model="numpy")
+@njit(_nrt=False, error_model="numpy", inline="always")
 def earliest(device: Device, command: int, bank: int) -> int:
     """The first clock at which `command` to `bank` (for a whole rank: to any bank of it) keeps every rule."""
-    k, ready = device.k, device.ready
-    banks, groups, ranks = k[K_BANKS], k[K_GROUPS], k[K_RANKS]
-    rank = bank * ranks // banks
-    at = max(ready[banks + groups + rank, command], ready[banks + groups + ranks, command])
-    if command in (PREA, REF):
-        if command == REF:
-            per = banks // ranks
-            for b in range(rank * per, (rank + 1) * per):
+    k, ready, node = device.k, device.ready, device.node
+    rank = node[bank, 1]
+    at = max(ready[rank, command], ready[ready.shape[0] - 1, command])
+    if command == PREA:
+        return at
+    if command == REF:
+        for b in range(k[K_BANKS]):
+            if node[b, 1] == rank:
                 at = max(at, ready[b, REF])
         return at
-    at = max(at, ready[bank, command], ready[banks + bank // k[K_PER_GROUP], command])
+    at = max(at, ready[bank, command], ready[node[bank, 0], command])
     if command == ACT:
-        at = max(at, device.acts[rank, 0] + k[K_FAW])
+        at = max(at, device.acts[rank - k[K_BANKS] - k[K_GROUPS], 0] + k[K_FAW])
     return at
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(_nrt=False, error_model="numpy", inline="always")
 def needed(device: Device, bank: int, row: int, write: bool, last: bool) -> int:
     """The command that brings a request one step on; `last`: the row closes behind it."""
     open_row = device.row[bank]
@@ -224,9 +222,10 @@ def needed(device: Device, bank: int, row: int, write: bool, last: bool) -> int:
 def issue(device: Device, command: int, bank: int, row: int, t: int) -> None:
     """Issues `command` at clock `t`, which must not be before `earliest`."""
     k, ready, table = device.k, device.ready, device.table
-    banks, groups, ranks = k[K_BANKS], k[K_GROUPS], k[K_RANKS]
-    rank = bank * ranks // banks
+    first_rank = k[K_BANKS] + k[K_GROUPS]
+    group_node, rank_node = device.node[bank, 0], device.node[bank, 1]
     if command == ACT:
+        rank = rank_node - first_rank
         device.row[bank] = row
         device.hits[bank] = 0
         for i in range(WINDOW - 1):
@@ -235,9 +234,9 @@ def issue(device: Device, command: int, bank: int, row: int, t: int) -> None:
     elif command == PRE:
         device.row[bank] = -1
     elif command == PREA:
-        per = banks // ranks
-        for b in range(rank * per, (rank + 1) * per):
-            device.row[b] = -1
+        for b in range(k[K_BANKS]):
+            if device.node[b, 1] == rank_node:
+                device.row[b] = -1
     elif command != REF and command != REFB:
         device.hits[bank] += 1
         if command in (RDA, WRA):
@@ -245,17 +244,16 @@ def issue(device: Device, command: int, bank: int, row: int, t: int) -> None:
     for i in range(device.first[command], device.first[command + 1]):
         level, after, until = table[i, 0], table[i, 1], t + table[i, 2]
         if level == OTHER_RANKS:
-            for other in range(ranks):
-                if other != rank:
-                    node = banks + groups + other
+            for node in range(first_rank, first_rank + k[K_RANKS]):
+                if node != rank_node:
                     ready[node, after] = max(ready[node, after], until)
             continue
         if level == BANK:
             node = bank
         elif level == GROUP:
-            node = banks + bank // k[K_PER_GROUP]
+            node = group_node
         elif level == RANK:
-            node = banks + groups + rank
+            node = rank_node
         else:
-            node = banks + groups + ranks
+            node = ready.shape[0] - 1
         ready[node, after] = max(ready[node, after], until)

@@ -58,12 +58,14 @@ E_BANK, E_ROW, E_WRITE, E_TAG, E_FIELDS = range(5)
 
 (
     S_READS, S_WRITES, S_ACTIVE, S_FREE, S_DRAIN, S_ROBIN, S_REFRESH_AT, S_REFRESH_NEXT, S_OWED, S_HALF, S_HALF_UNTIL,
-    S_SYNC, S_CLOCK_UNTIL, S_FINISHED, S_HITS, S_MISSES, S_CONFLICTS, S_REFRESHES, S_FIELDS,
-) = range(19)  # fmt: skip
+    S_SYNC, S_CLOCK_UNTIL, S_FINISHED, S_HITS, S_MISSES, S_CONFLICTS, S_REFRESHES,
+    S_ACTIVATED, S_FIELDS,
+) = range(20)  # fmt: skip
 """Of the controller: requests in the read queue, the write queue, and with a row opened for them; free slots; whether
 writes are drained; bank whose turn it was; next refresh and its rank or bank; refreshes owed; slot whose activate is
 half done and its latest clock; slot whose data clock has just been started; when the data clock stops; finished reads;
-row hits, misses and conflicts by first command; refreshes."""
+row hits, misses and conflicts by first command; refreshes; tag of the request for which the last `tick` has opened a
+row, or -1."""
 
 C_DEPTH, C_BANK_DEPTH, C_LIMIT, C_CLOSED, C_LOW, C_HIGH, C_FIELDS = range(7)
 """Settings: depth of each queue, of a bank's (0: shared), hits after which a row may be closed (0: none), whether rows
@@ -351,6 +353,7 @@ def _queued(device: Device, con: Controller, t: int, columns: bool, rows: bool) 
         _count(device, con, slot)
         issue(device, command, bank, con.entry[slot, E_ROW], t)
         if command == ACT:
+            s[S_ACTIVATED] = con.entry[slot, E_TAG]
             _remove(con.lines[line], count, at)
             s[kind] -= 1
             if k[K_AAD] > 0:
@@ -477,6 +480,8 @@ def _banked(device: Device, con: Controller, t: int, columns: bool, rows: bool) 
             _count(device, con, slot)
             issue(device, command, bank, row, t)
             s[S_ROBIN] = bank
+            if command == ACT:
+                s[S_ACTIVATED] = con.entry[slot, E_TAG]
             if not row_command:
                 _remove(con.banked[bank], count + 1, at)
                 con.banked[bank, 0] = count - 1
@@ -493,7 +498,7 @@ def tick(device: Device, con: Controller, t: int) -> int:
     Clocks between `t` and the result need no call, unless a request is offered in between.
     """
     k, s = device.k, con.s
-    s[S_FINISHED] = 0
+    s[S_FINISHED], s[S_ACTIVATED] = 0, -1
     if t >= s[S_REFRESH_AT]:
         turns = k[K_BANKS] if k[K_PER_BANK] else k[K_RANKS]
         s[S_OWED] += k[K_AT_ONCE]
