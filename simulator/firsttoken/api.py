@@ -1,4 +1,4 @@
-"""The verbs: compile, simulate, run, generate, quality. Whatever is heavy is imported when a verb needs it."""
+"""The verbs: compile, simulate, run, generate, quality, mix. Whatever is heavy is imported when a verb needs it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from firsttoken.answer import GenerateResult
     from firsttoken.fidelity import QualityResult
+    from firsttoken.mix_search import Budget, MixResult
     from firsttoken_compiler.isa.program import Program
     from firsttoken_simulator.energy import EnergyResult
     from firsttoken_simulator.report.document import RunDocument
@@ -225,6 +226,40 @@ def quality(
     from firsttoken.fidelity import measure_quality
 
     return measure_quality(subject_of(student), formats, target_of(target), windows, tokens, progress)
+
+
+def mix(
+    student: StudentLike,
+    target: TargetLike = "snapdragon-x-elite",
+    *,
+    budget: Budget,
+    formats: Sequence[str] = ("int4", "int8"),
+    options: RunOptions = DEFAULTS,
+    blocks: int = 5,
+    windows: int = 2,
+    tokens: int = 128,
+    progress: Progress | None = None,
+) -> MixResult:
+    """The formats of a student's matrices that diverge least from float32 within a budget.
+
+    Args:
+        student: the name of a student that has weights and a tokenizer here, or a GGUF file of floats.
+        target: the machine that it is compiled for.
+        budget: most bytes of weights, or milliseconds until the first token.
+        formats: what a group of matrices can be, the smallest first.
+        options: everything else of the number formats.
+        blocks: ranges of layers; attention and feed-forward of each range are groups, and the head is one.
+        windows: stretches of the text by which formats are chosen; as many after them measure the choice.
+        tokens: tokens of each.
+        progress: called with (stage, done, total).
+
+    Raises:
+        FirsttokenError: the input is at fault, or no mix keeps the budget; the message names the remedy.
+    """
+    from firsttoken.mix_search import search
+
+    subject, machine = subject_of(student), target_of(target)
+    return search(subject, formats, budget, options, machine, blocks, windows, tokens, progress)
 
 
 def target_of(target: TargetLike) -> Target:

@@ -17,6 +17,7 @@ import typer
 from firsttoken.progress import Bar
 from firsttoken.verbs.calibrate import calibrate
 from firsttoken.verbs.footprint import footprint
+from firsttoken.verbs.mix import mix as mix_command
 from firsttoken.verbs.quality import quality
 from firsttoken.verbs.quantise import quantise
 from firsttoken_compiler.errors import FirsttokenError, OptionError
@@ -47,6 +48,7 @@ app.command()(footprint)
 app.command()(quantise)
 app.command()(calibrate)
 app.command()(quality)
+app.command("mix")(mix_command)
 
 Student = Annotated[str, typer.Argument(help="An ONNX or GGUF file, or a built-in student.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", help="A preset (see 'firsttoken targets') or a .toml file.")]

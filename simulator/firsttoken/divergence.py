@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+ROWS: Final = 8
+"""Tokens that are compared at a time, so that what lies between stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +32,42 @@ class Scores:
     @classmethod
     def joined(cls, parts: list[Scores]) -> Scores:
         """The scores of several stretches of text as those of one."""
-        fields = ("kl", "same", "loss", "reference_loss")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
+
+    def cut(self, tokens: slice) -> Scores:
+        """Those of a stretch of the text."""
+        return Scores(*(getattr(self, name)[tokens] for name in FIELDS))
 
 
-def log_probabilities(logits: NDArray[np.floating]) -> Floats:
-    """The logarithm of the softmax of each row."""
-    shifted = np.asarray(logits, np.float64)
-    shifted = shifted - shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
+FIELDS: Final = tuple(field.name for field in fields(Scores))
 
 
 def score(logits: NDArray[np.floating], reference: NDArray[np.floating], following: tuple[int, ...]) -> Scores:
     """Compares logits `[tokens, vocabulary]` with the reference's, given the tokens that follow in the text."""
-    found, expected = log_probabilities(logits), log_probabilities(reference)
+    parts = []
+    for first in range(0, len(following), ROWS):
+        rows = slice(first, first + ROWS)
+        parts.append(_score(logits[rows].astype(np.float64), reference[rows].astype(np.float64), following[rows]))
+    return Scores.joined(parts)
+
+
+def _score(found: Floats, expected: Floats, following: tuple[int, ...]) -> Scores:
+    total, expected_total = log_sum(found), log_sum(expected)
+    kl = (np.exp(expected - expected_total[:, None]) * (expected - found)).sum(axis=-1) + total - expected_total
     at = (np.arange(len(following)), np.array(following))
-    kl = (np.exp(expected) * (expected - found)).sum(axis=-1)
-    return Scores(np.maximum(kl, 0.0), found.argmax(axis=-1) == expected.argmax(axis=-1), -found[at], -expected[at])
+    return Scores(
+        kl=np.maximum(kl, 0.0),
+        same=found.argmax(axis=-1) == expected.argmax(axis=-1),
+        loss=total - found[at],
+        reference_loss=expected_total - expected[at],
+    )
+
+
+def log_sum(logits: Floats) -> Floats:
+    """The logarithm of the sum of each row's exponentials; logits less that are logarithms of probabilities."""
+    largest = logits.max(axis=-1)
+    result: Floats = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=-1))
+    return result
 
 
 def standard_error(values: NDArray[np.floating | np.bool_]) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from firsttoken.divergence import Scores, score, standard_error
+from firsttoken.execution import Loaded, load
 from firsttoken.generation import ort_session, token_feeds
 from firsttoken.options import Progress, RunOptions
 from firsttoken.prose import TEXT, Window, windows
@@ -36,7 +37,10 @@ class QualityRow:
         weights: type of the weights as it was asked for.
         activations: type of the activations.
         group: weights that share a scale.
-        norm_cache: type in which normalised rows are kept.
+        norm_cache: how normalised rows are kept.
+        kv_cache: type in which keys and values are kept.
+        asymmetric: whether integer weights have zero points.
+        rules: formats of some matrices, as `--mix` reads them.
         weight_bytes: bytes of everything in the program's memory that is made of the student's weights.
         kl_mean: mean divergence from the float32 run, nats per token.
         kl_mean_error: its standard error.
@@ -52,6 +56,9 @@ class QualityRow:
     activations: str
     group: str
     norm_cache: str
+    kv_cache: str
+    asymmetric: bool
+    rules: tuple[str, ...]
     weight_bytes: int
     kl_mean: float
     kl_mean_error: float
@@ -157,13 +164,8 @@ def scores(
 
     Raises FirsttokenError where the format does not exist, or its numbers overflow.
     """
-    from firsttoken import api
-    from firsttoken.execution import load
-
     tokens = len(chosen[0].ids)
-    program = api.compile_subject(student, target, tokens, 0, options, progress)
-    timeline = api.simulate(program, target, progress=progress)
-    loaded = load(program, timeline, student.open(tokens, 0), target)
+    loaded = loaded_program(student, options, target, tokens, progress)
     parts = []
     for window in _counted(chosen, progress):
         logits = loaded.run(token_feeds(window.ids))["logits"][0]
@@ -174,7 +176,18 @@ def scores(
                 "finite, its values exceed what fp16 holds; choose another format"
             )
         parts.append(score(logits, reference.logits(window), window.following))
-    return Scores.joined(parts), sum(tensor.nbytes for tensor in program.of_kind("weight"))
+    return Scores.joined(parts), sum(tensor.nbytes for tensor in loaded.program.of_kind("weight"))
+
+
+def loaded_program(
+    student: Built, options: RunOptions, target: Target, tokens: int, progress: Progress | None = None
+) -> Loaded:
+    """The program of a prompt of so many tokens, in the memory of a functional machine."""
+    from firsttoken import api
+
+    program = api.compile_subject(student, target, tokens, 0, options, progress)
+    timeline = api.simulate(program, target, progress=progress)
+    return load(program, timeline, student.open(tokens, 0), target)
 
 
 def _counted(chosen: Sequence[Window], progress: Progress | None) -> Iterator[Window]:
@@ -191,14 +204,22 @@ def _measure(
 ) -> tuple[QualityRow, Scores]:  # fmt: skip
     staged = None if progress is None else lambda stage, done, of: progress(f"{options.weights}: {stage}", done, of)
     found, nbytes = scores(student, reference, options, target, chosen, staged)
+    return row_of(student, options, found, nbytes), found
+
+
+def row_of(student: Built, options: RunOptions, found: Scores, nbytes: int) -> QualityRow:
+    """The row of one format: `found` of its program, whose weights have `nbytes` bytes."""
     precision = options.precision(student.layer_bits)
     worse = found.loss - found.reference_loss
     ratio = float(np.exp(worse.mean()))
-    row = QualityRow(
+    return QualityRow(
         weights=options.weights,
         activations=precision.acts,
         group=precision.group,
         norm_cache=precision.norm_cache,
+        kv_cache=precision.kv_cache,
+        asymmetric=precision.asymmetric,
+        rules=tuple(rule.text() for rule in precision.rules),
         weight_bytes=nbytes,
         kl_mean=float(found.kl.mean()),
         kl_mean_error=standard_error(found.kl),
@@ -209,4 +230,3 @@ def _measure(
         perplexity_ratio=ratio,
         perplexity_ratio_error=ratio * standard_error(worse),
     )
-    return row, found

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from firsttoken.fidelity import QualityResult, QualityRow
 
 COLUMNS: Final = (
-    "weights", "acts", "group", "norm cache", "weights in DRAM", "KL mean, nats", "KL 99 %", "same top 1", "perplexity",
-    "against fp32",
+    "weights", "acts", "group", "norm cache", "kv", "weights in DRAM", "KL mean, nats", "KL 99 %", "same top 1",
+    "perplexity", "against fp32",
 )  # fmt: skip
 
 
@@ -27,6 +27,9 @@ def quality(
     norm_cache: Annotated[
         str | None, typer.Option("--norm-cache", help="How normalised rows are kept; default as in 'run'.")
     ] = None,
+    kv_cache: Annotated[str, typer.Option(help="Type in which keys and values are kept: fp16, int8.")] = "fp16",
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Give int4 and int8 weights zero points.")] = False,
+    mix: Annotated[str | None, typer.Option(metavar="RULES", help="Weights of some, as in 'run'.")] = None,
     target: Annotated[str, typer.Option("--target", help="A preset or a .toml file.")] = "snapdragon-x-elite",
     windows: Annotated[int, typer.Option("--windows", min=1, help="Stretches of the text; SmolLM2 has 16.")] = 4,
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens of each.")] = 128,
@@ -35,9 +38,17 @@ def quality(
     """Measure KL divergence, top-1 agreement and perplexity against fp32 on a text, by executing the program."""
     from firsttoken import api
     from firsttoken.options import RunOptions
+    from firsttoken.weight_rules import rules_of
 
     names = dict.fromkeys(name.strip() for name in weights.split(",") if name.strip())
-    formats = [RunOptions(weights=name, acts=acts, group=group, norm_cache=norm_cache) for name in names]
+    rules = () if mix is None else rules_of(mix)
+    formats = [
+        RunOptions(
+            weights=name, acts=acts, group=group, norm_cache=norm_cache, kv_cache=kv_cache, asymmetric=asymmetric,
+            rules=rules,
+        )
+        for name in names
+    ]
     with Bar() as bar:
         result = api.quality(
             student, target, formats=formats, windows=windows, tokens=tokens, progress=bar.update
@@ -64,10 +75,11 @@ def show(result: QualityResult) -> None:
 def cells(row: QualityRow) -> list[str]:
     """One format as text."""
     return [
-        row.weights,
+        f"{row.weights}{' mixed' if row.rules else ''}{' asymmetric' if row.asymmetric else ''}",
         row.activations,
         row.group if row.weights.startswith("int") else "-",
         row.norm_cache,
+        row.kv_cache,
         f"{row.weight_bytes / 1e6:.1f} MB",
         f"{row.kl_mean:.3g} ± {row.kl_mean_error:.1g}",
         f"{row.kl_p99:.3g}",
