@@ -3,7 +3,7 @@
 A range belongs to the tensor of the ONNX graph that a product multiplies by weights: the module's variables know their
 nodes, and these the tensors that they read, whatever the passes have made of them. Operators that quantise with a scale
 of their own (norms, SwiGLU, npu.quantise) become `static`: they read the inverse of the scale and fold nothing. What
-quantises the result of a product, and nothing else reads, moves into that product.
+quantises the result of a product or an attention, and nothing else reads, moves into these.
 """
 
 from __future__ import annotations
@@ -159,7 +159,10 @@ class _State:
         self.scales[pair] = _Scale(*made)
 
     def _find_narrowed(self, bindings: list[Any]) -> None:
-        """Products whose results only a static quantisation reads, and whose last instruction has an operand free."""
+        """Products and attentions whose results only a static quantisation reads.
+
+        A product's last instruction must have an operand free.
+        """
         uses: dict[Any, int] = {}
         for binding in bindings:
             value = binding.value
@@ -169,7 +172,12 @@ class _State:
             call = self.values[pair]
             source = call.args[0]
             product = self.values.get(source)
-            if call.op.name != "npu.quantise" or uses[source] != 1 or product is None or not self._is_ours(product):
+            if call.op.name != "npu.quantise" or uses[source] != 1 or product is None:
+                continue
+            if operator_name(product) == "npu.attention":
+                self.narrowed[source] = pair
+                continue
+            if not self._is_ours(product):
                 continue
             plain = "blocks" not in product.attrs and not int(product.attrs.get("zeros", 0))
             if plain and len(product.args) <= MAX_SOURCES:

@@ -70,8 +70,9 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, t
     layouts += [_key_layout(arg, heads, keys, pitch) for arg, pitch in zip(spec.args[1:3], (k, v), strict=True)]
     if spec["mask"]:
         layouts.append(Layout((1 if _one_mask_row(spec) else rows, keys), (more[0], Dtype.F32.bits)))
-    if quantised_cache(spec):
-        layouts += [_scale_layout(arg, keys) for arg in spec.args[-2:]]
+    given = dict(zip(operand_names(spec), spec.args, strict=True))
+    layouts += [_scale_layout(given[name], keys) for name in ("ks", "vs") if name in given]
+    layouts += [layout.dense((1, 1), Dtype.F32)] if spec.get("narrow") else []
     layouts.append(_query_layout(spec.outs[0], heads, rows, out))
     ragged = Ragged({"r": heads.rows, "t": heads.keys})
     return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys")
@@ -80,7 +81,7 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, t
 def operand_names(spec: KernelSpec) -> list[str]:
     """Names of an attention's operands in the order of the call."""
     scales = ["ks", "vs"] if quantised_cache(spec) else []
-    return ["q", "k", "v", *(["mask"] if spec["mask"] else []), *scales]
+    return ["q", "k", "v", *(["mask"] if spec["mask"] else []), *scales, *(["inverse"] if spec.get("narrow") else [])]
 
 
 def quantised_cache(spec: KernelSpec) -> bool:
@@ -100,7 +101,7 @@ def scratch_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTi
     total = tile.rows * keys * 6 + tile.rows * 16
     staged = {
         "q": tile.rows * heads.width * 2, **dict.fromkeys("kv", spec.args[1].dtype.nbytes(tile.keys * heads.width)),
-        "mask": tile.rows * tile.keys * 4, "ks": keys * 2, "vs": keys * 2,
+        "mask": tile.rows * tile.keys * 4, "ks": keys * 2, "vs": keys * 2, "inverse": 4,
         "out": tile.rows * heads.width * spec.outs[0].dtype.bits // 8,
     }  # fmt: skip
     if quantised_cache(spec):  # the scaled weights of the values, and the factors of their columns
@@ -147,12 +148,11 @@ def _definition(spec: KernelSpec, heads: Heads, padded: tuple[int, int], widened
     q = te.placeholder((count, rows, width), "float16", name="q")
     stored = NAMES[spec.args[1].dtype]
     k, v = (te.placeholder((count // share, keys, width), stored, name=name) for name in "kv")
-    operands = [q, k, v]
-    if spec["mask"]:
-        mask = te.placeholder((1 if _one_mask_row(spec) else rows, keys), "float32", name="mask")
-        operands.append(mask)
-    if quantised_cache(spec):
-        operands += [te.placeholder((count // share, keys), "float16", name=name) for name in ("ks", "vs")]
+    shapes = {
+        "mask": ((1 if _one_mask_row(spec) else rows, keys) if spec["mask"] else (), "float32"),
+        **dict.fromkeys(("ks", "vs"), ((count // share, keys), "float16")), "inverse": ((1, 1), "float32"),
+    }  # fmt: skip
+    p = {name: te.placeholder(*shapes[name], name=name) for name in operand_names(spec)[3:]}
     key, value = (_per_batch(x, name, heads, keys, widened) for x, name in ((k, "KH"), (v, "VH")))
     c = te.reduce_axis((0, width), "c")
     scores = te.compute(
@@ -160,12 +160,12 @@ def _definition(spec: KernelSpec, heads: Heads, padded: tuple[int, int], widened
         lambda b, r, t: te.sum(q[b, r, c].astype("float32") * key(b, t, c).astype("float32"), axis=c), name="S",
     )  # fmt: skip
     past = int(spec["past"])
-    by_key = _key_factors(spec, operands, heads, keys)
+    by_key = _key_factors(spec, p, heads, keys)
 
     def masked(b: Any, r: Any, t: Any) -> Any:
         value = scores[b, r, t] * by_key(b, t)
         if spec["mask"]:
-            return value + mask[0 if _one_mask_row(spec) else r, t]
+            return value + p["mask"][0 if _one_mask_row(spec) else r, t]
         if spec["causal"] and not heads.one_token:
             return te.if_then_else(t <= r + past, value, tirx.const(MASKED, "float32"))
         return value
@@ -177,19 +177,20 @@ def _definition(spec: KernelSpec, heads: Heads, padded: tuple[int, int], widened
         (count, rows, keys), lambda b, r, t: te.exp(shown[b, r, t] - peak[b, r]).astype("float16"), name="E"
     )
     norm = te.compute((count, rows), lambda b, r: te.sum(weight[b, r, t2].astype("float32"), axis=t2), name="norm")
-    weight, top = _scaled_weights(spec, operands, heads, weight)
+    weight, top = _scaled_weights(p, heads, weight)
     mixed = te.compute(
         (count, rows, width),
         lambda b, r, d: te.sum(weight[b, r, t3].astype("float32") * value(b, t3, d).astype("float32"), axis=t3),
         name="V",
     )
     factor = te.compute((count, rows), lambda b, r: top(b) / norm[b, r], name="factor")
-    out = te.compute(
-        (count, rows, width),
-        lambda b, r, d: (mixed[b, r, d] * factor[b, r]).astype(NAMES[spec.outs[0].dtype]),
-        name="out",
-    )
-    return te.create_prim_func([*operands, out])
+
+    def element(b: Any, r: Any, d: Any) -> Any:
+        value = mixed[b, r, d] * factor[b, r]
+        value = te.round(value * p["inverse"][0, 0]) if "inverse" in p else value
+        return value.astype(NAMES[spec.outs[0].dtype])
+
+    return te.create_prim_func([q, k, v, *p.values(), te.compute((count, rows, width), element, name="out")])
 
 
 def _per_batch(source: Any, name: str, heads: Heads, keys: int, widened: bool) -> Any:
@@ -203,23 +204,23 @@ def _per_batch(source: Any, name: str, heads: Heads, keys: int, widened: bool) -
     return lambda b, t, c: half[b, t, c]
 
 
-def _key_factors(spec: KernelSpec, operands: list[Any], heads: Heads, keys: int) -> Any:
+def _key_factors(spec: KernelSpec, p: dict[str, Any], heads: Heads, keys: int) -> Any:
     """(batch, key) → what scores are multiplied by: the scale, of an int8 cache times that of the key's row."""
     scale = float(spec["scale"])
-    if not quantised_cache(spec):
+    if "ks" not in p:
         return lambda _b, _t: scale
-    scales, share = operands[-2], heads.share
+    scales, share = p["ks"], heads.share
     made = te.compute(
         (heads.batches, keys), lambda b, t: scales[b // share, t].astype("float32") * scale, name="KS"
     )
     return lambda b, t: made[b, t]
 
 
-def _scaled_weights(spec: KernelSpec, operands: list[Any], heads: Heads, weight: Any) -> tuple[Any, Any]:
+def _scaled_weights(p: dict[str, Any], heads: Heads, weight: Any) -> tuple[Any, Any]:
     """The fp16 weights that meet the values, and batch → what the sum of the values is multiplied by besides."""
-    if not quantised_cache(spec):
+    if "vs" not in p:
         return weight, lambda _b: 1.0
-    scales, share, shape = operands[-1], heads.share, tuple(weight.shape)
+    scales, share, shape = p["vs"], heads.share, tuple(weight.shape)
     t = te.reduce_axis((0, shape[2]), "t4")
     top = te.compute(
         (shape[0],), lambda b: te.max(scales[b // share, t].astype("float32"), axis=t), name="top"
@@ -253,6 +254,8 @@ class _Scheduling:
         s.reorder(b, r0, r1, d)
         for loop in (b, r0):
             s.annotate(loop, "software_pipeline_stage", PIPELINE)
+        if self.where.get("inverse") is Space.DRAM:
+            fetch(s, out, "inverse", None, "one,one")
         if self.where["out"] is Space.DRAM:
             spill(s, out, r0, "one,r,d", NAMES[self.spec.outs[0].dtype])
         scaled = quantised_cache(self.spec)

@@ -399,11 +399,11 @@ def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
     total, width = spec.args[1].shape[1] if cached else spec.args[1].shape[0], features // heads
     shared = heads // kv_heads
 
-    scaled = spec.args[1].dtype is Dtype.I8
+    scaled, last = spec.args[1].dtype is Dtype.I8, len(p) - bool(spec.get("narrow"))
 
     def at(index: int, h: Any, t: Any, d: Any) -> Any:
         value = _f32(p[index][h // shared, t, d] if cached else p[index][t, h // shared * width + d])
-        return value * _f32(p[index - 3][h // shared, t, 0]) if scaled else value  # the scales come last
+        return value * _f32(p[last + index - 3][h // shared, t, 0]) if scaled else value
 
     c = te.reduce_axis((0, width), "c")
     shape = (heads, rows, total)
@@ -417,12 +417,12 @@ def _attention(spec: KernelSpec, p: list[Any]) -> list[Any]:
         (heads, rows, width),
         lambda h, i, d: te.sum(_f32(weights[h, i, r3]) * at(2, h, r3, d), axis=r3), name="V",
     )  # fmt: skip
-    return [
-        te.compute(
-            (rows, features),
-            lambda i, f: _store(spec, mixed[f // width, i, f % width] / norm[f // width, i]), name="out",
-        )
-    ]  # fmt: skip
+
+    def element(i: Any, f: Any) -> Any:
+        value = mixed[f // width, i, f % width] / norm[f // width, i]
+        return _store(spec, te.round(value * p[last][0, 0]) if spec.get("narrow") else value)
+
+    return [te.compute((rows, features), element, name="out")]
 
 
 def mask(spec: KernelSpec, p: list[Any], value: Any, i: Any, t: Any) -> Any:

@@ -234,8 +234,9 @@ CANONICAL: dict[str, Infer] = {
     "npu.kv_append": _kv_append,  # (x [m, kv*d][, past [kv, c, d]]); kv_heads, past -> [kv, c + m, d], in place
     # (x [m, kv*d][, past int8 [kv, c, d], scales fp16 [kv, c, 1]]); kv_heads, past -> both grown by m rows, in place
     "npu.kv_quantise": _kv_quantise,
-    # (q [m, heads*d], k, v[, mask [m, t]][, scales of k and v]) -> [m, heads*d]; k and v are caches [kv, t, d], of int8
-    # with scales [kv, t, 1], or [t, kv*d] without past
+    # (q [m, heads*d], k, v[, mask [m, t]][, scales of k and v][, inverse]) -> [m, heads*d]; k and v are caches
+    # [kv, t, d], of int8 with scales [kv, t, 1], or [t, kv*d] without past. `narrow` as of npu.linear: the result is
+    # integers with a static scale, the inverse of which is the last operand
     "npu.attention": declared,
     "npu.swiglu": _quantised,  # (gate [m, i], up [m, i]) -> [m, i], with int8/int16 out: ([m, i], scale [m, 1])
     # (x [m, h]) -> ([m, h], scale [m, 1]). This and other operators with integer results take the inverse of a scale

@@ -104,6 +104,8 @@ class Attention:
     out: Dtype = Dtype.F16
     on_chip: frozenset[str] = frozenset()
     seed: int = 0
+    narrow: bool = False
+    """Whether the result is integers with a static scale."""
 
     @property
     def keys(self) -> int:
@@ -119,10 +121,10 @@ class Attention:
         matrix, cache = Arg((self.tokens, heads * self.width), F16), (self.kv_heads, self.keys, self.width)
         args = [matrix, Arg(cache, I8), Arg(cache, I8)]
         args += [Arg((1 if self.mask == "row" else self.tokens, self.keys), Dtype.F32)] * self.masked
-        args += [Arg((*cache[:2], 1), F16)] * 2
+        args += [Arg((*cache[:2], 1), F16)] * 2 + [Arg((1, 1), Dtype.F32)] * self.narrow
         params = (
             ("causal", int(self.mask == "")), ("heads", heads), ("kv_heads", self.kv_heads),
-            ("mask", int(self.masked)), ("past", self.past), ("scale", 0.3),
+            ("mask", int(self.masked)), ("past", self.past), ("scale", 0.3), *((("narrow", 1),) if self.narrow else ()),
         )  # fmt: skip
         return KernelSpec("attention", params, tuple(args), (Arg(matrix.shape, self.out),))
 
@@ -139,7 +141,8 @@ class Attention:
         (k, ks), (v, vs) = (quantise_rows(r.standard_normal(spec.args[1].shape) * s) for s in scale)
         mask = np.where(r.random(spec.args[3].shape if self.masked else (1, 1)) < 0.4, -30000.0, 0.5)
         mask[:, r.integers(0, mask.shape[1])] = 0
-        return [q, k, v, *([mask.astype(np.float32)] if self.masked else []), ks, vs]
+        inverse = [np.array([[23.5]], np.float32)] if self.narrow else []
+        return [q, k, v, *([mask.astype(np.float32)] if self.masked else []), ks, vs, *inverse]
 
     def check(self, target: Target) -> None:
         spec, arrays = self.spec, self.arrays()
@@ -152,7 +155,14 @@ class Attention:
         self.compare(got, arrays, self.tile)
 
     def compare(self, got: np.ndarray, arrays: list[np.ndarray], tile: AttentionTile) -> None:
-        np.testing.assert_array_equal(got, self.defined(arrays, tile))
+        expected = self.defined(arrays[:-1] if self.narrow else arrays, tile)
+        if self.narrow:
+            bounds = np.iinfo(self.out.numpy)
+            expected = np.clip(np.rint(expected * arrays[-1]), bounds.min, bounds.max).astype(self.out.numpy)
+            assert np.unique(expected).size > 5
+        np.testing.assert_array_equal(got, expected)
+        if self.narrow:
+            return
         exact = self.exact(arrays)
         bound = 2e-3 * np.abs(dequantise_rows(arrays[2], arrays[-1])).max()
         np.testing.assert_allclose(got.astype(np.float64), exact, rtol=2e-3, atol=bound)
@@ -178,7 +188,8 @@ class Attention:
                 parts = [slice(t, t + tile.keys) for t in range(0, self.keys, tile.keys)]
                 mixed = sum(scaled[:, part] @ v[at, part] for part in parts)
                 out[token, head] = mixed * (top / total)
-        return out.reshape(self.tokens, -1).astype(self.spec.outs[0].dtype.numpy)
+        rows = out.reshape(self.tokens, -1)
+        return rows if self.narrow else rows.astype(self.out.numpy)
 
     @staticmethod
     def rows(tokens: np.ndarray, head: int) -> np.ndarray:
@@ -211,6 +222,8 @@ CASES = {
     "one-number": Attention(1, 0, 1, 1, 2, AttentionTile(1, 1)),
     "one-tile": Attention(7, 3, 1, 1, 64, AttentionTile(7, 10)),
     "all-visible": Attention(3, 2, 2, 2, 6, AttentionTile(2, 2), "none", Dtype.F32),
+    "int8-result": Attention(9, 7, 2, 3, 8, AttentionTile(4, 5), "mask", I8, narrow=True),
+    "int16-result": Attention(1, 17, 2, 4, 8, AttentionTile(3, 5), out=Dtype.I16, narrow=True),
 }
 
 
