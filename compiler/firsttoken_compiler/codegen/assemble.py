@@ -67,7 +67,7 @@ def assemble(compiled: Compiled, templates: Templates, target: Target, meta: dic
         spad_bytes=emitter.spad_bytes,
         acc_bytes=max((template.acc_bytes for template in templates.values()), default=0),
         cores=1,
-        meta={**meta, "kv": memory.kv},
+        meta={**meta, "kv": memory.kv, "spilled": compiled.placement.spilled},
         hosts=tuple(emitter.hosts),
     )
 

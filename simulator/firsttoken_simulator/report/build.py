@@ -24,6 +24,7 @@ from firsttoken_simulator.report.document import (
     RunDocument,
     TargetValue,
 )
+from firsttoken_simulator.report.occupancy import arenas, occupancy, occupancy_points, spills
 from firsttoken_simulator.report.tables import OpTable, bound_word, dram_bytes_by_kind, fold, layer_of, whole_cycles
 from firsttoken_simulator.timeline import Timeline
 
@@ -126,6 +127,9 @@ def build_run(
         "weight_bytes": sum(tensor.nbytes for tensor in program.tensors if tensor.kind in ("weight", "constant")),
         "kv_bytes": sum(tensor.nbytes for tensor in program.of_kind("kv")),
         "instructions": len(program),
+        "arenas": arenas(program),
+        "sram_occupancy": occupancy_points(occupancy(program, timeline), timeline.total_fs),
+        "spilled": spills(program),
         "advice": advise(program, phase.table, target, timeline),
         "ladder": ladder(phase.table, timeline, target, phase.host_fs, program.cores),
         "critical_path": _path(phase),

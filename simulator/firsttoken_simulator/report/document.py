@@ -131,6 +131,42 @@ class WeightFormat(_Part):
     bytes: int
 
 
+class ArenaRow(_Part):
+    """How well the values between operators share one memory, in bytes: what they take, and what they must take."""
+
+    memory: str
+    values: int
+    value_bytes: int
+    bound_bytes: int
+    """Of values that live at the same operator, at the fullest one."""
+    peak_bytes: int
+    ratio: float
+    """Peak over bound."""
+    reuse: float
+    """Bytes of all values over the peak."""
+    fragmentation: float
+    """Share of the peak that no value holds at the fullest operator."""
+
+
+class OccupancyPoint(_Part):
+    """What the scratchpad holds at the fullest moment of a window that begins at `at_ms`."""
+
+    at_ms: float
+    resident_bytes: int
+    """Values between operators."""
+    working_bytes: int
+    """What kernels work in."""
+
+
+class SpillRow(_Part):
+    """A value between operators that lies in DRAM, by the operator that writes it, and why."""
+
+    value: str
+    count: int
+    bytes: int
+    reason: str
+
+
 class DecodeSection(_Part):
     """One token after the prompt: the same quantities as for the prompt."""
 
@@ -213,6 +249,9 @@ class RunDocument(_Part):
     """Formats that are in use; their bytes sum to `weight_bytes`."""
     stored_weights: list[str] = []
     """Products on weights that the graph stores quantised, which options do not touch: a line per type."""
+    arenas: list[ArenaRow] = []
+    sram_occupancy: list[OccupancyPoint] = []
+    spilled: list[SpillRow] = []
     advice: list[str]
     not_modelled: list[str]
     ladder: list[Rung]

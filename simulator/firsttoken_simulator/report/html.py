@@ -77,6 +77,7 @@ def page(run: RunDocument) -> str:
         energy=_split(run.energy_by_component_mj, "mJ"),
         ladder=_ladder(run),
         roofline=roofline(run),
+        occupancy=occupancy_chart(run),
         links=run.critical_path.chain[:MAX_LINKS],
         ops=costliest,
         ops_left_out=len(run.ops) - len(costliest),
@@ -119,6 +120,28 @@ def _ladder(run: RunDocument, width: float = 420.0) -> list[tuple[str, float, st
     """(name, ms, note, bar width)."""
     longest = max((rung.ms for rung in run.ladder), default=0.0)
     return [(r.name, r.ms, r.note, round(r.ms / longest * width, 2) if longest else 0.0) for r in run.ladder]
+
+
+def occupancy_chart(run: RunDocument, width: float = 760.0, height: float = 160.0) -> dict[str, Any] | None:
+    """Two stacked outlines of bytes over time, values below, working memory above; None where nothing is known."""
+    points = run.sram_occupancy
+    capacity = next((int(v.value) for v in run.target_values if v.path == "scratchpad.bytes"), 0)
+    if not points or not capacity:
+        return None
+    step = width / len(points)
+
+    def outline(heights: list[int]) -> str:
+        corners = [f"0,{height:g}"]
+        for index, held in enumerate(heights):
+            y = round((1 - min(held, capacity) / capacity) * height, 1)
+            corners += [f"{index * step:.1f},{y:g}", f"{(index + 1) * step:.1f},{y:g}"]
+        return " ".join([*corners, f"{width:g},{height:g}"])
+
+    both = [point.resident_bytes + point.working_bytes for point in points]
+    return {
+        "width": width, "height": height, "capacity": capacity, "fullest": max(both),
+        "residents": outline([point.resident_bytes for point in points]), "kernels": outline(both),
+    }  # fmt: skip
 
 
 def roofline(run: RunDocument, width: float = 760.0, height: float = 320.0) -> dict[str, Any] | None:

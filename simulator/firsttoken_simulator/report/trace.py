@@ -8,6 +8,7 @@ from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.opcodes import BY_OPCODE
 from firsttoken_compiler.isa.program import Program
 from firsttoken_compiler.isa.types import queue_name
+from firsttoken_simulator.report.occupancy import occupancy
 from firsttoken_simulator.timeline import Timeline
 
 _SEQUENCE: Final = 1
@@ -15,6 +16,8 @@ _RUN_TRACK: Final = 1
 _QUEUE_TRACKS: Final = 1000
 _BANDWIDTH_TRACK: Final = 100
 _SPAD_TRACK: Final = 101
+_RESIDENT_TRACK: Final = 102
+_WORKING_TRACK: Final = 103
 _SAMPLES: Final = 2000
 
 
@@ -31,11 +34,14 @@ def trace(program: Program, timeline: Timeline) -> bytes:
     _describe(builder, "npu", _RUN_TRACK, 0, first=True)
     for queue in queues:
         _describe(builder, queue_name(queue), _QUEUE_TRACKS + queue, _RUN_TRACK)
-    for name, track in (("DRAM GB/s", _BANDWIDTH_TRACK), ("scratchpad B/cycle", _SPAD_TRACK)):
+    for name, track in (
+        ("DRAM GB/s", _BANDWIDTH_TRACK), ("scratchpad B/cycle", _SPAD_TRACK),
+        ("scratchpad bytes of values", _RESIDENT_TRACK), ("scratchpad bytes of kernels", _WORKING_TRACK),
+    ):  # fmt: skip
         descriptor = _describe(builder, name, track, _RUN_TRACK)
         descriptor.counter.unit = type(descriptor.counter).UNIT_UNSPECIFIED
     _slices(builder, program, timeline, TrackEvent)
-    for track, values in _counters(timeline):
+    for track, values in (*_counters(timeline), *_held(program, timeline)):
         for at, value in values:
             packet = builder.add_packet()
             packet.timestamp = at
@@ -120,6 +126,16 @@ def _counters(timeline: Timeline) -> list[tuple[int, list[tuple[int, float]]]]:
     return [
         (track, list(zip(at, [*values.tolist(), 0.0], strict=True)))
         for track, values in ((_BANDWIDTH_TRACK, dram), (_SPAD_TRACK, spad))
+    ]
+
+
+def _held(program: Program, timeline: Timeline) -> list[tuple[int, list[tuple[int, float]]]]:
+    """(track, [(nanoseconds, bytes)]): what the scratchpad holds, at every change."""
+    found = occupancy(program, timeline)
+    at = (found.at_fs // 1_000_000).tolist()
+    return [
+        (track, list(zip(at, held.astype(np.float64).tolist(), strict=True)))
+        for track, held in ((_RESIDENT_TRACK, found.resident), (_WORKING_TRACK, found.working))
     ]
 
 
