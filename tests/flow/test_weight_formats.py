@@ -10,10 +10,14 @@ from onnx import TensorProto, helper, numpy_helper
 from firsttoken.api import simulate
 from firsttoken.execution import load
 from firsttoken_compiler.codegen.weights import quantise, quantise_asymmetric
+from firsttoken_compiler.formats.dequantise import dequantise as floats_of
+from firsttoken_compiler.formats.quantise import quantise as blocks_of
+from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_compiler.frontend.onnx_file import from_model
 from firsttoken_compiler.options import Precision
 from firsttoken_compiler.pipeline import compile_onnx
 from firsttoken_compiler.target.load import load_target
+from firsttoken_compiler.target.target import Target
 
 TARGET = load_target("systolic-128")
 LARGEST = {"int8": np.float32(127), "int16": np.float32(32767)}
@@ -30,28 +34,41 @@ def product(weight: np.ndarray, rows: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def computed(weight: np.ndarray, x: np.ndarray, precision: Precision) -> np.ndarray:
+def computed(weight: np.ndarray, x: np.ndarray, precision: Precision, target: Target = TARGET) -> np.ndarray:
     """What the machine makes of x."""
     student = from_model(product(weight, len(x)), Path("."), "one")
-    program = compile_onnx(student, TARGET, precision)
+    program = compile_onnx(student, target, precision)
     assert program is not None
-    y: np.ndarray = load(program, simulate(program, TARGET), student, TARGET).run({"x": x[None]})["y"][0]
+    y: np.ndarray = load(program, simulate(program, target), student, target).run({"x": x[None]})["y"][0]
     return y
 
 
 def expected(weight: np.ndarray, x: np.ndarray, precision: Precision) -> np.ndarray:
     """The same product of what quantisation leaves, in float64."""
+    return by_activations(left(weight, precision), x, precision.acts)
+
+
+def left(weight: np.ndarray, precision: Precision) -> np.ndarray:
+    """What quantisation leaves of a weight."""
+    if precision.weights in BLOCK_TYPES:
+        kind = BLOCK_TYPES[precision.weights]
+        return floats_of(blocks_of(np.ascontiguousarray(weight.T), kind), kind).T.astype(np.float64)
     k, bits = len(weight), int(precision.weights.removeprefix("int"))
     group = k if precision.group == "channel" else min(k, int(precision.group))
     made = (quantise_asymmetric if precision.asymmetric else quantise)(weight, bits, group)
     q, scale, *zero = (part.astype(np.float64) for part in made)
     scale, *zero = (np.repeat(part, group, axis=0)[:k] for part in (scale, *zero))
-    floats = (q - zero[0] if zero else q) * scale
+    floats: np.ndarray = (q - zero[0] if zero else q) * scale
+    return floats
+
+
+def by_activations(floats: np.ndarray, x: np.ndarray, acts: str) -> np.ndarray:
+    """x, as it is quantised, times floats."""
     half = x.astype(np.float16).astype(np.float32)
-    if precision.acts == "fp16":
-        return half.astype(np.float64) @ floats
-    step = np.abs(half).max(axis=1, keepdims=True) * (np.float32(1) / LARGEST[precision.acts])
-    return np.rint(half * (np.float32(1) / step)).astype(np.float64) @ floats * step
+    if acts == "fp16":
+        return np.asarray(half.astype(np.float64) @ floats)
+    step = np.abs(half).max(axis=1, keepdims=True) * (np.float32(1) / LARGEST[acts])
+    return np.asarray(np.rint(half * (np.float32(1) / step)).astype(np.float64) @ floats * step)
 
 
 GRID = [
@@ -80,3 +97,18 @@ def test_sums_of_int16_do_not_overflow(weights: str, k: int, asymmetric: bool) -
     weight, x = np.full((k, 16), 1.0, np.float32), np.ones((2, k), np.float32)
     precision = Precision(weights, "int16", "channel", "off", asymmetric=asymmetric)
     np.testing.assert_allclose(computed(weight, x, precision), expected(weight, x, precision), rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["systolic-128", "snapdragon-x-elite"])
+@pytest.mark.parametrize("acts", ["fp16", "int8"])
+@pytest.mark.parametrize("weights", BLOCK_TYPES)
+def test_floats_are_quantised_to_blocks_and_multiplied(weights: str, acts: str, target: str) -> None:
+    """By codes exactly, or by floats that are rounded to fp16 first, whichever the compiler found cheaper."""
+    random = np.random.default_rng(7)
+    k = 2 * BLOCK_TYPES[weights].block
+    weight, x = random.standard_normal((k, 24)).astype(np.float32), random.standard_normal((3, k)).astype(np.float32)
+    precision = Precision(weights, acts, "128", "off")
+    found = computed(weight, x, precision, load_target(target))
+    blocks = left(weight, precision)
+    exact = [by_activations(floats, x, acts) for floats in (blocks, blocks.astype(np.float16).astype(np.float64))]
+    assert min(float(np.abs(found - wanted).max() / np.abs(wanted).max()) for wanted in exact) < 1e-6

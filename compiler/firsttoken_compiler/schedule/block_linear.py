@@ -110,9 +110,11 @@ def plan(spec: KernelSpec, spaces: tuple[Space, ...], method: str, target: Targe
             else:
                 made["w_min"] = ("neg", blocks.minimum)
         where = [Space.DRAM] * len(args)
-    args = [spec.args[0], *args, *spec.args[late:]]
+    end = late + (spec["acts"] in ("int8", "int16"))  # where there is a scale of the activations, it follows w
+    args = [spec.args[0], args[0], *spec.args[late:end], *args[1:], *spec.args[end:]]
     product = KernelSpec("linear", tuple(sorted(params.items())), tuple(args), spec.outs)
-    return Choice(method, product, (spaces[0], *where, *spaces[late:]), Tile(1, 1, k), made, planes)
+    places = (spaces[0], where[0], *spaces[late:end], *where[1:], *spaces[end:])
+    return Choice(method, product, places, Tile(1, 1, k), made, planes)
 
 
 def slots(product: KernelSpec, tile: Tile, target: Target) -> int:

@@ -319,12 +319,13 @@ def linear_names(spec: KernelSpec) -> list[str]:
     `a_zero`: the zero point of all activations, with `w_sum`, sums of the weights per group and column.
     `a_sum`: sums of the activations, less their zero point, per token and group, with `w_zero`, those of the weights,
     or with `w_min`, what is added to the weights of each group and column after they are scaled. In place of `w`,
-    weights in blocks have a plane for each part of their blocks.
+    weights in blocks have a plane for each part of their blocks; their integer activations lie as fp16.
     `inverse`: of the static scale of integers that the result becomes.
     """
     if spec.get("blocks"):
         planes = [plane.name for plane in BLOCK_TYPES[str(spec["blocks"])].planes]
-        return ["a", *planes, *(name for name in ADDED if spec.get(name))]
+        scale = ["a_scale"] if spec["acts"] in ("int8", "int16") else []
+        return ["a", *planes, *scale, *(name for name in ADDED if spec.get(name))]
     names = ["a", "w"]
     if spec["acts"] in ("int8", "int16"):
         names.append("a_scale")
@@ -372,7 +373,7 @@ def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: 
     `single`: the weight's scale is per channel.
     """
     if "a_scale" in operands:
-        value = value * operands["a_scale"][i if spec.args[2].shape[0] > 1 else 0, 0]
+        value = value * operands["a_scale"][i if int(operands["a_scale"].shape[0]) > 1 else 0, 0]
     if "w_scale" in operands and single:
         value = value * _f32(operands["w_scale"][0, j])
     if "bias" in operands:
