@@ -121,6 +121,10 @@ class Precision:
             raise OptionError(
                 f"--weights fp16 needs --acts fp16, not {self.acts}: no unit multiplies {self.acts} by fp16"
             )
+        if self.norm_cache == "statistics" and self.ranges:
+            raise OptionError(
+                "--norm-cache statistics keeps a scale per token, and --acts-range gives one for all: choose another"
+            )
         if self.norm_cache in ("off", "statistics") and self.norm_cache_place != "auto":
             raise OptionError(
                 f"--norm-cache {self.norm_cache} keeps no rows that could lie in {self.norm_cache_place}: "

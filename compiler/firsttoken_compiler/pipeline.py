@@ -153,6 +153,7 @@ def _lowered(
     quantised: Quantised, canonical: Canonical, norms: CacheNorms, static: StaticRanges, target: Target
 ) -> Lowered:
     """The passes from typed operators to placed launches, with norms that go these ways."""
+    from firsttoken_compiler.codegen.names import module_path
     from firsttoken_compiler.codegen.norm_choice import Lowered
     from firsttoken_compiler.passes.fuse import Fuse
     from firsttoken_compiler.passes.fuse_norms import FuseNorms
@@ -163,4 +164,5 @@ def _lowered(
     cached, decisions = norms.run(quantised)
     fused, nodes = static.run(*FuseNorms().run(*FuseWindows().run(*Fuse().run(cached, canonical))))
     launches = Lower().run(fused)
-    return Lowered(cached, fused, nodes, launches, Place(target).run(launches), decisions)
+    names = {variable: module_path(behind[0]) for variable, behind in nodes.nodes.items() if behind}
+    return Lowered(cached, fused, nodes, launches, Place(target, names).run(launches), decisions)

@@ -45,15 +45,18 @@ class Group:
         return any(reader.spec.kind == "linear" and reader.args[0] == self.rows for reader in self.readers)
 
     @property
-    def splits(self) -> bool:
-        """Whether every reader is a product that could make the rows itself; static scales come with rows alone."""
-        return not self.norm.spec.get("static") and all(
-            reader.spec.kind == "linear"
-            and not reader.spec.get("blocks")
-            and reader.args[0] == self.rows
-            and self.rows not in reader.args[1:]
+    def ways(self) -> tuple[str, ...]:
+        """What the norm can keep beside its rows.
+
+        Products do without rows when they read nothing but them. Those on blocks make their weights already, and a scale
+        that is given before the run is none of a row's numbers.
+        """
+        alone = all(
+            reader.spec.kind == "linear" and reader.args[0] == self.rows and self.rows not in reader.args[1:]
             for reader in self.readers
         )
+        split = not self.norm.spec.get("static") and not any(reader.spec.get("blocks") for reader in self.readers)
+        return tuple(WAYS) if alone and split else ("scratchpad", "dram", "off") if alone else ("scratchpad", "dram")
 
     def launches(self, way: str) -> tuple[Launch, ...]:
         """What runs on a way."""
@@ -102,8 +105,7 @@ class Costs:
 
     def of(self, group: Group) -> dict[str, Estimate | None]:
         """By way; None where it is not possible."""
-        ways = WAYS if group.splits else ("scratchpad", "dram")
-        return {way: self._estimate(group, way) for way in ways}
+        return {way: self._estimate(group, way) for way in group.ways}
 
     def _estimate(self, group: Group, way: str) -> Estimate | None:
         launches = tuple(launch for launch in group.launches(way) if launch.spec.kind != "host")

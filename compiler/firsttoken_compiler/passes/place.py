@@ -6,7 +6,8 @@ Values that are touched most per byte come first; a value stays where the bytes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -57,6 +58,8 @@ class Place:
     """See the module's docstring."""
 
     target: Target
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What readers know variables of the canonical module by."""
 
     def run(self, launches: Launches) -> Placement:
         """Chooses the residents.
@@ -70,7 +73,7 @@ class Place:
                 f"target {self.target.name} has a scratchpad of {pad.bytes} bytes, which cannot hold one tile: "
                 f"at least {16 * pad.alignment_bytes} are needed, raise scratchpad.bytes"
             )
-        choice = _Choice(launches, self.target, int(pad.bytes * (1 - WORKING_SHARE)))
+        choice = _Choice(launches, self.target, int(pad.bytes * (1 - WORKING_SHARE)), self.names)
         packed = choice.residents()
         align = self.target.alignment(Space.DRAM)
         others = [
@@ -89,8 +92,8 @@ class Place:
 class _Choice:
     """Which values stay, within a budget of bytes."""
 
-    def __init__(self, launches: Launches, target: Target, budget: int) -> None:
-        self.launches, self.target, self.budget = launches, target, budget
+    def __init__(self, launches: Launches, target: Target, budget: int, names: Mapping[str, str]) -> None:
+        self.launches, self.target, self.budget, self.names = launches, target, budget, names
         self.wanted = {
             launch.outs[0].name: launch
             for launch in launches.launches
@@ -157,8 +160,9 @@ class _Choice:
     def _require(self, piece: Piece, why: str) -> None:
         """An error for what must not be spilled."""
         if piece.name in self.wanted:
+            label = self.wanted[piece.name].label
             raise AllocationError(
-                f"target {self.target.name}: {self.wanted[piece.name].label}: its normalised rows take {piece.nbytes} "
+                f"target {self.target.name}: {self.names.get(label, label)}: its normalised rows take {piece.nbytes} "
                 f"bytes and cannot lie in the scratchpad: {why}; choose --norm-cache-place auto or a narrower "
                 "--norm-cache, or shorten the prompt"
             )
