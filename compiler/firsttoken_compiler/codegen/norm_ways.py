@@ -48,8 +48,8 @@ class Group:
     def ways(self) -> tuple[str, ...]:
         """What the norm can keep beside its rows.
 
-        Products do without rows when they read nothing but them. Those on blocks make their weights already, and a scale
-        that is given before the run is none of a row's numbers.
+        Products do without rows when they read nothing but them. Those on blocks make their weights already, and a
+        scale that is given before the run is none of a row's numbers.
         """
         alone = all(
             reader.spec.kind == "linear" and reader.args[0] == self.rows and self.rows not in reader.args[1:]
