@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint bench gemm dram bad-input precision smollm2 clean onnx-backend docs formats format-bench
+.PHONY: memory help demo test fuzz lint bench gemm dram bad-input precision smollm2 clean onnx-backend docs formats format-bench
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,12 @@ format-bench: .venv/installed ## Set up, then write reports/formats/throughput.m
 
 docs: .venv/installed ## Set up, then write the pages of docs/ that are made out of the code: docs/operators.md.
 	$(PY) -m firsttoken.operators docs/operators.md
+
+norm-cache: .venv/installed ## Set up, then write reports/norm-cache: what keeping normalised rows costs and gains.
+	$(PY) reports/norm_cache.py
+
+memory: .venv/installed ## Set up, then write reports/memory: planned bytes beside those that are live, and what serving allocates.
+	$(PY) reports/memory.py
 
 smollm2: .venv/installed ## Set up, then write reports/smollm2: answers per number format beside onnxruntime's.
 	$(PY) reports/smollm2.py
