@@ -76,6 +76,8 @@ def test_rows_in_the_scratchpad_are_written_once_and_never_leave_it() -> None:
     """Over all output tiles of all consumers: one vector instruction writes a row, none of its bytes moves by DMA."""
     program = api.compile(WIDE, "systolic-128", prompt=64, options=options("int8"))
     timeline = simulate_program(program, load_target("systolic-128"))
+    asked = api.compile(WIDE, "systolic-128", prompt=64, options=options("int8", "scratchpad"))
+    np.testing.assert_array_equal(asked.code, program.code)  # they lie there by themselves
     rows = [op for op in program.ops if op.kind == "rms_norm"]
     assert len(rows) == 2 * WIDE.layers + 1
     q = [op for op in program.ops if op.name.endswith("gate_proj")]
@@ -203,6 +205,8 @@ def test_rows_that_cannot_stay_are_an_error_that_names_the_remedy(little: Any) -
 def test_a_place_for_nothing_is_an_error() -> None:
     with pytest.raises(OptionError, match="--norm-cache off keeps no rows that could lie in dram"):
         options("off", "dram")
+    with pytest.raises(OptionError, match="--norm-cache statistics keeps a scale per token"):
+        options("statistics", ranges=(("x", 1.0),))
     with pytest.raises(OptionError, match="--norm-cache-place 'disk' is not one of auto, scratchpad, dram"):
         options("int8", "disk")
 
