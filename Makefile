@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: memory help demo test fuzz lint bench gemm dram bad-input precision smollm2 clean onnx-backend docs formats format-bench
+.PHONY: memory help demo test fuzz lint bench gemm dram bad-input precision smollm2 clean onnx-backend docs formats format-bench quality
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,9 @@ norm-cache: .venv/installed ## Set up, then write reports/norm-cache: what keepi
 
 memory: .venv/installed ## Set up, then write reports/memory: planned bytes beside those that are live, and what serving allocates.
 	$(PY) reports/memory.py
+
+quality: .venv/installed ## Set up, then write reports/quality: divergence, agreement and perplexity of every format.
+	$(PY) reports/quality.py
 
 smollm2: .venv/installed ## Set up, then write reports/smollm2: answers per number format beside onnxruntime's.
 	$(PY) reports/smollm2.py
