@@ -88,6 +88,7 @@ class _Run:
         from firsttoken_compiler.frontend.contrib import prepare
         from firsttoken_compiler.frontend.masks import add_masks
         from firsttoken_compiler.frontend.specialise import specialise
+        from firsttoken_compiler.passes.block_tables import block_tables
         from firsttoken_compiler.passes.kv_cache import KvCache
         from firsttoken_compiler.passes.quantise import Quantise
         from firsttoken_compiler.passes.split import split
@@ -98,6 +99,7 @@ class _Run:
         student = prepare(add_masks(student))
         static = StaticRanges(dict(precision.ranges), multiplied(student.graph.node, student.initializers))
         imported, canonical = split(student, self.fallback, self.done, frozenset(target.matrix.macs_per_cycle))
+        canonical = block_tables(canonical, imported.weights, precision, target)
         quantised = Quantise(precision, target).run(canonical, imported.weights)
         self.done("quantise", quantised.module)
         parameters = [parameter.name for parameter in imported.module["main"].params]

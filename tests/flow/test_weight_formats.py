@@ -7,10 +7,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from firsttoken.api import simulate
+from firsttoken.api import compile, execute, simulate
 from firsttoken.execution import load
+from firsttoken.generation import token_feeds
+from firsttoken.options import RunOptions
+from firsttoken.student import StudentConfig
 from firsttoken_compiler.codegen.weights import quantise, quantise_asymmetric
 from firsttoken_compiler.formats.dequantise import dequantise as floats_of
+from firsttoken_compiler.formats.policy import policy_of
 from firsttoken_compiler.formats.quantise import quantise as blocks_of
 from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_compiler.frontend.onnx_file import from_model
@@ -18,6 +22,9 @@ from firsttoken_compiler.options import Precision
 from firsttoken_compiler.pipeline import compile_onnx
 from firsttoken_compiler.target.load import load_target
 from firsttoken_compiler.target.target import Target
+from firsttoken_models.gguf_write import mixed, write_gguf
+from firsttoken_models.onnx_graph import build_graph
+from firsttoken_models.weights import write_random_weights
 
 TARGET = load_target("systolic-128")
 LARGEST = {"int8": np.float32(127), "int16": np.float32(32767)}
@@ -112,3 +119,34 @@ def test_floats_are_quantised_to_blocks_and_multiplied(weights: str, acts: str, 
     blocks = left(weight, precision)
     exact = [by_activations(floats, x, acts) for floats in (blocks, blocks.astype(np.float16).astype(np.float64))]
     assert min(float(np.abs(found - wanted).max() / np.abs(wanted).max()) for wanted in exact) < 1e-6
+
+
+@pytest.mark.parametrize(("weights", "tied"), [("q4_k_m", False), ("q3_k_l", True), ("q5_0", False)])
+def test_a_mixture_of_floats_is_the_file_that_it_would_be_written_to(weights: str, tied: bool, tmp_path: Path) -> None:
+    """Roles from the structure and blocks made late give, bit by bit, what blocks give that were written by name."""
+    config = StudentConfig(
+        name="mixed", family="llama", hidden=256, intermediate=288, layers=8, heads=4, kv_heads=2, head_dim=64,
+        vocab=96, rope_theta=1e4, max_positions=64, rms_eps=1e-6, tie_embeddings=tied, qkv_bias=False, source="made up for tests",
+    )  # fmt: skip
+    floats, feeds = write_random_weights(config, tmp_path), token_feeds([3, 90, 17, 4])
+    onnx.save(build_graph(config, tokens=4, past=0, weights=floats), floats.path.parent / "floats.onnx")
+    write_gguf(tmp_path / "blocks.gguf", config, floats.tensor, mixed(policy_of(weights), config))
+    stored = execute(tmp_path / "blocks.gguf", TARGET, feeds, prompt=4)["logits"]
+    path, options = floats.path.parent / "floats.onnx", RunOptions(weights=weights)
+    np.testing.assert_array_equal(execute(path, TARGET, feeds, options=options)["logits"], stored)
+    ours = compile(path, TARGET, options=options).meta["weight_formats"]
+    file = compile(tmp_path / "blocks.gguf", TARGET, prompt=4).meta
+    assert {row["stored"] for row in ours} == {False}
+    assert [dict(row, stored=row["format"] != "vectors") for row in ours] == file["weight_formats"]
+    assert (file["weights"], file["activations"]) == (", ".join(row["format"] for row in ours[:-1]), "fp16")
+
+
+def test_reports_name_the_formats_in_use() -> None:
+    weight = np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)
+    student = from_model(product(weight, 2), Path("."), "one")
+    program = compile_onnx(student, TARGET, Precision("int4", "int8", "32", "off", asymmetric=True))
+    assert program is not None
+    rows = [{"format": "int4 group 32 with zero points", "stored": False, "matrices": 1}]
+    found = program.meta["weight_formats"]
+    assert [{key: value for key, value in row.items() if key != "bytes"} for row in found] == rows
+    assert [row["bytes"] for row in found] == [sum(t.nbytes for t in program.tensors if t.kind == "weight")]

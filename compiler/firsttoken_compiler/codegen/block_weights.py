@@ -2,7 +2,8 @@
 
 Recipes of a product's weights have the forms of `FORMS` and a layout `TYPE:PLANE`: a plane `[k / group, n]` in panels.
 Recipes of rows that are gathered have a layout `blocks:TYPE:PLANE`: the recipe's k is the table's rows, its n the bytes
-(or half-precision numbers) of a row, packed along the row, the first number lowest.
+(or half-precision numbers) of a row, packed along the row, the first number lowest. With `rows:TYPE:PLANE` the source
+holds floats, which are quantised to such blocks.
 """
 
 from dataclasses import replace
@@ -20,18 +21,24 @@ from firsttoken_compiler.isa.types import pack
 FORMS: Final = ("planes", "quantised")
 """Planes of blocks that the source holds, and of blocks that floats of the source are quantised to."""
 TABLE: Final = "blocks:"
+FLOAT_TABLE: Final = "rows:"
 ROWS: Final = 4096
 """Rows of a table that are taken apart at a time."""
 
 
 def is_table(packing: Packing) -> bool:
     """Whether a recipe is one of rows that are gathered."""
-    return packing.layout.startswith(TABLE)
+    return packing.layout.startswith((TABLE, FLOAT_TABLE))
+
+
+def is_float_table(packing: Packing) -> bool:
+    """Whether they are made of floats."""
+    return packing.layout.startswith(FLOAT_TABLE)
 
 
 def check(packing: Packing, where: str) -> None:
     """Raises ProgramError for a type or a plane that does not exist, or one that the recipe is not for."""
-    named = _named(packing.layout.removeprefix(TABLE))
+    named = _named(_rest(packing))
     if named is None:
         raise ProgramError(f"{where}: layout {packing.layout!r} names no plane of blocks")
     kind, plane = named
@@ -78,17 +85,47 @@ def columns(packing: Packing, array: np.ndarray, first: int, last: int) -> np.nd
 
     Raises ProgramError where the initialiser has another size.
     """
-    named = _named(packing.layout.removeprefix(TABLE))
-    assert named is not None
-    kind, plane = named
-    across = packing.n * 8 // plane.bits if plane.bits < 8 else packing.n
+    kind, plane, across = _table(packing)
     _require(packing, array, (packing.k, kind.row_bytes(across * plane.per)))
     made = np.empty((packing.k, last - first), np.float16 if plane.bits == 16 else np.int8)
     for start in range(0, packing.k, ROWS):
-        values = split(np.ascontiguousarray(array[start : start + ROWS]), kind)[plane.name].T
-        packed = pack(values, plane.bits).view(np.int8) if plane.bits < 8 else values
-        made[start : start + ROWS] = packed[:, first:last]
+        planes = split(np.ascontiguousarray(array[start : start + ROWS]), kind)
+        made[start : start + ROWS] = packed_rows(packing, planes)[:, first:last]
     return made
+
+
+def float_rows(packing: Packing, array: np.ndarray, start: int) -> Planes:
+    """Planes of the next `ROWS` rows of a table of floats.
+
+    Raises ProgramError where it has another size, or values that are not finite.
+    """
+    kind, plane, across = _table(packing)
+    if array.shape != (packing.k, across * plane.per):
+        expected = (packing.k, across * plane.per)
+        raise ProgramError(f"initialiser {packing.source!r} has shape {array.shape}, its packing expects {expected}")
+    rows = np.ascontiguousarray(array[start : start + ROWS], np.float32)
+    if not np.isfinite(rows).all():
+        raise ProgramError(f"table {packing.source!r} has values that are not finite; repair the student's weights")
+    return split(quantise(rows, kind), kind)
+
+
+def packed_rows(packing: Packing, planes: Planes) -> np.ndarray:
+    """The plane of a recipe, packed along the rows: int8 or float16."""
+    plane = _table(packing)[1]
+    values = planes[plane.name].T
+    return pack(values, plane.bits).view(np.int8) if plane.bits < 8 else values
+
+
+def _table(packing: Packing) -> tuple[BlockType, Plane, int]:
+    """(type, plane, elements of the plane in a row)."""
+    named = _named(_rest(packing))
+    assert named is not None
+    kind, plane = named
+    return kind, plane, packing.n * 8 // plane.bits if plane.bits < 8 else packing.n
+
+
+def _rest(packing: Packing) -> str:
+    return packing.layout.removeprefix(TABLE).removeprefix(FLOAT_TABLE)
 
 
 def _require(packing: Packing, array: np.ndarray, shape: tuple[int, int]) -> None:

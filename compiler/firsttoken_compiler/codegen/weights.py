@@ -40,10 +40,13 @@ def materialise(program: Program, initialiser: Initialiser, write: Write) -> Non
         array = initialiser(source)
         matrices: dict[Packing, list[Tensor]] = {}
         in_blocks: dict[Packing, list[Tensor]] = {}
+        in_rows: dict[str, list[Tensor]] = {}
         for tensor in tensors:
             packing = _recipe(tensor)
             if packing.form == "plain":
                 _write_plain(tensor, array, write)
+            elif block_weights.is_float_table(packing):
+                in_rows.setdefault(packing.layout.split(":")[1], []).append(tensor)
             elif packing.form in stored_weights.FORMS:
                 _write_stored(tensor, packing, array, write)
             elif packing.form in block_weights.FORMS:
@@ -54,6 +57,8 @@ def materialise(program: Program, initialiser: Initialiser, write: Write) -> Non
             _write_matrix(same, array, write)
         for whole, same in in_blocks.items():
             _write_planes(whole, same, array, write)
+        for same in in_rows.values():
+            _write_rows(same, array, write)
 
 
 def packed_bytes(packing: Packing) -> int:
@@ -255,6 +260,16 @@ def _write_planes(whole: Packing, tensors: list[Tensor], array: np.ndarray, writ
             offset = panel_offset(packing, first // packing.panel)
             values = block_weights.element(packing, planes)
             write(tensor.address + offset, pack_panels(values, packing.panel, packing.bits))
+
+
+def _write_rows(tensors: list[Tensor], array: np.ndarray, write: Write) -> None:
+    """Planes of a table of floats, whose rows are quantised once for all of them."""
+    recipes = [tensor.packing for tensor in tensors if tensor.packing is not None]
+    for start in range(0, recipes[0].k, block_weights.ROWS):
+        planes = block_weights.float_rows(recipes[0], array, start)
+        for tensor, packing in zip(tensors, recipes, strict=True):
+            values = np.ascontiguousarray(block_weights.packed_rows(packing, planes))
+            write(tensor.address + start * values[0].nbytes, values.reshape(-1).view(np.uint8))
 
 
 def _blocks(n: int, k: int, panel: int) -> Iterator[tuple[int, int]]:

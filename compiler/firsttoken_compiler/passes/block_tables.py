@@ -11,11 +11,13 @@ from typing import Any, Final
 import numpy as np
 
 from firsttoken_compiler.formats.types import BLOCK_TYPES
+from firsttoken_compiler.options import Precision
 from firsttoken_compiler.passes.block_gather import BlockRows
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
-from firsttoken_compiler.passes.roles import Roles
+from firsttoken_compiler.passes.roles import Roles, roles_of
 from firsttoken_compiler.passes.weight_formats import WeightFormats
+from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, dtype_of, operator_name, relax, shape_of
 
@@ -23,8 +25,9 @@ LAYOUT: Final = "rows:{kind}:{plane}"
 """See `codegen.block_weights`."""
 
 
-def block_tables(canonical: Canonical, weights: dict[str, str], chosen: WeightFormats) -> Canonical:
+def block_tables(canonical: Canonical, weights: dict[str, str], precision: Precision, target: Target) -> Canonical:
     """The module with the tables that are to lie in blocks; `weights`: parameter → initialiser."""
+    chosen = WeightFormats(precision, target, roles_of(canonical))
     kinds = {table: kind for table in _tables(canonical, chosen.roles) if (kind := _kind(table, weights, chosen))}
     return _Tables(canonical, weights, kinds).run() if kinds else canonical
 
