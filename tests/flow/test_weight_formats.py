@@ -126,7 +126,8 @@ def test_a_mixture_of_floats_is_the_file_that_it_would_be_written_to(weights: st
     """Roles from the structure and blocks made late give, bit by bit, what blocks give that were written by name."""
     config = StudentConfig(
         name="mixed", family="llama", hidden=256, intermediate=288, layers=8, heads=4, kv_heads=2, head_dim=64,
-        vocab=96, rope_theta=1e4, max_positions=64, rms_eps=1e-6, tie_embeddings=tied, qkv_bias=False, source="made up for tests",
+        vocab=96, rope_theta=1e4, max_positions=64, rms_eps=1e-6, tie_embeddings=tied, qkv_bias=False,
+        source="made up for tests",
     )  # fmt: skip
     floats, feeds = write_random_weights(config, tmp_path), token_feeds([3, 90, 17, 4])
     onnx.save(build_graph(config, tokens=4, past=0, weights=floats), floats.path.parent / "floats.onnx")
