@@ -7,7 +7,7 @@ fixed rate; its banks, and conflicts of scratchpad banks, are the timing machine
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from numba import njit
 
 from firsttoken_compiler.codegen.hazards import hazards
 from firsttoken_compiler.codegen.template import Template
+from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.dma import Gather, Load, Store
 from firsttoken_compiler.isa.instruction import BITS
@@ -54,9 +55,15 @@ class Estimator:
     template: Callable[[KernelSpec, tuple[Space, ...]], Template]
     known: dict[tuple[Any, ...], float] = field(default_factory=dict)
 
-    def run(self, launches: Sequence[Launch], space: Spaces) -> Estimate:
-        """Raises AllocationError when a kernel does not fit."""
-        code, kernels = self._code(launches, space)
+    def run(
+        self, launches: Sequence[Launch], space: Spaces, lying: Mapping[str, int] | None = None, start: int = 0
+    ) -> Estimate:
+        """Raises AllocationError when a kernel does not fit.
+
+        `lying`: addresses of storages that share their memory, in DRAM below `start`; all other values lie one behind
+        the other.
+        """
+        code, kernels = self._code(launches, space, lying or {}, start)
         moves = np.isin(code[:, word.OPCODE], DMA)
         lasting = np.where(moves, code[:, word.DIMS : word.DIMS + 3].prod(axis=1) / self._rate, 0.0)
         lasting[~moves] = self._durations(code[~moves], kernels)
@@ -72,20 +79,29 @@ class Estimator:
         dram = self.target.dram.peak_bytes_per_s * DRAM_SHARE / self.target.clock_hz
         return min(dram, self.target.dma.bus_bytes_per_cycle)
 
-    def _code(self, launches: Sequence[Launch], space: Spaces) -> tuple[np.ndarray, list[VectorKernel]]:
-        """The launches' code: values lie one behind the other, above what kernels work in."""
-        at = {Space.SPAD: self.free, Space.DRAM: 0}
+    def _code(
+        self, launches: Sequence[Launch], space: Spaces, lying: Mapping[str, int], start: int
+    ) -> tuple[np.ndarray, list[VectorKernel]]:
+        """The launches' code: values lie above what kernels work in."""
+        at = {Space.SPAD: self.free, Space.DRAM: start}
         address: dict[tuple[str, str], int] = {}
         kernels: dict[VectorKernel, int] = {}
         parts, cursor = [], 0
         for number, launch in enumerate(launches):
             values = kernel_operands(launch.spec, (*launch.args, *launch.outs))
             for value in values:
-                if (value.kind, value.name) not in address:
-                    where = space(value)
-                    address[value.kind, value.name] = at[where]
+                key, where = (value.kind, value.name), space(value)
+                if value.kind == "storage" and value.name in lying:
+                    address[key] = lying[value.name] + (self.free if where is Space.SPAD else 0)
+                elif key not in address:
+                    address[key] = at[where]
                     at[where] += 2 * value.arg.nbytes + (1 << 12)  # at least what rows take with their pitch
             template = self.template(launch.spec, tuple(space(value) for value in values))
+            if template.scratch_bytes > self.free:
+                raise AllocationError(
+                    f"kernel {launch.spec.kind} works in {template.scratch_bytes} bytes of scratchpad, target "
+                    f"{self.target.name} has {self.free} free: raise scratchpad.bytes"
+                )
             cursor = 0 if cursor + template.scratch_bytes > self.free else cursor
             operands = [address[value.kind, value.name] for value in values]
             numbers = [kernels.setdefault(kernel, len(kernels)) for kernel in template.kernels]

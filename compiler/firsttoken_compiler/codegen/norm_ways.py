@@ -101,7 +101,8 @@ class Costs:
     def whole(self, launches: Launches) -> Estimate:
         """All launches in order, without those of the host; raises AllocationError when a kernel does not fit."""
         mine = [launch for launch in launches.launches if launch.spec.kind != "host"]
-        return self._estimator.run(mine, self.placement.space)
+        lying = {**self.placement.resident, **self.placement.dram}
+        return self._estimator.run(mine, self.placement.space, lying, self.placement.dram_bytes)
 
     def of(self, group: Group) -> dict[str, Estimate | None]:
         """By way; None where it is not possible."""
