@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: memory help demo test fuzz lint bench gemm dram bad-input precision smollm2 clean onnx-backend docs formats format-bench quality
+.PHONY: memory help demo test fuzz lint bench gemm dram bad-input precision norm-cache smollm2 clean onnx-backend docs formats format-bench quality
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
