@@ -133,15 +133,16 @@ def _run(
     chained: bool,
 ) -> tuple[int, int, int]:  # fmt: skip
     """(reads done, clocks, sum of their latencies in clocks)."""
-    total, sent, t, ready_at, due = len(bank), 0, 0, 0, 0
+    total, sent, back, t, ready_at = len(bank), 0, 0, 0, 0
     taken = np.zeros(total, np.int64)
     done = np.zeros(total, np.int64)
-    while t < limit and (sent < total or ((chained or every > 1) and t <= due)):
+    awaited = chained or every > 1
+    while t < limit and (sent < total or (awaited and back < total)):
         soon = tick(device, con, t)
         for i in range(con.s[S_FINISHED]):
             tag = con.finished[i, 0]
             done[tag] = con.finished[i, 1]
-            due = max(due, done[tag])
+            back += 1
             if chained:
                 ready_at = done[tag]
         count = 0
@@ -151,7 +152,6 @@ def _run(
             count += 1
             if chained:
                 ready_at = NEVER
-                due = NEVER
             elif every > 1:
                 ready_at += every
         moved = transfer(con)
@@ -160,8 +160,8 @@ def _run(
         elif sent < total and ready_at > t:
             soon = min(soon, ready_at)
         t = min(soon, limit)
-        if chained and ready_at < NEVER and due == NEVER:
-            due = ready_at
+    if awaited and back == total:
+        t = max(t, done.max())
     reads, waited = 0, 0
     for i in range(sent):
         if 0 < done[i] <= t:

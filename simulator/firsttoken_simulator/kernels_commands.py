@@ -81,7 +81,7 @@ from firsttoken_simulator.units.layout import (
 )
 
 H_FOR, H_SINCE, H_TICKET, H_BOOKED, H_CHANNEL, H_FIELDS = range(6)
-"""Of a queue: what it is held for, since when, its place in the line, whether its request has the bus, and the channel."""
+"""Of a queue: what it is held for, since when, its place in the line, whether its request has the bus, the channel."""
 FREE, FOR_SLOT, FOR_DATA, FOR_ROOM = range(4)
 """What a queue is held for: nothing, its ring's next slot, all its data, room in a controller's queue."""
 D_NEXT, D_TICKET, D_OPEN, D_FIELDS = range(4)
