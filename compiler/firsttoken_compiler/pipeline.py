@@ -31,8 +31,8 @@ PIPELINE: Final = (
     "kv-cache",  # keys and values that are kept in int8
     "cache-norms",  # what each norm keeps for its consumers
     "fuse",  # activations into the products that they follow, windows and rows of norms into those that read them
-    "lower",  # TVM: one PrimFunc per operator, fusion, memory plan → kernel launches
-    "place",  # which storages stay in the scratchpad
+    "lower",  # TVM: one PrimFunc per operator, fusion → kernel launches, a life for every value
+    "place",  # which values lie in the scratchpad, and where they share bytes
     "schedule",  # a tile and a tensorised schedule per distinct kernel → instruction templates
     "emit",  # templates relocated, semaphores inserted
     "verify",  # bounds, order, deadlock

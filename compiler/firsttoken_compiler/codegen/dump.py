@@ -28,8 +28,11 @@ def _text(made: Any) -> str:
 
         return str(printer.to_text(made.model)) + "\n"
     if isinstance(made, Placement):
-        lines = [f"{name} at {address:#x}" for name, address in made.resident.items()]
-        return "\n".join([f"resident {made.resident_bytes} of {made.scratchpad_bytes} bytes", *lines]) + "\n"
+        lines = [f"resident {made.resident_bytes} of {made.scratchpad_bytes} bytes"]
+        lines += [f"{name} at {address:#x}: {made.sizes[name]} bytes" for name, address in made.resident.items()]
+        lines += [f"{made.dram_bytes} bytes of DRAM"] if made.dram else []
+        lines += [f"{name} at +{offset:#x}: {made.spilled[name]}" for name, offset in made.dram.items()]
+        return "\n".join(lines) + "\n"
     if isinstance(made, dict):
         return "".join(
             f"# {spec.kind} {spec.args} -> {spec.outs} in {[space.text for space in spaces]}, tile {template.tile}\n"
