@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from firsttoken import RunOptions, Target, execution
 from firsttoken.api import compile as compile_student
-from firsttoken.api import compile_subject, simulate
+from firsttoken.api import compile_subject, execute, simulate
 from firsttoken.generation import StaticCache
 from firsttoken.kv_cache import SCALES, dequantise_rows, quantise_rows
 from firsttoken.npu_session import NpuSession
 from firsttoken.student import StudentConfig
-from firsttoken.subject import Built
+from firsttoken.subject import Built, subject_of
 from firsttoken_compiler.errors import OptionError
 from firsttoken_models.registry import PROVIDER
 from firsttoken_models.weights import write_random_weights
@@ -22,7 +23,7 @@ from firsttoken_models.weights import write_random_weights
 TARGETS = [Target.load(name) for name in ("snapdragon-x-elite", "systolic-128")]
 FP16, INT8 = RunOptions(weights="fp16"), RunOptions(weights="fp16", kv_cache="int8")
 PROMPT = [5, 77, 21, 8]
-ENCODER = Path(__file__).resolve().parents[1] / "fixtures" / "torch"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
 def session(config: StudentConfig, folder: Path, target: Target, options: RunOptions, capacity: int = 8) -> NpuSession:
@@ -31,6 +32,7 @@ def session(config: StudentConfig, folder: Path, target: Target, options: RunOpt
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
@@ -94,9 +96,31 @@ def test_half_the_bytes_and_a_scale_per_row(qwen2: StudentConfig, target: Target
     assert kept["int8"] * 2 * width == kept["fp16"] * (width + 2)
 
 
+@pytest.mark.parametrize(
+    "export", ["genai-qwen2-fp16-decode", "optimum-llama-with-past-decode", "script17-qwen2-decode-fp32-dynamic-eager"]
+)
+@pytest.mark.parametrize(("prompt", "past"), [(4, 0), (1, 6)])
+def test_caches_of_other_exporters(export: str, prompt: int, past: int) -> None:
+    path, r = FIXTURES / "routes" / export / "model.onnx", np.random.default_rng(0)
+    subject, feeds = subject_of(path), {}
+    for value in subject.open(*subject.lengths(prompt, past)).graph.input:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        feeds[value.name] = r.standard_normal(shape).astype(np.float32)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.INT64:
+            ids = r.integers(0, 8, shape) if "position" not in value.name else np.arange(past, past + prompt)[None]
+            feeds[value.name] = np.ones(shape, np.int64) if "mask" in value.name else ids
+    exact, near = (
+        execute(path, TARGETS[1], feeds, prompt=prompt, past=past, options=options) for options in (FP16, INT8)
+    )
+    assert set(near) == set(exact)
+    for name, array in exact.items():
+        assert near[name].shape == array.shape
+        assert 0.999 < cosine(near[name].ravel(), array.ravel()) < 1
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(OptionError, match=r"--kv-cache 'int4' is not one of fp16, int8"):
         RunOptions(kv_cache="int4")
-    path = sorted(ENCODER.glob("*.onnx"))[0]
-    with pytest.raises(OptionError, match="the graph keeps no keys and values"):
-        compile_student(path, TARGETS[1], options=RunOptions(kv_cache="int8", weights_absent=True))
+    for path in (FIXTURES / "torch").glob("llama-*.onnx"):
+        with pytest.raises(OptionError, match="the graph keeps no keys and values"):
+            compile_student(path, TARGETS[1], options=RunOptions(kv_cache="int8", weights_absent=True))

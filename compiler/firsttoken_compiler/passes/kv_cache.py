@@ -47,7 +47,12 @@ class _State:
         bindings = [binding for block in quantised.module["main"].body.blocks for binding in block.bindings]
         self.bindings = bindings[:-1]
         self.returned = list(bindings[-1].value.fields)
-        self.appends = {b.var: b.value for b in self.bindings if operator_name(b.value) == "npu.kv_append"}
+        self.appends = {
+            b.var: b.value
+            for b in self.bindings
+            if operator_name(b.value) == "npu.kv_append" and b.var in self.returned
+        }
+        """Those that the graph returns; what else is appended for nobody goes with what is dead."""
         self.fresh = {(c.args[0], int(c.attrs["kv_heads"])): v for v, c in self.appends.items() if len(c.args) == 1}
         """(matrix, heads) → the cache that it alone fills."""
         self.made: dict[Any, tuple[Any, Any]] = {}
@@ -88,8 +93,9 @@ class _State:
         known = {**{value: value for value in self.appends}, **grown}
         names = dict(self._outputs())
         for variable in self.appends:
-            if self.returned.count(variable) != 1:
-                raise OptionError(f"--kv-cache int8: the cache {self._named(variable, names)} is not returned once")
+            if self.returned.count(variable) > 1:
+                twice = f"the cache {self._named(variable, names)} is returned twice"
+                raise OptionError(f"--kv-cache int8: {twice}; choose --kv-cache fp16")
         for binding in self.bindings:
             if binding.var in self.appends:
                 continue
