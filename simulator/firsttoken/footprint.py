@@ -66,7 +66,7 @@ CLAIMS: Final = (
     Claim(STUDENT, "Q4_K_M and Q5_K_M weights take 1.12 to 1.30 GB", ("q4_k_m", "q5_k_m"), "weights", 1.12, 1.30),
     Claim(STUDENT, "Q3_K weights take less than 800 MB", ("q3_k_s", "q3_k_m", "q3_k_l"), "weights", 0.0, 0.80),
     Claim(STUDENT, "in FP16 it takes 3.2 GB in all", ("fp16",), "total", 0.0, 3.2),
-    Claim(STUDENT, "with INT4 weights it takes 1.8 GB in all", ("int4",), "total", 0.0, 1.8),
+    Claim(STUDENT, "quantised it takes 1.8 GB in all", ("int4", "q4_k_m", "q5_k_m", "int8"), "total", 0.0, 1.8),
 )
 """From a post that names no device and no method ("DeepSeek-R1-Distill-Qwen-1.5B: A Breakthrough in Mobile AI")."""
 
@@ -92,7 +92,7 @@ def footprints(
     Raises OptionError for a student that has no cache, for lengths that do not fit, and what compiling raises.
     """
     if not isinstance(subject, Built):
-        raise OptionError(f"{subject.name} is an ONNX file: give a GGUF file, or a built-in student")
+        raise OptionError(f"{subject.name} is {subject.kind}: give a GGUF file, or a built-in language model")
     if not 1 <= prompt < context:
         raise OptionError(f"--prompt {prompt}: give 1 to {context - 1} tokens, fewer than --context {context}")
     lengths = (subject.lengths(prompt, 0), subject.lengths(1, context - 1))
