@@ -135,8 +135,9 @@ def search(
     if not groups:
         raise OptionError(f"{student.name}: all matrices are stored quantised, none is left to choose; give float ones")
     run = _Search(student, groups, tuple(dict.fromkeys(formats)), budget, options, target, progress)
-    costs, base = run.costs()
     weighed = Weighed(student, text[:count])
+    weighed.require(matrix for group in groups for matrix in group.matrices)
+    costs, base = run.costs()
     losses = run.losses(weighed)
     chosen, predicted, cost = run.choose(losses, costs, base)
     picked = [group[index] for group, index in zip(losses, chosen, strict=True)]

@@ -6,7 +6,8 @@ is what makes it cheap, and what an execution of the program adds to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -15,10 +16,13 @@ from firsttoken.divergence import Scores, score
 from firsttoken.generation import ort_session, token_feeds
 from firsttoken.prose import Window
 from firsttoken.subject import Built
+from firsttoken_compiler.errors import OptionError
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
+
+    from firsttoken.matrices import Matrix
 
     Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -38,7 +42,7 @@ class Weighed:
         self.arrays: dict[str, NDArray[np.float32]] = {}
         """The student's own matrices by the names of their initialisers."""
         self._gathered: dict[str, str] = {}
-        self._open_inputs(model, student.open(tokens, 0))
+        self._open_inputs(model, replace(student, weights=floats).open(tokens, 0))
         self._session = ort_session(model, floats)
         self._chosen = chosen
         self._reference = [self._logits(window, {}) for window in chosen]
@@ -47,6 +51,16 @@ class Weighed:
         """The windows' tokens, with other values in the products of these initialisers, against the student's own."""
         pairs = zip(self._chosen, self._reference, strict=True)
         return Scores.joined([score(self._logits(w, replaced), own, w.following) for w, own in pairs])
+
+    def require(self, matrices: Iterable[Matrix]) -> None:
+        """Raises OptionError unless matrices of the compiled graph lie in the float32 graph as they do there."""
+        for matrix in matrices:
+            shape = (matrix.n, matrix.k) if matrix.transposed else (matrix.k, matrix.n)
+            if matrix.source not in self.arrays or self.arrays[matrix.source].shape != shape:
+                raise OptionError(
+                    f"weight {matrix.source} is not stored as float32 [{matrix.k}, {matrix.n}], its formats cannot be "
+                    "tried: give a built-in student with weights, such as smollm2-135m"
+                )
 
     def _open_inputs(self, model: onnx.ModelProto, student: Any) -> None:
         """Makes inputs of the matrices outside the file, and one more of each whose rows are gathered."""

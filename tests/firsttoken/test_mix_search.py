@@ -101,6 +101,7 @@ def test_matrices_in_onnxruntime_are_those_of_the_machine(student: Built, weight
     chosen = windows(Letters(), 1, TOKENS)
     weighed = Weighed(student, chosen)
     assert weighed.scores({}).kl.max() < 1e-9
+    weighed.require(matrices_of(student.open(TOKENS, 0), target))
     low = {}
     for matrix in matrices_of(student.open(TOKENS, 0), target):
         own = weighed.arrays[matrix.source]
@@ -161,6 +162,14 @@ def time_of(student: Built, options: RunOptions, weights: str) -> float:
 def test_a_budget_that_nothing_keeps_is_refused_with_the_least(llama: StudentConfig, tmp_path: Path, kind: str) -> None:
     with pytest.raises(OptionError, match=r"no mix of int4, int8 keeps 0\.00"):
         find(subject(llama, tmp_path), Budget(kind, 1e-6, 8), RunOptions())  # type: ignore[arg-type]
+
+
+def test_matrices_that_lie_otherwise_are_refused(student: Built) -> None:
+    weighed = Weighed(student, windows(Letters(), 1, TOKENS))
+    (matrix, *_) = matrices_of(student.open(TOKENS, 0), Target.load(TARGET))
+    for other in (replace(matrix, source="other"), replace(matrix, k=matrix.k + 1)):
+        with pytest.raises(OptionError, match="formats cannot be tried"):
+            weighed.require([other])
 
 
 def test_one_format_is_no_choice() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def mix(
-    student: Annotated[str, typer.Argument(help="A built-in student with weights, or a GGUF file of floats.")],
+    student: Annotated[str, typer.Argument(help="A built-in student with weights.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The TOML file that --mix reads.")] = Path("mix.toml"),
     budget_mb: Annotated[float | None, typer.Option(help="Most MB (10^6 bytes) of all weights in DRAM.")] = None,
     budget_ttft_ms: Annotated[float | None, typer.Option(help="Most milliseconds until the first token.")] = None,
