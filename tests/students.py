@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from firsttoken.encoder import EncoderConfig
 from firsttoken.student import LayerConfig, StudentConfig
 
 LLAMA = StudentConfig(
@@ -16,6 +17,14 @@ LLAMA = StudentConfig(
 QWEN2 = dataclasses.replace(
     LLAMA, name="tiny-qwen2", family="qwen2", head_dim=24, tie_embeddings=False, qkv_bias=True, rms_eps=1e-6
 )
+QWEN3 = dataclasses.replace(LLAMA, name="tiny-qwen3", family="qwen3", head_dim=24, qk_norm=True, rms_eps=1e-6)
+ENCODERS = {
+    head: EncoderConfig(
+        name=f"tiny-{head}", family="bert", hidden=48, intermediate=96, layers=2, heads=4, vocab=128, max_positions=64,
+        types=types, norm_eps=1e-12, head=head, labels=3 if head == "classifier" else 0, source="made up for tests",
+    )
+    for head, types in (("none", 0), ("mean", 2), ("classifier", 0), ("masked_lm", 2))
+}  # fmt: skip
 UNEVEN = dataclasses.replace(
     QWEN2,
     name="tiny-uneven",
@@ -24,7 +33,7 @@ UNEVEN = dataclasses.replace(
 )
 
 
-@pytest.fixture(params=[LLAMA, QWEN2, UNEVEN], ids=lambda config: config.name)
+@pytest.fixture(params=[LLAMA, QWEN2, QWEN3, UNEVEN], ids=lambda config: config.name)
 def tiny(request: pytest.FixtureRequest) -> StudentConfig:
     return request.param
 

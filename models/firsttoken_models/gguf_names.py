@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 
     from firsttoken.student import StudentConfig
 
+FAMILIES: Final = ("llama", "qwen2", "qwen3")
+"""Families whose tensors have the names below in GGUF files."""
 _OUTSIDE: Final = {EMBEDDING: "token_embd.weight", FINAL_NORM: "output_norm.weight", LM_HEAD: "output.weight"}
 _MODULES: Final = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",

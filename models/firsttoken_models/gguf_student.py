@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from firsttoken.cache import cache_folder
-from firsttoken.student import FAMILIES, LayerConfig, Place, StudentConfig
+from firsttoken.student import LayerConfig, Place, StudentConfig
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_models import gguf_file
-from firsttoken_models.gguf_names import as_graph, gguf_name, paired_heads
+from firsttoken_models.gguf_names import FAMILIES, as_graph, gguf_name, paired_heads
 from firsttoken_models.weights import EMBEDDING, LM_HEAD, FileWeights, open_weights, tensor_shapes, write_weights
 
 if TYPE_CHECKING:
@@ -213,6 +213,7 @@ def _config(fields: _Fields) -> StudentConfig:
         rope_theta=fields.real("rope.freq_base", ROPE_BASE), max_positions=fields.whole("context_length"),
         rms_eps=fields.real("attention.layer_norm_rms_epsilon"), tie_embeddings=gguf_name(LM_HEAD) not in file.tensors,
         qkv_bias="blk.0.attn_q.bias" in file.tensors, source=f"metadata of {file.path.name}",
+        qk_norm=fields.family == "qwen3",
         per_layer=() if uniform else tuple(LayerConfig(*layer) for layer in zip(heads, kv_heads, widths, strict=True)),
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from firsttoken_compiler.errors import OptionError, StudentError
 from firsttoken_compiler.formats.policy import row_bytes, type_of
 from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_models.gguf_file import Texts
-from firsttoken_models.gguf_names import as_stored, gguf_name
+from firsttoken_models.gguf_names import FAMILIES, as_stored, gguf_name
 from firsttoken_models.weights import EMBEDDING, LM_HEAD, atomic_file, tensor_shapes
 
 if TYPE_CHECKING:
@@ -107,9 +107,17 @@ def write_gguf(
         kind: the type of most matrices, for `general.file_type`.
         tokenizer: a file whose tokenizer is copied.
         progress: called with ("quantise", bytes done, bytes in all).
+
+    Raises:
+        FirsttokenError: the family has no such file, or the weights do not fit its types.
     """
     import gguf
 
+    if config.family not in FAMILIES or config.rope_scaling is not None:
+        raise OptionError(
+            f"{config.name} is of family {config.family!r} with rotary scaling {config.rope_scaling}: GGUF files are "
+            f"written for {', '.join(FAMILIES)}, without scaling"
+        )
     tensors = _tensors(config, type_of)
     total, done = sum(tensor.nbytes for tensor in tensors), 0
     with atomic_file(path) as temporary:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from firsttoken.encoder import EncoderConfig
     from firsttoken.student import Place, StudentConfig, WeightStore
 
 DOMAIN: Final = "firsttoken"
@@ -29,7 +30,9 @@ FLOAT, UINT8 = 1, 2
 class GraphWeights:
     """Adds weights to a graph under construction; every tensor is added once."""
 
-    def __init__(self, config: StudentConfig, store: WeightStore | None, op: Callable[..., str]) -> None:
+    def __init__(
+        self, config: StudentConfig | EncoderConfig, store: WeightStore | None, op: Callable[..., str]
+    ) -> None:
         """`op` appends a node (name, inputs, **attributes) and returns its result. Without `store` no file exists."""
         self.config, self.store, self._op = config, store, op
         self.location = store.path.name if store else WEIGHTS_FILE
@@ -53,16 +56,16 @@ class GraphWeights:
             return self._external(name, place, FLOAT, self.slots[name].shape)
         return self._op(f"{node}/Transpose", [self._rows(name, node, place)], perm=[1, 0])
 
-    def table(self, node: str) -> str:
-        """Return the embedding table [vocab, hidden]."""
-        return self._rows(EMBEDDING, node, self._place(EMBEDDING))
+    def table(self, node: str, name: str = EMBEDDING) -> str:
+        """Return a table that rows are gathered from: by default the embedding table [vocab, hidden]."""
+        return self._rows(name, node, self._place(name))
 
     def _rows(self, name: str, node: str, place: Place) -> str:
         """A matrix as it lies, [N, K] float32."""
         if name in self._made:
             return self._made[name]
         shape = self.slots[name].shape
-        shape = shape if name == EMBEDDING else shape[::-1]
+        shape = shape[::-1] if place.rows_first else shape
         blocks = BLOCK_TYPES.get(place.type)
         lies = shape if blocks is None else (shape[0], blocks.row_bytes(shape[1]))
         value = self._external(name, place, UINT8 if blocks is not None else ELEMENTS[place.type][0], lies)
@@ -82,12 +85,12 @@ class GraphWeights:
     def _in_halves(self, value: str, node: str, heads: int, shape: tuple[int, ...]) -> str:
         """Rows [heads, d / 2, 2, ...] as [heads, 2, d / 2, ...]."""
         pairs = (heads, shape[0] // heads // 2, 2, *shape[1:])
-        apart = self._op(f"{node}/pairs/Reshape", [value, self._numbers(pairs)])
+        apart = self._op(f"{node}/pairs/Reshape", [value, self.numbers(pairs)])
         turned = self._op(f"{node}/pairs/Transpose", [apart], perm=[0, 2, 1, *range(3, len(pairs))])
-        return self._op(f"{node}/halves/Reshape", [turned, self._numbers(shape)])
+        return self._op(f"{node}/halves/Reshape", [turned, self.numbers(shape)])
 
-    def _numbers(self, values: tuple[int, ...]) -> str:
-        """A constant shape."""
+    def numbers(self, values: tuple[int, ...]) -> str:
+        """Return a constant shape."""
         import numpy as np
         from onnx import numpy_helper
 

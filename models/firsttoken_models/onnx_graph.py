@@ -10,31 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from firsttoken_models.graph_weights import DOMAIN, GraphWeights
+from firsttoken_models.graph_weights import GraphWeights
+from firsttoken_models.onnx_nodes import Nodes, value_info
+from firsttoken_models.rotary import rotary_caches
 from firsttoken_models.weights import FINAL_NORM, LM_HEAD
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
     import onnx
     from numpy.typing import NDArray
 
     from firsttoken.student import StudentConfig, WeightStore
 
-OPSET: Final = 23
-IR_VERSION: Final = 10
 COS_CACHE: Final = "model.rotary_emb.cos_cache"
 SIN_CACHE: Final = "model.rotary_emb.sin_cache"
-
-
-def rotary_caches(config: StudentConfig, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the cosine and sine tables [positions, head_dim / 2] of the rotary embedding, rounded from float64."""
-    import numpy as np
-
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    angles = np.outer(np.arange(positions, dtype=np.float64), config.rope_theta**-exponents)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 def build_graph(
@@ -66,45 +54,32 @@ def build_graph(
 
 
 class _Builder:
-    """Collects nodes and initializers of one graph; values are named after the node that makes them."""
+    """Collects nodes and initializers of one graph."""
 
     def __init__(
         self, config: StudentConfig, tokens: int, past: int, weights: WeightStore | None, all_logits: bool
     ) -> None:
         self.config, self.tokens, self.past = config, tokens, past
         self.slices = tokens > 1 and not all_logits
-        self.nodes: list[onnx.NodeProto] = []
+        self.nodes = Nodes()
+        self._op = self.nodes.op
         self.weights = GraphWeights(config, weights, self._op)
         self.initializers = self.weights.initializers
 
     def model(self) -> onnx.ModelProto:
         """Return the finished model."""
-        from onnx import helper
-
         self._constants()
         table = self.weights.table("/model/embed_tokens")
         hidden = self._op("/model/embed_tokens/Gather", [table, "input_ids"], axis=0)
         for index in range(self.config.layers):
             hidden = self._layer(index, hidden)
         self._head(hidden)
-        inputs, outputs = self._interface()
-        domains = [("", OPSET), *((DOMAIN, 1) for _ in {node.domain for node in self.nodes} - {""})]
-        graph = helper.make_graph(self.nodes, self.config.name, inputs, outputs, self.initializers)
-        model = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid(domain, version) for domain, version in domains],
-            ir_version=IR_VERSION,
-            producer_name="firsttoken",
-        )
-        helper.set_model_props(
-            model,
-            {
-                "firsttoken.student": self.config.canonical_json(),
-                "firsttoken.tokens": str(self.tokens),
-                "firsttoken.past": str(self.past),
-            },
-        )
-        return model
+        properties = {
+            "firsttoken.student": self.config.canonical_json(),
+            "firsttoken.tokens": str(self.tokens),
+            "firsttoken.past": str(self.past),
+        }
+        return self.nodes.model(self.config.name, *self._interface(), self.initializers, properties)
 
     def _layer(self, index: int, hidden: str) -> str:
         node, tensor = f"/model/layers.{index}", f"model.layers.{index}"
@@ -126,6 +101,9 @@ class _Builder:
         query, key, value = (
             self._linear(f"{node}/{name}_proj", f"{tensor}.{name}_proj", normed, bias=bias) for name in "qkv"
         )
+        if self.config.qk_norm:
+            query = self._head_norm(f"{node}/q_norm", f"{tensor}.q_norm.weight", query, layer.heads)
+            key = self._head_norm(f"{node}/k_norm", f"{tensor}.k_norm.weight", key, layer.kv_heads)
         query = self._rotate(f"{node}/q_rotary", query, layer.heads)
         key = self._rotate(f"{node}/k_rotary", key, layer.kv_heads)
         inputs, causal = [query, key, value], {"is_causal": 1}
@@ -157,6 +135,13 @@ class _Builder:
         gamma = self.weights.vector(tensor, node)
         return self._op(f"{node}/RMSNormalization", [value, gamma], axis=-1, epsilon=self.config.rms_eps)
 
+    def _head_norm(self, node: str, tensor: str, value: str, heads: int) -> str:
+        """RMSNorm of each head by itself, with the same factors for all."""
+        dim = self.config.head_dim
+        split, joined = (1, self.tokens, heads, dim), (1, self.tokens, heads * dim)
+        normed = self._norm(node, tensor, self._op(f"{node}/Reshape", [value, self.weights.numbers(split)]))
+        return self._op(f"{node}/Reshape_1", [normed, self.weights.numbers(joined)])
+
     def _linear(self, node: str, tensor: str, value: str, *, bias: bool = False) -> str:
         product = self._op(f"{node}/MatMul", [value, self.weights.matrix(f"{tensor}.weight", node)])
         return self._op(f"{node}/Add", [product, self.weights.vector(f"{tensor}.bias", node)]) if bias else product
@@ -164,15 +149,6 @@ class _Builder:
     def _rotate(self, node: str, value: str, heads: int) -> str:
         inputs = [value, COS_CACHE, SIN_CACHE, "position_ids"]
         return self._op(f"{node}/RotaryEmbedding", inputs, num_heads=heads, interleaved=0)
-
-    def _op(self, name: str, inputs: Sequence[str], *, outputs: Sequence[str] | None = None, **attributes: Any) -> str:
-        """Append a node whose operator is the last part of its name (without a counter); return its first output."""
-        from onnx import helper
-
-        outputs = outputs or [f"{name}_output_0"]
-        operator = name.rpartition("/")[2].partition("_")[0]
-        self.nodes.append(helper.make_node(operator, inputs, outputs, name=name, **attributes))
-        return outputs[0]
 
     def _constants(self) -> None:
         """Append the small embedded initializers: rotary tables and the bounds of the last-token slice."""
@@ -187,20 +163,17 @@ class _Builder:
         self.initializers.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
 
     def _interface(self) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-        from onnx import TensorProto, helper
-
-        def info(name: str, shape: list[int], element: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(name, element, shape)
+        from onnx import TensorProto
 
         rows = self.past + self.tokens
-        inputs = [info(name, [1, self.tokens], TensorProto.INT64) for name in ("input_ids", "position_ids")]
-        outputs = [info("logits", [1, 1 if self.slices else self.tokens, self.config.vocab])]
+        inputs = [value_info(name, [1, self.tokens], TensorProto.INT64) for name in ("input_ids", "position_ids")]
+        outputs = [value_info("logits", [1, 1 if self.slices else self.tokens, self.config.vocab])]
         if self.past:
-            inputs.append(info("attention_mask", [1, 1, self.tokens, rows]))
+            inputs.append(value_info("attention_mask", [1, 1, self.tokens, rows]))
         for index in range(self.config.layers):
             heads, dim = self.config.layer(index).kv_heads, self.config.head_dim
             for part in ("key", "value"):
                 if self.past:
-                    inputs.append(info(f"past_key_values.{index}.{part}", [1, heads, self.past, dim]))
-                outputs.append(info(f"present.{index}.{part}", [1, heads, rows, dim]))
+                    inputs.append(value_info(f"past_key_values.{index}.{part}", [1, heads, self.past, dim]))
+                outputs.append(value_info(f"present.{index}.{part}", [1, heads, rows, dim]))
         return inputs, outputs

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from firsttoken.encoder import EncoderConfig
     from firsttoken.options import Progress
     from firsttoken.student import StoredType, StudentConfig, StudentFile, Tokenizer, WeightStore
     from firsttoken_models.gguf_file import GgufFile
@@ -25,7 +26,7 @@ class BuiltinStudents:
         """Return the names of the students, in the order to show them."""
         return tuple(STUDENTS)
 
-    def config(self, name: str) -> StudentConfig:
+    def config(self, name: str) -> StudentConfig | EncoderConfig:
         """Return the student of that name or alias, in any case; raise `UnknownStudent` otherwise."""
         return student(name)
 
@@ -37,6 +38,14 @@ class BuiltinStudents:
         from firsttoken_models.onnx_graph import build_graph
 
         return build_graph(config, tokens=tokens, past=past, weights=weights, all_logits=all_logits)
+
+    def encoder_graph(
+        self, config: EncoderConfig, *, tokens: int, weights: WeightStore | None = None
+    ) -> onnx.ModelProto:
+        """Return the static graph of an encoder for an input of `tokens` tokens."""
+        from firsttoken_models.encoder_graph import build_encoder_graph
+
+        return build_encoder_graph(config, tokens=tokens, weights=weights)
 
     def weights(self, name: str) -> WeightStore | None:
         """Return the weights, or None where the student has none here; SmolLM2 is unpacked on first use."""
@@ -91,7 +100,7 @@ class BuiltinStudents:
             raise OptionError(f"{config.name} has no weights here: give smollm2-135m, or a GGUF file")
         from firsttoken_models import gguf_file, smollm2
 
-        return config, smollm2.load_weights(), gguf_file.read(smollm2.gguf_file()[0])
+        return SMOLLM2_135M, smollm2.load_weights(), gguf_file.read(smollm2.gguf_file()[0])
 
 
 PROVIDER: Final = BuiltinStudents()

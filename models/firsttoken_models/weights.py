@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from firsttoken.student import Place
+from firsttoken.student import Place, StudentConfig
+from firsttoken_models.encoder_weights import TABLES, encoder_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from firsttoken.student import StudentConfig
+    from firsttoken.encoder import EncoderConfig
+
+    Config = StudentConfig | EncoderConfig
 
 ALIGNMENT_BYTES: Final = 64
 FLOAT32_BYTES: Final = 4
@@ -63,8 +66,12 @@ class FileWeights:
         return np.memmap(self.path, dtype=np.float32, mode="r", offset=slot.offset, shape=slot.shape)
 
 
-def tensor_shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Return every weight tensor of the student by name, in graph order; matrices are [K, N]."""
+    return _decoder_shapes(config) if isinstance(config, StudentConfig) else encoder_shapes(config)
+
+
+def _decoder_shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
     hidden, dim = config.hidden, config.head_dim
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab, hidden)}
     for index in range(config.layers):
@@ -74,6 +81,8 @@ def tensor_shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{prefix}.self_attn.{name}_proj.weight"] = (hidden, heads * dim)
             if config.qkv_bias:
                 shapes[f"{prefix}.self_attn.{name}_proj.bias"] = (heads * dim,)
+        if config.qk_norm:
+            shapes[f"{prefix}.self_attn.q_norm.weight"] = shapes[f"{prefix}.self_attn.k_norm.weight"] = (dim,)
         shapes[f"{prefix}.self_attn.o_proj.weight"] = (layer.heads * dim, hidden)
         shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
         shapes[f"{prefix}.mlp.gate_proj.weight"] = (hidden, layer.intermediate)
@@ -85,7 +94,7 @@ def tensor_shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def layout(config: StudentConfig) -> dict[str, Slot]:
+def layout(config: Config) -> dict[str, Slot]:
     """Return the place of every weight tensor of the student in its file."""
     slots: dict[str, Slot] = {}
     end = 0
@@ -108,7 +117,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_weights(config: StudentConfig, folder: Path, tensor_of: Callable[[str], NDArray[np.float32]]) -> FileWeights:
+def write_weights(config: Config, folder: Path, tensor_of: Callable[[str], NDArray[np.float32]]) -> FileWeights:
     """Write weights.bin and index.json into `folder`, atomically, the index last; one tensor is in memory at a time.
 
     Args:
@@ -137,7 +146,7 @@ def write_weights(config: StudentConfig, folder: Path, tensor_of: Callable[[str]
     return FileWeights(path, slots)
 
 
-def open_weights(config: StudentConfig, folder: Path) -> FileWeights | None:
+def open_weights(config: Config, folder: Path) -> FileWeights | None:
     """Return what `write_weights` left in `folder`, or None if it is absent, cut short or of another layout."""
     try:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
@@ -151,7 +160,7 @@ def open_weights(config: StudentConfig, folder: Path) -> FileWeights | None:
     return FileWeights(folder / WEIGHTS_FILE, slots)
 
 
-def write_random_weights(config: StudentConfig, folder: Path, seed: int = 0) -> FileWeights:
+def write_random_weights(config: Config, folder: Path, seed: int = 0) -> FileWeights:
     """Write reproducible random weights: matrices of variance 1/K, norm weights near 1, biases near 0."""
     import numpy as np
 
@@ -161,8 +170,8 @@ def write_random_weights(config: StudentConfig, folder: Path, seed: int = 0) -> 
         shape = shapes[name]
         values = generator.standard_normal(shape, dtype=np.float32)
         if len(shape) == 1:
-            return values * np.float32(0.1) + np.float32(name.endswith("norm.weight"))
-        fan_in = config.hidden if name == EMBEDDING else shape[0]
+            return values * np.float32(0.1) + np.float32(name.casefold().endswith("norm.weight"))
+        fan_in = config.hidden if name in (EMBEDDING, *TABLES) else shape[0]
         return values * np.float32(fan_in**-0.5)
 
     shapes = tensor_shapes(config)

@@ -134,7 +134,7 @@ def _equipped(subject: Subject) -> tuple[Built, WeightStore, Tokenizer]:
     """The student with weights and tokenizer; raises OptionError where it lacks them."""
     remedy = "give the name of a student that has both, such as smollm2-135m ('firsttoken students')"
     if not isinstance(subject, Built):
-        raise OptionError(f"{subject.name} is an ONNX file, to answer takes a tokenizer and a decode graph; {remedy}")
+        raise OptionError(f"{subject.name} is {subject.kind}, to answer takes a tokenizer and a decode graph; {remedy}")
     weights, tokenizer = subject.stored_weights(), subject.tokenizer()
     if weights is None or tokenizer is None:
         lacking = " and no ".join(["weights"] * (weights is None) + ["tokenizer"] * (tokenizer is None))

@@ -243,7 +243,7 @@ def mix(
     """The formats of a student's matrices that diverge least from float32 within a budget.
 
     Args:
-        student: the name of a student that has weights and a tokenizer here, or a GGUF file of floats.
+        student: the name of a student that has float32 weights and a tokenizer here.
         target: the machine that it is compiled for.
         budget: most bytes of weights, or milliseconds until the first token.
         formats: what a group of matrices can be, the smallest first.
@@ -287,7 +287,7 @@ def compile_subject(
         "target_hash": target.content_hash,
         "prompt_tokens": tokens,
         "past": past,
-        "phase": "decode" if past else "prefill",
+        "phase": subject.phase(past),
     }
     student = subject.open(tokens, past)
     if isinstance(subject, File) and not options.weights_absent:

@@ -48,6 +48,12 @@ def weight_bytes(programs: Sequence[Program]) -> dict[str, int]:
 COLUMNS: Final = ("prompt", "TTFT ms", "cycles", "NPU ms", "host ms", "TPOT ms", "energy mJ", "DRAM MB", "MAC util %")
 
 
+def columns(runs: Sequence[RunDocument]) -> list[str]:
+    """The heads of the columns; an encoder has no first token."""
+    encodes = all(run.phase == "encode" for run in runs)
+    return [name.replace("TTFT", "time") if encodes else name for name in COLUMNS]
+
+
 def bucket_row(run: RunDocument) -> list[str]:
     """One line of the table of buckets."""
     cells: list[Any] = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from firsttoken.act_ranges import ActRanges, Method
-from firsttoken.subject import Built
+from firsttoken.subject import File
 from firsttoken_compiler.errors import OptionError, StudentError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def calibrate_file(
     subject: Subject, method: Method, inputs: Path, prompt: int | None, progress: Progress | None = None
 ) -> ActRanges:
     """Ranges of an ONNX file on the arrays of an .npz file; raises OptionError where they do not fit."""
-    if isinstance(subject, Built):
+    if not isinstance(subject, File):
         raise OptionError(f"--inputs {inputs} is for ONNX files; {subject.name} reads the text of firsttoken")
     graph = subject.open(*subject.lengths(prompt, None))
     graph.require_data()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
 
-from firsttoken.student import find_student, providers
+from firsttoken.student import StudentConfig, find_any, providers
 from firsttoken_compiler.errors import FirsttokenError
 from firsttoken_compiler.target.load import load_target
 
@@ -64,12 +64,14 @@ def student_rows() -> list[dict[str, Any]]:
 
 def student_document(name: str) -> dict[str, Any]:
     """Dimensions of one student; raises UnknownStudent with the nearest names."""
-    provider, config = find_student(name)
+    provider, config = find_any(name)
     document = asdict(config)
-    if not config.per_layer:
-        document.pop("per_layer")
     document["parameters"] = config.parameters
-    document["kv_bytes_per_token_fp16"] = config.kv_bytes_per_token()
+    if isinstance(config, StudentConfig):
+        if not config.per_layer:
+            document.pop("per_layer")
+        document["rope_scaling"] = "none" if config.rope_scaling is None else str(config.rope_scaling)
+        document["kv_bytes_per_token_fp16"] = config.kv_bytes_per_token()
     document["weights"] = _presence(provider.weights, config.name)
     document["tokenizer"] = _presence(provider.tokenizer, config.name)
     return document

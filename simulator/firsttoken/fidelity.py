@@ -130,7 +130,7 @@ def equipped(subject: Subject) -> tuple[Built, Tokenizer]:
     """The student with the weights that it runs with, and its tokenizer; raises OptionError where it lacks them."""
     remedy = "give a student with real weights, such as smollm2-135m or a GGUF file ('firsttoken students')"
     if not isinstance(subject, Built):
-        raise OptionError(f"{subject.name} is an ONNX file, to measure it takes a tokenizer and all logits; {remedy}")
+        raise OptionError(f"{subject.name} is {subject.kind}, to measure it takes a tokenizer and all logits; {remedy}")
     weights, tokenizer = subject.stored_weights(), subject.tokenizer()
     if weights is None or tokenizer is None:
         lacking = " and no ".join(["weights"] * (weights is None) + ["tokenizer"] * (tokenizer is None))

@@ -10,11 +10,12 @@ import difflib
 import functools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Final, Protocol
 
-from firsttoken_compiler.errors import FirsttokenError
+from firsttoken.rope import LongRope, RopeScaling
+from firsttoken_compiler.errors import FirsttokenError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from firsttoken.encoder import EncoderConfig
     from firsttoken.options import Progress
 
 ENTRY_POINT_GROUP: Final = "firsttoken.students"
-FAMILIES: Final = ("llama", "qwen2")
+FAMILIES: Final = ("llama", "qwen2", "qwen3", "phi3")
 WEIGHT_BITS: Final = (4, 8, 16)
 
 
@@ -47,14 +49,15 @@ class ProviderError(FirsttokenError):
     """An installed student plug-in cannot be loaded; the message names the entry point and the remedy."""
 
 
-def _require_positive(where: str, what: str, value: object) -> None:
+def require_positive(where: str, what: str, value: object) -> None:
+    """Raise ValueError naming what is no integer of at least 1."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{where}: {what} is {value!r}, must be an integer of at least 1; give the model's own {what}")
 
 
 def _require_grouping(where: str, heads: int, kv_heads: int) -> None:
-    _require_positive(where, "heads", heads)
-    _require_positive(where, "kv_heads", kv_heads)
+    require_positive(where, "heads", heads)
+    require_positive(where, "kv_heads", kv_heads)
     if heads % kv_heads:
         raise ValueError(
             f"{where}: heads is {heads}, not a multiple of kv_heads {kv_heads}; "
@@ -80,7 +83,7 @@ class LayerConfig:
 
     def __post_init__(self) -> None:
         _require_grouping("layer", self.heads, self.kv_heads)
-        _require_positive("layer", "intermediate", self.intermediate)
+        require_positive("layer", "intermediate", self.intermediate)
         if self.weight_bits is not None and self.weight_bits not in WEIGHT_BITS:
             raise ValueError(
                 f"layer: weight_bits is {self.weight_bits!r}, must be one of {WEIGHT_BITS} or None; "
@@ -94,7 +97,7 @@ class StudentConfig:
 
     Attributes:
         name: how commands and reports call it.
-        family: "llama" or "qwen2".
+        family: one of `FAMILIES`; the other fields say in what they differ.
         hidden: width of the residual stream, in elements.
         intermediate: width of the feed-forward block where `per_layer` does not say otherwise.
         layers: number of decoder layers.
@@ -109,6 +112,8 @@ class StudentConfig:
         qkv_bias: whether the query, key and value projections have a bias.
         source: one line, where these numbers come from.
         per_layer: one `LayerConfig` per layer, or empty for uniform layers.
+        qk_norm: whether each head of the queries and of the keys has an RMSNorm before the rotation, as in Qwen3.
+        rope_scaling: how rotary frequencies are stretched, None where they are not.
     """
 
     name: str
@@ -127,6 +132,8 @@ class StudentConfig:
     qkv_bias: bool
     source: str
     per_layer: tuple[LayerConfig, ...] = ()
+    qk_norm: bool = False
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -138,7 +145,7 @@ class StudentConfig:
                 "choose the family with the same bias and rotary rules"
             )
         for what in ("hidden", "intermediate", "layers", "head_dim", "vocab", "max_positions"):
-            _require_positive(where, what, getattr(self, what))
+            require_positive(where, what, getattr(self, what))
         _require_grouping(where, self.heads, self.kv_heads)
         if self.head_dim % 2:
             raise ValueError(
@@ -155,6 +162,11 @@ class StudentConfig:
             raise ValueError(
                 f"{where}: per_layer has {len(self.per_layer)} entries, must have one for each of the {self.layers} "
                 "layers; leave it empty for uniform layers"
+            )
+        if isinstance(self.rope_scaling, LongRope) and len(self.rope_scaling.short) != self.head_dim // 2:
+            raise ValueError(
+                f"{where}: rope_scaling has {len(self.rope_scaling.short)} divisors, must have one for each of the "
+                f"{self.head_dim // 2} pairs of a head"
             )
 
     def layer(self, index: int) -> LayerConfig:
@@ -176,7 +188,8 @@ class StudentConfig:
     def _layer_parameters(self, layer: LayerConfig) -> int:
         query, kv = layer.heads * self.head_dim, layer.kv_heads * self.head_dim
         matrices = self.hidden * (2 * query + 2 * kv + 3 * layer.intermediate)
-        return matrices + 2 * self.hidden + (query + 2 * kv if self.qkv_bias else 0)
+        biases = query + 2 * kv if self.qkv_bias else 0
+        return matrices + 2 * self.hidden + biases + (2 * self.head_dim if self.qk_norm else 0)
 
     def kv_bytes_per_token(self, bytes_per_element: int = 2) -> int:
         """Return the bytes that one token adds to the key and value caches of all layers."""
@@ -195,6 +208,10 @@ class StudentConfig:
         if any(layer != uniform for layer in self.per_layer):
             fields["per_layer"] = [[p.heads, p.kv_heads, p.intermediate, p.weight_bits] for p in self.per_layer]
             del fields["heads"], fields["kv_heads"], fields["intermediate"]
+        if self.qk_norm:
+            fields["qk_norm"] = True
+        if self.rope_scaling is not None:
+            fields["rope_scaling"] = [type(self.rope_scaling).__name__, asdict(self.rope_scaling)]
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
 
@@ -287,8 +304,13 @@ class StudentProvider(Protocol):
     def names(self) -> tuple[str, ...]:
         """Return the names of the students, in the order to show them."""
 
-    def config(self, name: str) -> StudentConfig:
+    def config(self, name: str) -> StudentConfig | EncoderConfig:
         """Return the student of that name or alias, in any case; raise `UnknownStudent` otherwise."""
+
+    def encoder_graph(
+        self, config: EncoderConfig, *, tokens: int, weights: WeightStore | None = None
+    ) -> onnx.ModelProto:
+        """Return the static graph of an encoder for an input of `tokens` tokens."""
 
     def graph(
         self, config: StudentConfig, *, tokens: int, past: int, weights: WeightStore | None = None,
@@ -336,7 +358,7 @@ def providers() -> tuple[StudentProvider, ...]:
     return tuple(found)
 
 
-def find_student(name: str) -> tuple[StudentProvider, StudentConfig]:
+def find_any(name: str) -> tuple[StudentProvider, StudentConfig | EncoderConfig]:
     """Return the first provider that knows `name`, with the configuration; raise `UnknownStudent` otherwise."""
     known: list[str] = []
     for provider in providers():
@@ -345,3 +367,11 @@ def find_student(name: str) -> tuple[StudentProvider, StudentConfig]:
         except UnknownStudent:
             known.extend(provider.names())
     raise UnknownStudent(name, known)
+
+
+def find_student(name: str) -> tuple[StudentProvider, StudentConfig]:
+    """Return what `find_any` does of a language model; raise OptionError for an encoder."""
+    provider, config = find_any(name)
+    if not isinstance(config, StudentConfig):
+        raise OptionError(f"{config.name} is an encoder, which has no cache and makes no tokens: give a language model")
+    return provider, config

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from firsttoken.student import ProviderError, StudentConfig, StudentProvider, UnknownStudent, find_student, providers
+from firsttoken.encoder import EncoderConfig
+from firsttoken.student import ProviderError, StudentConfig, StudentProvider, UnknownStudent, find_any, providers
 from firsttoken_compiler.errors import OptionError, StudentError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT: Final = 64
 """Tokens of the prompt where a graph is built and nothing was said."""
 
-StudentLike = str | Path | StudentConfig
+StudentLike = str | Path | StudentConfig | EncoderConfig
 SUFFIXES: Final = (".onnx", ".gguf")
 """Endings of names of files, whatever students are called."""
 
@@ -31,6 +32,10 @@ class Subject(Protocol):
     @property
     def name(self) -> str:
         """How reports call it."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, for messages that refuse it: "an encoder"."""
 
     @property
     def layer_bits(self) -> tuple[int, ...]:
@@ -48,6 +53,9 @@ class Subject(Protocol):
 
     def lengths(self, prompt: int | None, past: int | None) -> tuple[int, int]:
         """(tokens, cached rows) of the graph; raises OptionError when what is asked for cannot be had."""
+
+    def phase(self, past: int) -> str:
+        """What a graph after `past` cached rows computes: "prefill", "decode" or "encode"."""
 
     def open(self, tokens: int, past: int) -> OnnxStudent:
         """The graph for these lengths."""
@@ -69,17 +77,23 @@ def subject_of(student: StudentLike, bind: Mapping[str, int] | None = None) -> S
 def _subject_of(student: StudentLike, bind: Mapping[str, int]) -> Subject:
     if isinstance(student, StudentConfig):
         return Built(_provider_of(student), student)
+    if isinstance(student, EncoderConfig):
+        return Encoder(_provider_of(student), student)
     path = Path(student)
     if path.suffix in SUFFIXES or isinstance(student, Path):
         return _file(path, bind)
     try:
-        return Built(*find_student(student))
+        return _found(*find_any(student))
     except UnknownStudent:
         if path.is_dir():
             raise StudentError(f"{path} is a folder, not a student; give the ONNX file in it") from None
         if path.is_file():
             return _file(path, bind)
         raise
+
+
+def _found(provider: StudentProvider, config: StudentConfig | EncoderConfig) -> Subject:
+    return Built(provider, config) if isinstance(config, StudentConfig) else Encoder(provider, config)
 
 
 def _file(path: Path, bind: Mapping[str, int]) -> Subject:
@@ -90,7 +104,7 @@ def _file(path: Path, bind: Mapping[str, int]) -> Subject:
     return File(path, tuple(sorted(bind.items())))
 
 
-def _provider_of(config: StudentConfig) -> StudentProvider:
+def _provider_of(config: StudentConfig | EncoderConfig) -> StudentProvider:
     """The provider that knows this very student, else the first one."""
     known = providers()
     if not known:
@@ -122,6 +136,11 @@ class Built:
     def name(self) -> str:
         """See `Subject`."""
         return self.config.name
+
+    @property
+    def kind(self) -> str:
+        """See `Subject`."""
+        return "a language model"
 
     @property
     def layer_bits(self) -> tuple[int, ...]:
@@ -166,6 +185,10 @@ class Built:
             )
         return tokens, rows
 
+    def phase(self, past: int) -> str:
+        """See `Subject`."""
+        return "decode" if past else "prefill"
+
     def open(self, tokens: int, past: int) -> OnnxStudent:
         """See `Subject`."""
         from firsttoken_compiler.frontend.onnx_file import from_model
@@ -176,6 +199,66 @@ class Built:
         except ValueError as error:
             raise StudentError(str(error)) from error
         return from_model(model, Path() if self.weights is None else self.weights.path.parent, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """An encoder whose graphs a provider builds; they describe weights that nobody reads."""
+
+    provider: StudentProvider
+    config: EncoderConfig
+
+    @property
+    def name(self) -> str:
+        """See `Subject`."""
+        return self.config.name
+
+    @property
+    def kind(self) -> str:
+        """See `Subject`."""
+        return "an encoder"
+
+    @property
+    def layer_bits(self) -> tuple[int, ...]:
+        """See `Subject`."""
+        return ()
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """See `Subject`."""
+        return (type(self.provider).__module__.partition(".")[0],)
+
+    def portable(self) -> StudentLike:
+        """See `Subject`."""
+        return self.config
+
+    def content(self) -> str:
+        """See `Subject`."""
+        return f"encoder {self.config.canonical_json()}"
+
+    def lengths(self, prompt: int | None, past: int | None) -> tuple[int, int]:
+        """See `Subject`. There are never cached rows."""
+        tokens = DEFAULT_PROMPT if prompt is None else prompt
+        _require_lengths(tokens, past or 0)
+        if past:
+            raise OptionError(
+                f"{self.name} is an encoder, it reads no cache and makes no tokens: leave --past and --decode away"
+            )
+        if tokens > self.config.max_positions:
+            raise OptionError(
+                f"--prompt {tokens} exceeds the {self.config.max_positions} positions of {self.name}; ask for fewer"
+            )
+        return tokens, 0
+
+    def phase(self, past: int) -> str:
+        """See `Subject`."""
+        return "encode"
+
+    def open(self, tokens: int, past: int) -> OnnxStudent:
+        """See `Subject`."""
+        from firsttoken_compiler.frontend.onnx_file import from_model
+
+        return from_model(self.provider.encoder_graph(self.config, tokens=tokens), Path(), self.name)
 
 
 @dataclass(frozen=True)
@@ -190,6 +273,11 @@ class File:
     def name(self) -> str:
         """See `Subject`."""
         return self.path.stem
+
+    @property
+    def kind(self) -> str:
+        """See `Subject`."""
+        return "an ONNX file"
 
     @property
     def layer_bits(self) -> tuple[int, ...]:
@@ -254,6 +342,10 @@ class File:
                 f"--past {past}: the graph of {self.path} reads no cache: leave --past away, or export it with one"
             )
         return tokens or prompt or 1, rows
+
+    def phase(self, past: int) -> str:
+        """See `Subject`."""
+        return "decode" if past else "prefill"
 
     def check_decode(self) -> None:
         """Raises OptionError unless the same file serves the prompt and one token after a cache of any length."""

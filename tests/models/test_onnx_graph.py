@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from firsttoken.generation import MASKED, StaticCache, ort_session, token_feeds
+from firsttoken.rope import LongRope
 from firsttoken.student import StudentConfig
 from firsttoken_models.onnx_graph import build_graph
 from firsttoken_models.students import DEEPSEEK_R1_DISTILL_QWEN_1_5B
@@ -26,11 +28,14 @@ Array = NDArray[np.float64]
 
 
 class NumpyModel:
-    """The whole context at once in float64, written from the formulas of Llama and Qwen2, one head at a time."""
+    """The whole context at once in float64, written from the formulas of Llama, Qwen2 and Qwen3, one head at a time."""
 
     def __init__(self, config: StudentConfig, weights: FileWeights) -> None:
         self.config = config
         self.tensor = {name: np.asarray(weights.tensor(name), np.float64) for name in weights.slots}
+
+    def head_norm(self, x: Array, name: str) -> Array:
+        return self.norm(x, name) if self.config.qk_norm else x
 
     def norm(self, x: Array, name: str) -> Array:
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.config.rms_eps) * self.tensor[name]
@@ -48,12 +53,14 @@ class NumpyModel:
     def attention(self, x: Array, index: int) -> tuple[Array, Array, Array]:
         prefix, layer, dim = f"model.layers.{index}.self_attn", self.config.layer(index), self.config.head_dim
         q, k, v = (self.linear(x, f"{prefix}.{name}_proj") for name in "qkv")
-        keys = [self.rope(k[:, h * dim : (h + 1) * dim]) for h in range(layer.kv_heads)]
+        key_heads = [k[:, h * dim : (h + 1) * dim] for h in range(layer.kv_heads)]
+        keys = [self.rope(self.head_norm(head, f"{prefix}.k_norm.weight")) for head in key_heads]
         values = [v[:, h * dim : (h + 1) * dim] for h in range(layer.kv_heads)]
         heads = []
         for head in range(layer.heads):
             group = head // (layer.heads // layer.kv_heads)
-            scores = self.rope(q[:, head * dim : (head + 1) * dim]) @ keys[group].T / np.sqrt(dim)
+            query = self.head_norm(q[:, head * dim : (head + 1) * dim], f"{prefix}.q_norm.weight")
+            scores = self.rope(query) @ keys[group].T / np.sqrt(dim)
             scores[np.triu_indices(len(x), 1)] = -np.inf
             scores = np.exp(scores - scores.max(-1, keepdims=True))
             heads.append(scores / scores.sum(-1, keepdims=True) @ values[group])
@@ -101,6 +108,32 @@ def test_prefill_agrees_with_numpy(tiny: StudentConfig, tmp_path: Path) -> None:
     for index, (keys, values) in enumerate(cache):
         assert_close(outputs[f"present.{index}.key"][0], keys)
         assert_close(outputs[f"present.{index}.value"][0], values)
+
+
+class LongRopeModel(NumpyModel):
+    """Rotation by LongRoPE's angles, one at a time."""
+
+    def rope(self, x: Array) -> Array:
+        scaling = self.config.rope_scaling
+        assert isinstance(scaling, LongRope)
+        divisors = scaling.short if len(x) <= scaling.original_positions else scaling.long
+        stretch = math.log(self.config.max_positions / scaling.original_positions)
+        factor = math.sqrt(1 + stretch / math.log(scaling.original_positions))
+        found, half = np.empty_like(x), x.shape[1] // 2
+        for (position, i), low in np.ndenumerate(x[:, :half]):
+            angle = position / divisors[i] * self.config.rope_theta ** (-i / half)
+            cos, sin, high = factor * math.cos(angle), factor * math.sin(angle), x[position, i + half]
+            found[position, i], found[position, i + half] = low * cos - high * sin, high * cos + low * sin
+        return found
+
+
+@pytest.mark.parametrize("original", [8, 32])
+def test_scaled_positions_agree_with_numpy(llama: StudentConfig, tmp_path: Path, original: int) -> None:
+    scaling = LongRope(tuple(1.0 + i / 4 for i in range(8)), tuple(2.0 + i for i in range(8)), original)
+    config = dataclasses.replace(llama, family="phi3", rope_scaling=scaling)
+    weights = write_random_weights(config, tmp_path)
+    logits, _ = LongRopeModel(config, weights).run(IDS)
+    assert_close(run(config, weights, 0, token_feeds(IDS))["logits"][0, 0], logits[-1])
 
 
 def test_all_logits_are_those_of_every_token(tiny: StudentConfig, tmp_path: Path) -> None:

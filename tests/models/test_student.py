@@ -13,6 +13,7 @@ from importlib import metadata
 import pytest
 
 from firsttoken import student
+from firsttoken.rope import Llama3Scaling, LongRope
 from firsttoken.student import LayerConfig, ProviderError, StudentConfig, UnknownStudent, find_student, providers
 
 
@@ -50,8 +51,9 @@ def test_layer_is_uniform_unless_overridden(llama: StudentConfig, uneven: Studen
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"rope_scaling": LongRope((1.0,), (2.0,), 8)}, r"rope_scaling has 1 divisors, .* each of the 8 pairs"),
         ({"name": ""}, r"name is empty"),
-        ({"family": "bert"}, r"family is 'bert', must be one of \('llama', 'qwen2'\)"),
+        ({"family": "bert"}, r"family is 'bert', must be one of \('llama', 'qwen2', 'qwen3', 'phi3'\)"),
         ({"hidden": 0}, r"hidden is 0, must be an integer of at least 1"),
         ({"vocab": 1.5}, r"vocab is 1.5, must be an integer"),
         ({"layers": True}, r"layers is True, must be an integer"),
@@ -90,6 +92,10 @@ def test_canonical_text_follows_the_content(llama: StudentConfig, uneven: Studen
     assert renamed.canonical_json() == text
     assert dataclasses.replace(llama, per_layer=(LayerConfig(4, 2, 96),) * 2).canonical_json() == text
     assert dataclasses.replace(llama, per_layer=(LayerConfig(4, 2, 96, 4),) * 2).canonical_json() != text
+    scalings = Llama3Scaling(8.0, 1.0, 4.0, 32), Llama3Scaling(9.0, 1.0, 4.0, 32), LongRope((1.0,) * 8, (2.0,) * 8, 32)
+    stretched = {dataclasses.replace(llama, rope_scaling=scaling).canonical_json() for scaling in scalings}
+    assert len({text, *stretched}) == 4
+    assert dataclasses.replace(llama, qk_norm=True).canonical_json() != text
     assert dataclasses.replace(uneven, heads=8, kv_heads=4).canonical_json() == uneven.canonical_json()
     for field in dataclasses.fields(llama):
         value = getattr(llama, field.name)
@@ -122,7 +128,7 @@ def test_builtin_students_are_found() -> None:
 def test_unknown_student_names_the_nearest() -> None:
     with pytest.raises(UnknownStudent, match=r"unknown student 'smolm2-135m'; nearest names: smollm2-135m"):
         find_student("smolm2-135m")
-    with pytest.raises(ValueError, match=r"known students: deepseek-r1-distill-qwen-1.5b, smollm2-135m"):
+    with pytest.raises(ValueError, match=r"known students: deepseek-r1-distill-qwen-1.5b, smollm2-135m, "):
         find_student("zzz")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from firsttoken.student import StudentConfig
-from firsttoken_models.students import STUDENTS
+from firsttoken_models.students import DECODERS
 from firsttoken_models.weights import (
     atomic_file,
     layout,
@@ -22,7 +22,7 @@ from firsttoken_models.weights import (
 
 
 def test_layout_covers_every_parameter(tiny: StudentConfig) -> None:
-    for config in (tiny, *STUDENTS.values()):
+    for config in (tiny, *DECODERS.values()):
         slots = list(layout(config).values())
         assert sum(slot.length for slot in slots) == 4 * config.parameters
         assert all(slot.offset % 64 == 0 for slot in slots)

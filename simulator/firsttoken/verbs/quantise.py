@@ -24,7 +24,7 @@ def quantise(
 
     subject = subject_of(student)
     if not isinstance(subject, Built):
-        raise OptionError(f"{subject.name} is an ONNX file: give a GGUF file, or a built-in student with weights")
+        raise OptionError(f"{subject.name} is {subject.kind}: give a GGUF file, or a built-in student with weights")
     if subject.path is not None and out.exists() and out.samefile(subject.path):
         raise OptionError(f"-o {out} is the student itself: choose another file")
     with Bar() as bar:

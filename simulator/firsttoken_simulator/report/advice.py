@@ -55,8 +55,10 @@ def _dma_hint(w_bits: int, moved: int, fs: int, target: Target) -> str:
     return f"{used}: fewer weights, more tokens per pass, or more bandwidth"
 
 
-def ladder(table: OpTable, timeline: Timeline, target: Target, host_fs: int, cores: int) -> list[Rung]:
-    """Lower bounds of the time, each engine alone, then the actual time with its parts."""
+def ladder(
+    table: OpTable, timeline: Timeline, target: Target, host_fs: int, cores: int, whole: str
+) -> list[Rung]:
+    """Lower bounds of the time, each engine alone, then the actual time with its parts; `whole` names the last."""
     moved = int((table.dram_read_bytes + table.dram_write_bytes).sum())
     ideal = int(table.ideal_matrix_fs.sum())
     dram = moved / target.dram.peak_bytes_per_s * 1e15
@@ -68,6 +70,6 @@ def ladder(table: OpTable, timeline: Timeline, target: Target, host_fs: int, cor
         ("vector unit busy", int(table.vector_fs.sum()) / cores, "all vector instructions back to back"),
         ("roofline", max(ideal, dram), "the longer of MACs and DRAM, perfectly overlapped"),
         ("NPU", timeline.total_fs, "with dependences, latency, conflicts and refresh"),
-        ("first token", timeline.total_fs + host_fs, "with the host's dispatch"),
+        (whole, timeline.total_fs + host_fs, "with the host's dispatch"),
     )
     return [Rung(name=name, ms=float(np.float64(fs) / 1e12), note=note) for name, fs, note in rungs]

@@ -131,13 +131,18 @@ def build_run(
         "sram_occupancy": occupancy_points(occupancy(program, timeline), timeline.total_fs),
         "spilled": spills(program),
         "advice": advise(program, phase.table, target, timeline),
-        "ladder": ladder(phase.table, timeline, target, phase.host_fs, program.cores),
+        "ladder": ladder(phase.table, timeline, target, phase.host_fs, program.cores, _whole(program)),
         "critical_path": _path(phase),
         "layers": _layers(phase),
         "decode": section,
         "ops": op_rows(phase),
     }
     return RunDocument.model_validate(document)
+
+
+def _whole(program: Program) -> str:
+    """What the whole time passes until."""
+    return "result" if program.meta.get("phase") == "encode" else "first token"
 
 
 def _identity(phase: Phase, options: Any) -> dict[str, Any]:

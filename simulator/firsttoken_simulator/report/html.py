@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from firsttoken_simulator.report.document import OpRow, RunDocument
-from firsttoken_simulator.report.screen import ROWS, amount
+from firsttoken_simulator.report.screen import ROWS, amount, row_name
 from firsttoken_simulator.report.tables import pattern_of
 
 MAX_OPS: Final = 200
@@ -70,7 +70,7 @@ def page(run: RunDocument) -> str:
     return environment.get_template("report.html.j2").render(
         run=run,
         colours=COLOURS,
-        first_screen=[(name.strip(), show(run)) for name, show in ROWS],
+        first_screen=[(row_name(name, [run]).strip(), show(run)) for name, show in ROWS],
         layers=_stacked([(row.name, row.ms_by_bound) for row in run.layers[:MAX_BARS]]),
         layers_left_out=max(0, len(run.layers) - MAX_BARS),
         time=_split(run.time_by_bound_ms, "ms"),

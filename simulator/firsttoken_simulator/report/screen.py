@@ -99,6 +99,15 @@ ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
 )
 
 
+_ENCODERS: Final = {"time to first token": "time", "energy per prompt": "energy", "prompt": "input"}
+"""What rows are called where nothing but encoders ran: their result is whole, no token of an answer."""
+
+
+def row_name(name: str, runs: list[RunDocument]) -> str:
+    """What a row is called for these runs."""
+    return _ENCODERS.get(name, name) if all(run.phase == "encode" for run in runs) else name
+
+
 def first_screen(runs: list[RunDocument]) -> Table:
     """One column per run; with two or more the last one is followed by the ratio of first to last."""
     from rich.table import Table
@@ -109,7 +118,7 @@ def first_screen(runs: list[RunDocument]) -> Table:
     for _ in runs:
         table.add_column(overflow="fold")
     for name, show in ROWS:
-        table.add_row(name, *(Text(show(run)) for run in runs))
+        table.add_row(row_name(name, runs), *(Text(show(run)) for run in runs))
     if len(runs) > 1 and runs[-1].ttft_ms > 0 and runs[-1].energy_mj > 0:
         first, last = runs[0], runs[-1]
         ratio = f"{first.ttft_ms / last.ttft_ms:.2f}x time, {first.energy_mj / last.energy_mj:.2f}x energy"
