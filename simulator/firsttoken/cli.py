@@ -460,6 +460,8 @@ def _options(mix: str | None, acts_range: str, **chosen: Any) -> RunOptions:
 
 
 def _program_facts(program: Program) -> dict[str, Any]:
+    from firsttoken_simulator.report.formats import formats_text
+
     return {
         "instructions": len(program),
         "operators": len(program.ops),
@@ -467,6 +469,7 @@ def _program_facts(program: Program) -> dict[str, Any]:
         "dram_bytes": program.dram_bytes,
         "spad_bytes": program.spad_bytes,
         "acc_bytes": program.acc_bytes,
+        "formats": formats_text(program.meta.get("weight_formats", [])),
         "meta": program.meta,
     }
 
@@ -519,11 +522,11 @@ def _runs(documents: list[RunDocument]) -> None:
     if len(documents) == 1:
         _screen(documents)
         return
-    from firsttoken.buckets import COLUMNS, bucket_row
+    from firsttoken.buckets import bucket_row, columns
 
     first = documents[0]
     print(f"{first.student} on {first.target} ({first.target_hash}), weights {first.weights}")
-    table([*COLUMNS], [bucket_row(document) for document in documents])
+    table(columns(documents), [bucket_row(document) for document in documents])
 
 
 def _print_programs(facts: dict[str, Any], programs: list[dict[str, Any]], as_json: bool) -> None:
