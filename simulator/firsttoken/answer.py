@@ -55,6 +55,7 @@ class GenerateResult:
     weights: str
     activations: str
     norm_cache: str
+    kv_cache: str
     prompt_tokens: int
     text: str
     ids: tuple[int, ...]
@@ -155,6 +156,7 @@ def _result(
         weights=run.weights,
         activations=run.activations,
         norm_cache=run.norm_cache,
+        kv_cache=run.kv_cache,
         prompt_tokens=tokens,
         text=tokenizer.decode(found),
         ids=tuple(found),
@@ -209,7 +211,8 @@ def _cosine(a: Any, b: Any) -> float:
 
 def lines(result: GenerateResult) -> list[str]:
     """The answer for a terminal: text, cost of its prompt, and the comparison where there is one."""
-    formats = f"{result.weights}/{result.activations}"
+    kept = ", int8 keys and values" if result.kv_cache == "int8" else ""
+    formats = f"{result.weights}/{result.activations}{kept}"
     found = [
         f"{result.student} on {result.target} ({formats}): {result.text}",
         f"  first token of {result.prompt_tokens} prompt tokens: {result.ttft_ms:.2f} ms, {result.energy_mj:.2f} mJ",
