@@ -111,6 +111,11 @@ def test_the_first_rule_that_covers_a_matrix_decides() -> None:
     assert [rule.text() for rule in rules] == ["attn_v@0-1+4=fp16", "attn_*=int8", "output=q6_k"]
 
 
+def test_int16_activations_meet_no_blocks_of_rules() -> None:
+    with pytest.raises(OptionError, match=r"--acts int16 does not go with weights in blocks \(q6_k\)"):
+        resolve("int8", "int16", "32", None, rules=(WeightRule("output", "q6_k"),))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
