@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: memory help demo test fuzz lint bench gemm dram bad-input precision norm-cache smollm2 clean onnx-backend docs formats format-bench quality
+.PHONY: blocks memory help demo test fuzz lint bench gemm dram bad-input precision norm-cache smollm2 clean onnx-backend docs formats format-bench quality
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,9 @@ formats: .venv/installed ## Set up, then write reports/formats: errors of blocks
 format-bench: .venv/installed ## Set up, then write reports/formats/throughput.md: how fast weights are quantised and packed.
 	$(PIP) install --no-deps '$(REFERENCE)'
 	$(PY) reports/format_bench.py
+
+blocks: .venv/installed ## Set up, then write reports/blocks: one product in every type of blocks.
+	$(PY) reports/blocks.py
 
 docs: .venv/installed ## Set up, then write the pages of docs/ that are made out of the code: docs/operators.md.
 	$(PY) -m firsttoken.operators docs/operators.md

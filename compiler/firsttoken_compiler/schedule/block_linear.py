@@ -23,6 +23,8 @@ from firsttoken_compiler.target.rates import ceil_div, pair_name, vector_cycles
 from firsttoken_compiler.target.target import Target
 
 METHODS: Final = ("floats", "codes")
+SLACK: Final = 1 / 64
+"""Of tiles that take at most so much longer than the fastest one, the one that moves the fewest DRAM bytes is taken."""
 _SUMS = VectorKernel("s0", "add")
 
 
@@ -53,13 +55,26 @@ def choose(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Ro
                 if scratch <= limit and acc <= accumulators:
                     costs[index, tile] = tile_cost(each, spec, tile, target)
         if costs:
-            index, tile = min(costs, key=lambda key: (costs[key], -key[1].m, -key[1].k, -key[1].panels))
+            most = min(costs.values()) * (1 + SLACK)
+            moved = {key: _moved(plans[key[0]], spec, key[1], target) for key, cost in costs.items() if cost <= most}
+            index, tile = min(moved, key=lambda key: (moved[key], costs[key], -key[1].m, -key[1].k, -key[1].panels))
             return replace(plans[index], tile=tile)
     raise AllocationError(
         f"target {target.name}: no tile of a product of {spec.args[0].shape} by {spec['n']} columns of "
         f"{spec['blocks']} fits into {room.limit} bytes of scratchpad and {accumulators} of accumulators: raise "
         "scratchpad.bytes or scratchpad.accumulator_bytes"
     )
+
+
+def _moved(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> int:
+    """Bytes of weights and activations that are read from the DRAM."""
+    shape, planes = Shape.of(plan.product), len(Blocks.of(spec).kind.planes)
+    again = ceil_div(shape.m, tile.m) if tile.k < shape.k else 1
+    weights = sum(arg.nbytes for arg in spec.args[1 : 1 + planes]) * again
+    if plan.spaces[0] is not Space.DRAM:
+        return weights
+    across = 1 if tile.whole else ceil_div(shape.n, tile.panels * panel_of(target))
+    return weights + spec.args[0].nbytes * across
 
 
 def _tiles(plan: Choice, spec: KernelSpec, target: Target, rows: tuple[int, ...]) -> list[Tile]:
