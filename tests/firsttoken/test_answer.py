@@ -84,7 +84,8 @@ def test_result_as_document_and_as_text() -> None:
     result = GenerateResult("s", "t", "int4", "int8", "int8", "int8", 9, "Paris.", (1, 2), 3.25, 4.5)
     assert json.loads(result.to_json())["ids"] == [1, 2]
     assert json.loads(result.to_json())["agreement"] is None
-    assert lines(result) == ["s on t (int4/int8, int8 keys and values): Paris.", "  first token of 9 prompt tokens: 3.25 ms, 4.50 mJ"]
+    first = "s on t (int4/int8, int8 keys and values): Paris."
+    assert lines(result) == [first, "  first token of 9 prompt tokens: 3.25 ms, 4.50 mJ"]
 
 
 @pytest.mark.parametrize(

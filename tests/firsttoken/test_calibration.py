@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,12 +168,18 @@ def test_what_files_of_inputs_are_refused_for(student: Path, tmp_path: Path, lla
         ({"z": np.zeros(3)}, "no array for input 'x'; the inputs are x"),
         ({"x": np.zeros((4, 7))}, r"input 'x' has shape \[4, 7\], a sample has \[4, 8\]"),
         ({"x": np.zeros((0, 4, 8))}, r"input 'x' has shape \[0, 4, 8\]"),
-        ({"x": np.full((4, 8), "a")}, "array 'x' has type <U1, expected numbers"),
-        ({"x": np.full((4, 8), None)}, "is not an .npz file of arrays"),
+        ({"x": np.full((4, 8), "a")}, r"array 'x\.npy' has type <U1, expected numbers"),
+        ({"x": np.full((4, 8), None)}, r"array 'x\.npy' has type object, expected numbers"),
     ):
         np.savez(path, **arrays)  # type: ignore[arg-type]
         with pytest.raises(OptionError, match=message):
             read_samples(path, graph)
+    with zipfile.ZipFile(path, "w") as archive:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 8)})
+        archive.writestr("x.npy", header.getvalue())
+    with pytest.raises(OptionError, match=r"'x\.npy' of shape \[1099511627776, 8\] is larger than its 128 bytes"):
+        read_samples(path, graph)
     with pytest.raises(OptionError, match="is an ONNX file, to measure it takes a tokenizer"):
         calibrate_text(subject, "minmax", 1, 4)
     with pytest.raises(OptionError, match=r"--inputs .* is for ONNX files"):

@@ -21,7 +21,8 @@ from firsttoken_models import smollm2
 
 def _answers(*_: Any, **__: Any) -> GenerateResult:
     agreement = Agreement(7, 7, 1.0, 0.99995, 0.99999, 8)
-    return GenerateResult("s", "t", "fp16", "fp16", "fp16", "fp16", 37, "Paris.", (1,), 9.0, 3.0, "Paris!", (1,), agreement)
+    formats = ("fp16",) * 4
+    return GenerateResult("s", "t", *formats, 37, "Paris.", (1,), 9.0, 3.0, "Paris!", (1,), agreement)
 
 
 def test_demo(
