@@ -49,9 +49,21 @@ def gemm() -> Program:
     return program
 
 
-@pytest.fixture(scope="module", params=["block", "gemm"])
-def program(request: pytest.FixtureRequest, block: Chain, gemm: Program) -> Program:
-    return block.program if request.param == "block" else gemm
+@pytest.fixture(scope="module")
+def planes() -> Program:
+    """A product on Q4_K blocks, whose tiles of weights are made by the vector unit among the products."""
+    graph = "gemm (float[1,5,512] x) => (float[1,5,110] y) { y = MatMul (x, w) }"
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 18]> {graph}')
+    weights = np.random.default_rng(0).standard_normal((512, 110)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    program = compile_onnx(from_model(model, Path(), "gemm"), TARGET, resolve("q4_k", "fp16", "channel", "off"))
+    assert program is not None
+    return program
+
+
+@pytest.fixture(scope="module", params=["block", "gemm", "planes"])
+def program(request: pytest.FixtureRequest, block: Chain, gemm: Program, planes: Program) -> Program:
+    return {"block": block.program, "gemm": gemm, "planes": planes}[request.param]
 
 
 def slots(program: Program) -> Iterator[tuple[int, int]]:
