@@ -301,10 +301,17 @@ def _with_parameters(module: Any, extra: list[Any]) -> Any:
 
 
 def _owners(module: Any) -> dict[str, str]:
-    """The call behind each result that is one of several."""
-    bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
-    items = [binding for binding in bindings if isinstance(binding.value, relax.TupleGetItem)]
-    return {binding.var.name: binding.value.tuple_value.name for binding in items}
+    """The call behind each result that is one of several, and behind each that was put into other rows."""
+    owners: dict[str, str] = {}
+    for binding in (binding for block in module["main"].body.blocks for binding in block.bindings):
+        if isinstance(binding.value, relax.TupleGetItem):
+            source = binding.value.tuple_value.name
+        elif _operator(binding.value) == "relax.reshape":
+            source = getattr(binding.value.args[0], "name", "")
+        else:
+            continue
+        owners[binding.var.name] = owners.get(source, source)
+    return owners
 
 
 def _node_of(imported: Imported, variable: Any) -> str:

@@ -37,7 +37,10 @@ from firsttoken_compiler.passes.canonicalise import Canonical, Canonicalise
 from firsttoken_compiler.passes.split import split
 from firsttoken_compiler.tvm.api import Call
 from firsttoken_models.onnx_graph import build_graph
-from firsttoken_models.students import STUDENTS
+from firsttoken_models.students import DECODERS
+
+SOME = ("deepseek-r1-distill-qwen-1.5b", "smollm2-135m", "qwen3-1.7b")
+"""Built-in students: biases and an own head, most layers for its size, norms of heads."""
 
 LENGTHS = [(1, 0), (5, 0), (1, 7), (3, 4)]
 
@@ -219,7 +222,7 @@ def test_every_node_of_an_export_belongs_to_a_call(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "past"), [(64, 0), (1, 128)])
-@pytest.mark.parametrize("config", STUDENTS.values(), ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [DECODERS[name] for name in SOME], ids=lambda config: config.name)
 def test_large_students_take_less_than_a_second(config: StudentConfig, tokens: int, past: int) -> None:
     imported = import_onnx(from_model(build_graph(config, tokens=tokens, past=past), Path("/nonexistent"), config.name))
     start = time.process_time()
