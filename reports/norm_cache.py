@@ -1,8 +1,8 @@
 """What keeping normalised rows costs and gains: bytes, cycles, energy and error, for every built-in student and target.
 
-    python reports/norm_cache.py
+    python reports/norm_cache.py [PAGE ...]
 
-Writes reports/norm-cache/README.md.
+Writes pages into reports/norm-cache, and the list of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,7 +42,7 @@ PRECISIONS: Final = (("int4", "int8"), ("int8", "int8"), ("fp16", "fp16"))
 STACK_LAYERS: Final = 2
 STACK_VOCAB: Final = 4096
 """What is left of the student without weights where its numbers are executed."""
-OUT: Final = Path(__file__).parent / "norm-cache" / "README.md"
+OUT: Final = Path(__file__).parent / "norm-cache"
 WORKERS: Final = 2
 NORMS: Final = re.compile(r" for \d+ products?|in each of \d+ products?")
 ROWS: Final = re.compile(r"in (scratchpad|DRAM) for .*?, ([\d,]+) bytes")
@@ -50,19 +50,17 @@ INTRODUCTION: Final = """# What a cache of normalised rows costs and gains
 
 Each norm is read by several products (q, k, v; gate, up). What is kept for them, and where, is `--norm-cache` and
 `--norm-cache-place`: rows in a type, only the numbers of each row (`statistics`), nothing (`off`), or whatever is
-estimated to be cheapest (`auto`). Redraw: `make norm-cache`.
+estimated to be cheapest (`auto`). Redraw: `make norm-cache`, or `python reports/norm_cache.py PAGE`.
 
-## Bytes, cycles, energy
-
-Weights int4 in groups of 128, activations int8. A place of `scratchpad` is the program of `auto` where that keeps all rows
-there. The cycles are those of the whole prompt on the timing machine.
+A page for each student and target has bytes, cycles and energy; presets with less scratchpad, where rows compete with
+the residual stream and with tiles of weights, are among them. Weights int4 in groups of 128, activations int8. A place
+of `scratchpad` is the program of `auto` where that keeps all rows there. The cycles are those of the whole prompt on the
+timing machine.
 `against off`: time of `off` over the row's, above 1 where keeping pays. Last column: how many norms keep rows in the
 scratchpad and how many in DRAM, and the bytes of the largest one with its scales."""
-NUMBERS: Final = """## Error
-
-Logits of all tokens on the functional machine. KL is the divergence of the next token's distribution, mean over the
-tokens, in nats. As long as the type of the rows is the same, it changes no bit where they lie, nor whether they are kept,
-made from statistics or computed again: `off`, `statistics` and rows in the type of the activations give the same
+NUMBERS: Final = """Logits of all tokens on the functional machine. KL is the divergence of the next token's distribution, mean over
+the tokens, in nats. As long as the type of the rows is the same, it changes no bit where they lie, nor whether they are
+kept, made from statistics or computed again: `off`, `statistics` and rows in the type of the activations give the same
 logits. The type of the rows does change them. A cache of int16 makes the activations of its consumers int16. The values
 of rows in fp16 are rounded twice before int8 activations, which moves some of them by a step."""
 
@@ -122,9 +120,8 @@ def table(student: str, target: Target, prompt: int) -> list[str]:
             row = replace(free, place=place) if free.kept else measured(student, target, prompt, (cache, place))
         rows.append(row)
     off = rows[0]
-    print(f"{student} on {target.name}, {prompt} tokens", file=sys.stderr)
     lines = [
-        f"### {student}, {target.name}, {prompt} tokens", "",
+        f"# {student}, {target.name}, {prompt} tokens", "",
         "| norm cache | place | cycles | against off | energy mJ | DRAM MB | scratchpad MB | norms in scratchpad + DRAM |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -188,21 +185,20 @@ def errors(student: Built, chosen: list[Window], target: Target) -> list[str]:
     return lines
 
 
-def numbers() -> list[str]:
-    """Real weights on text, and the student without weights as two layers with random ones."""
+def real_numbers() -> list[str]:
+    """Real weights on text."""
     target = Target.load(TARGETS[0])
     real, tokenizer = equipped(subject_of(STUDENTS[0], None))
-    lines = [
-        NUMBERS,
-        "",
-        f"### {STUDENTS[0]}, real weights, {PROMPT} tokens of the text that `firsttoken quality` uses",
-        "",
-    ]
-    lines += [*errors(real, windows(tokenizer, 1, PROMPT), target), ""]
+    title = f"# Error: {STUDENTS[0]}, real weights, {PROMPT} tokens of the text that `firsttoken quality` uses"
+    return [title, "", NUMBERS, "", *errors(real, windows(tokenizer, 1, PROMPT), target), ""]
+
+
+def stack_numbers() -> list[str]:
+    """The student without weights as two layers with random ones."""
     provider, config = find_student(STUDENTS[1])
     small = replace(config, name=f"{config.name}-stack", layers=STACK_LAYERS, vocab=STACK_VOCAB)
-    lines += [
-        f"### {STUDENTS[1]}, random weights",
+    lines = [
+        f"# Error: {small.layers} layers of {STUDENTS[1]}, random weights",
         "",
         f"This student has no weights here. Executed: {small.layers} of its layers at full width, {small.vocab:,} tokens of "
         f"vocabulary, weights drawn at random, {PROMPT} random tokens. Such logits are close to one another, so that KL "
@@ -212,7 +208,7 @@ def numbers() -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         store = write_random_weights(small, Path(folder))
         drawn = Built(provider, small, weights=store, all_logits=True)
-        lines += errors(drawn, [random_window(small)], target)
+        lines += errors(drawn, [random_window(small)], Target.load(TARGETS[0]))
     return [*lines, ""]
 
 
@@ -222,26 +218,39 @@ def random_window(config: StudentConfig) -> Window:
     return Window(tuple(ids[:-1]), tuple(ids[1:]))
 
 
-def main() -> None:
-    """Runs everything and writes the page."""
-    lines = [INTRODUCTION, ""]
+def parts() -> dict[str, Callable[[], list[str]]]:
+    """The pages by name, and what makes them."""
+    made: dict[str, Callable[[], list[str]]] = {}
     for student in STUDENTS:
         for name in TARGETS:
-            lines += table(student, Target.load(name), PROMPT)
-    lines += [
-        "## Where the scratchpad is too small for everything",
-        "",
-        "Presets with less scratchpad: rows compete with the residual stream and with tiles of weights.",
-        "",
-    ]
+            made[f"{student}-{name}"] = partial(table, student, Target.load(name), PROMPT)
     for name, kib, prompt in LITTLE:
         whole = Target.load(name)
         little: Any = replace(whole.scratchpad, bytes=kib << 10)
-        lines += table(STUDENTS[0], replace(whole, name=f"{name} with {kib} KiB", scratchpad=little), prompt)
-    lines += numbers()
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+        target = replace(whole, name=f"{name} with {kib} KiB", scratchpad=little)
+        made[f"{STUDENTS[0]}-{name}-{kib}-kib"] = partial(table, STUDENTS[0], target, prompt)
+    return {**made, "error": real_numbers, "error-of-a-stack": stack_numbers}
+
+
+def main() -> None:
+    """Makes the pages that are named, or all, and the list of those that are there."""
+    known = parts()
+    OUT.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or known:
+        if name not in known:
+            raise SystemExit(f"no page {name!r}; pages are {', '.join(known)}")
+        lines = known[name]()
+        (OUT / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
+        print("\n".join(lines), flush=True)
+    write_index(list(known))
+
+
+def write_index(names: list[str]) -> None:
+    """The list of the pages that are there."""
+    there = [name for name in names if (OUT / f"{name}.md").is_file()]
+    titles = {name: (OUT / f"{name}.md").read_text(encoding="utf-8").partition("\n")[0].strip("# ") for name in there}
+    index = [f"- [{titles[name]}]({name}.md)" for name in there]
+    (OUT / "README.md").write_text("\n".join([INTRODUCTION, "", *index, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from firsttoken.execution import load
 from firsttoken.generation import token_feeds
 from firsttoken.options import RunOptions
 from firsttoken.student import StudentConfig
-from firsttoken.subject import subject_of
+from firsttoken.subject import Built, subject_of
+from firsttoken_compiler.codegen import norm_choice, norm_ways
 from firsttoken_compiler.errors import AllocationError, OptionError
 from firsttoken_compiler.frontend.onnx_file import from_model
 from firsttoken_compiler.isa.program import Program
@@ -33,6 +34,7 @@ from firsttoken_simulator.machine import simulate_program
 
 WIDE = replace(SMOLLM2_135M, name="two-layers", layers=2, vocab=512)
 WAYS = (("int8", "scratchpad"), ("int8", "dram"), ("statistics", "auto"), ("off", "auto"))
+CHOOSE = norm_choice.choose_norms
 PER_LAYER = (3, 2)
 """Products that read each norm of a layer; one more reads the last norm."""
 
@@ -102,7 +104,9 @@ def test_rows_in_dram_are_written_once_in_their_type() -> None:
 
 
 def logits_of(config: StudentConfig, folder: Path, target: Target, chosen: RunOptions) -> NDArray[np.float32]:
-    subject = replace(subject_of(config, None), weights=write_random_weights(config, folder), all_logits=True)
+    subject = subject_of(config, None)
+    assert isinstance(subject, Built)
+    subject = replace(subject, weights=write_random_weights(config, folder), all_logits=True)
     program = api.compile_subject(subject, target, 7, 0, chosen)
     loaded = load(program, simulate_program(program, target), subject.open(7, 0), target)
     result: NDArray[np.float32] = loaded.run(token_feeds(range(3, 10)))["logits"]
@@ -181,6 +185,26 @@ def test_the_chosen_way_is_the_cheapest_that_is_measured(little: Any, kib: int, 
             assert place == "scratchpad"
     chosen, program = measured(target, prompt, options("auto"))
     assert chosen <= 1.03 * min(every.values()), (every, program.meta["norm_decisions"])
+
+
+@pytest.mark.parametrize(("kib", "prompt"), [(256, 64), (4096, 64)])
+def test_estimates_are_close_to_what_is_measured(
+    little: Any, kib: int, prompt: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, plans = little(kib), []
+
+    def choose(*arguments: Any) -> norm_choice.Plan:
+        plans.append(CHOOSE(*arguments))
+        return plans[-1]
+
+    monkeypatch.setattr(norm_choice, "choose_norms", choose)
+    program = api.compile(WIDE, target, prompt=prompt, options=options("int8"))
+    timeline = simulate_program(program, target)
+    lowered = plans[0].lowered
+    estimate = norm_ways.Costs(target, lowered.placement, templates=plans[0].templates).whole(lowered.launches)
+    moved = int(timeline.dram_read_bytes.sum() + timeline.dram_write_bytes.sum())
+    assert moved - estimate.dram_bytes == 3 * 8 * prompt  # indices of the rows that are gathered, of three tables
+    assert abs(estimate.cycles / timeline.total_cycles - 1) < 0.15
 
 
 def test_decisions_follow_the_scratchpad_and_say_so(little: Any) -> None:
