@@ -17,6 +17,8 @@ from firsttoken_compiler.codegen.weights import (
     scale_groups,
 )
 from firsttoken_compiler.errors import ProgramError
+from firsttoken_compiler.formats.quantise import quantise as blocks_of
+from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_compiler.isa.dma import spad
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.program import Packing, Program, Tensor
@@ -301,3 +303,25 @@ def test_four_bit_numbers_are_packed_low_nibble_first(dtype: Dtype, low: int, hi
     for wrong in (low - 1, high + 1, 0.5):
         with pytest.raises(ProgramError, match=f"not made of {dtype.text} numbers"):
             materialised([tensor], {"w": np.where(values == 1, wrong, values)})
+
+
+@pytest.mark.parametrize("name", ["q4_k", "q8_0", "q3_k"])
+def test_planes_of_a_float_table_are_those_of_its_blocks(name: str) -> None:
+    kind = BLOCK_TYPES[name]
+    table = np.random.default_rng(5).standard_normal((5000, kind.block)).astype(np.float32)
+    tensors: list[Tensor] = []
+    for prefix, source in (("rows", "w"), ("blocks", "b")):
+        for plane in kind.planes:
+            width = kind.block // plane.per * min(plane.bits, 8) // 8
+            form, bits = ("vectors", 16) if plane.bits == 16 else ("stored", 8)
+            packing = Packing(source, form, 5000, width, width, bits, 1, False, f"{prefix}:{name}:{plane.name}")
+            dtype, nbytes = Dtype.F16 if bits == 16 else Dtype.I8, packed_bytes(packing)
+            at = tensors[-1].address + tensors[-1].nbytes if tensors else 0
+            tensors.append(Tensor(plane.name, "weight", Space.DRAM, at, nbytes, dtype, (5000, width), packing))
+    image = materialised(tensors, {"w": table, "b": blocks_of(table, kind)})
+    assert np.array_equal(image[: image.size // 2], image[image.size // 2 :])
+    with pytest.raises(ProgramError, match=r"'w' has shape \(4999, "):
+        materialised(tensors, {"w": table[1:], "b": blocks_of(table, kind)})
+    table[-1, 0] = np.nan
+    with pytest.raises(ProgramError, match="table 'w' has values that are not finite"):
+        materialised(tensors[: len(kind.planes)], {"w": table})

@@ -94,14 +94,19 @@ def columns(packing: Packing, array: np.ndarray, first: int, last: int) -> np.nd
     return made
 
 
+def table_of(packing: Packing) -> tuple[str, int, int]:
+    """(type, rows, floats of a row): what the recipes of all planes of a table have in common."""
+    kind, plane, across = _table(packing)
+    return kind.name, packing.k, across * plane.per
+
+
 def float_rows(packing: Packing, array: np.ndarray, start: int) -> Planes:
     """Planes of the next `ROWS` rows of a table of floats.
 
     Raises ProgramError where it has another size, or values that are not finite.
     """
-    kind, plane, across = _table(packing)
-    if array.shape != (packing.k, across * plane.per):
-        expected = (packing.k, across * plane.per)
+    kind, expected = _table(packing)[0], table_of(packing)[1:]
+    if array.shape != expected or expected[1] % kind.block:
         raise ProgramError(f"initialiser {packing.source!r} has shape {array.shape}, its packing expects {expected}")
     rows = np.ascontiguousarray(array[start : start + ROWS], np.float32)
     if not np.isfinite(rows).all():

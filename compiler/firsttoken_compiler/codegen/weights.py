@@ -40,13 +40,13 @@ def materialise(program: Program, initialiser: Initialiser, write: Write) -> Non
         array = initialiser(source)
         matrices: dict[Packing, list[Tensor]] = {}
         in_blocks: dict[Packing, list[Tensor]] = {}
-        in_rows: dict[str, list[Tensor]] = {}
+        in_rows: dict[tuple[str, int, int], list[Tensor]] = {}
         for tensor in tensors:
             packing = _recipe(tensor)
             if packing.form == "plain":
                 _write_plain(tensor, array, write)
             elif block_weights.is_float_table(packing):
-                in_rows.setdefault(packing.layout.split(":")[1], []).append(tensor)
+                in_rows.setdefault(block_weights.table_of(packing), []).append(tensor)
             elif packing.form in stored_weights.FORMS:
                 _write_stored(tensor, packing, array, write)
             elif packing.form in block_weights.FORMS:
