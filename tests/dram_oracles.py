@@ -63,7 +63,10 @@ class Shipped:
 
 DRAMSIM = {
     "DDR4_8Gb_x8_3200": Shipped("ddr4-3200aa-8gb-x8", 0.63, {"ranks": 2, "trank_clocks": 1}),
-    "DDR4_8Gb_x8_2400": Shipped("ddr4-2400r-8gb-x8", 0.833, {"ranks": 2, "trank_clocks": 1}),
+    "DDR4_8Gb_x8_2400": Shipped(
+        "ddr4-2400r-8gb-x8", 0.833, {"ranks": 2, "trank_clocks": 1},
+        note="only an older version of the file could be read: JESD79-4 timings, two ranks",
+    ),
     "LPDDR4_8Gb_x16_2400": Shipped(
         "lpddr4-2400-8gb-x16", 0.833,
         {"ranks": 2, "trank_clocks": 1, "channel_bits": 64, "page_bytes": 8192, "refresh": "per-bank"},
