@@ -141,14 +141,13 @@ def page(made: dict[str, Any]) -> str:
 NOTES: Final = (
     "## How to read it",
     "",
-    "- The student's weights come out of a GGUF file with Q4_1 blocks (a minimum, groups of 32) and a Q8_0 head: they lie on "
-    "grids of 16 values already. Formats that hold such a grid (Q4_1, Q5_1, groups of 32 with zero points) lose next to nothing "
-    "here and would lose more on the weights as they were trained; symmetric int4 rounds a second time. The file's blocks "
-    "executed as they are stored differ from float32 by fp16 arithmetic alone.",
+    "- The student's weights come out of a GGUF file with Q4_1 blocks (a minimum, groups of 32) and a Q8_0 head: in each group "
+    "they lie on a grid of 16 values already. Executed as they are stored they differ from float32 by fp16 arithmetic alone; "
+    "any other format rounds them a second time, and its numbers are not those of the weights as they were trained.",
     "- Rows of 576 and 1536 weights: 576 is no multiple of 256, so that most matrices of a mixture of K-quants fall back, as "
-    "in llama.cpp: Q3_K to IQ4_NL, Q4_K to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0.",
-    "- An int8 norm cache is the activation type of the products that read it, so that it costs what int8 activations cost "
-    "there; types of floats cost nothing that can be measured.",
+    "in llama.cpp: Q3_K to IQ4_NL, Q4_K to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0. Mixtures are larger here than their names say.",
+    "- An int8 norm cache is the activation type of the products that read it: it costs what int8 activations cost there. "
+    "Whether such rows are kept or made again for every reader (off) changes no number.",
     "",
 )
 
