@@ -85,6 +85,29 @@ def test_programs_fold_nothing_and_stay_near(
     assert len(programs[1].ops) < len(programs[0].ops)  # what follows a product is quantised as it leaves it
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        RunOptions(weights="int8", norm_cache="fp16"), RunOptions(weights="int8", norm_cache="off"),
+        RunOptions(weights="int8", norm_cache="auto"), RunOptions(weights="int8", norm_cache="int16"),
+        RunOptions(weights="q8_0", acts="int8"), RunOptions(weights="int8", asymmetric=True, group="32"),
+    ],
+    ids=["norms-fp16", "norms-off", "norms-auto", "norms-int16", "blocks", "zero-points"],
+)  # fmt: skip
+def test_scales_are_static_whatever_weights_and_norms_are(
+    llama: StudentConfig, tmp_path: Path, options: RunOptions
+) -> None:
+    subject = built(llama, tmp_path)
+    logits = []
+    for chosen in (options, replace(options, ranges=ranges_for(subject).magnitudes())):
+        program = compile_subject(subject, TARGETS[1], 6, 0, chosen)
+        machine = execution.load(program, simulate(program, TARGETS[1]), subject.open(6, 0), TARGETS[1])
+        logits.append(machine.run(token_feeds(IDS[0]))["logits"].ravel())
+    exact, near = logits
+    assert folds(program) == 0
+    assert exact @ near / np.linalg.norm(exact) / np.linalg.norm(near) > 0.998
+
+
 def test_ranges_of_a_prompt_serve_single_tokens(qwen2: StudentConfig, tmp_path: Path) -> None:
     subject = built(qwen2, tmp_path)
     static = replace(INT8, ranges=ranges_for(subject).magnitudes())
@@ -99,7 +122,7 @@ def test_what_programs_refuse(llama: StudentConfig, tmp_path: Path) -> None:
         compile_subject(subject, TARGETS[1], 6, 0, replace(INT8, ranges=less))
     with pytest.raises(OptionError, match="--acts-range gives integer activations their scales, and --acts is fp16"):
         RunOptions(weights="fp16", ranges=ranges)
-    with pytest.raises(OptionError, match="--norm-cache statistics makes a scale per token"):
+    with pytest.raises(OptionError, match="--norm-cache statistics keeps a scale per token"):
         RunOptions(norm_cache="statistics", ranges=ranges)
 
 

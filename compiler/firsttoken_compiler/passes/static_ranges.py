@@ -87,6 +87,11 @@ class _State:
         self.values = {binding.var: binding.value for binding in bindings}
         for pair, (tensor, largest) in self._largest().items():
             self._declare(pair, tensor, largest)
+        if not self.scales:
+            raise OptionError(
+                "--acts-range: no product has integer activations whose scales the options make (what the graph stores "
+                "quantised keeps its own): leave it out"
+            )
         self._find_narrowed(bindings)
         parameters = list(self.quantised.module["main"].params)
         env = {parameter: parameter for parameter in parameters}
@@ -155,7 +160,9 @@ class _State:
         kinds = {f"{tensor}.{dtype}.scale": scale, f"{tensor}.{dtype}.inverse": np.float32(1) / scale}
         self.constants.update({name: np.full((1, 1), value, np.float32) for name, value in kinds.items()})
         known = {s.name: s for found in self.scales.values() for s in (found.scale, found.inverse)}
-        made = [known.get(name) or relax.Var(name, relax.TensorType([1, 1], "float32")) for name in kinds]
+        made = [
+            known[name] if name in known else relax.Var(name, relax.TensorType([1, 1], "float32")) for name in kinds
+        ]
         self.scales[pair] = _Scale(*made)
 
     def _find_narrowed(self, bindings: list[Any]) -> None:
