@@ -36,7 +36,7 @@ TARGETS: Final = ("snapdragon-x-elite", "systolic-128")
 PROMPT: Final = 64
 CACHES: Final = ("off", "fp16", "int16", "int8", "statistics", "auto")
 PLACES: Final = ("scratchpad", "dram", "auto")
-LITTLE: Final = (("systolic-128", 256, 64), ("systolic-128", 512, 256), ("snapdragon-x-elite", 1024, 256))
+LITTLE: Final = (("systolic-128", 256, 64),)
 """Presets with a scratchpad of so many KiB, where not everything fits, and prompts."""
 PRECISIONS: Final = (("int4", "int8"), ("int8", "int8"), ("fp16", "fp16"))
 STACK_LAYERS: Final = 2
