@@ -34,6 +34,7 @@ from firsttoken_simulator.units.dram_scheduler import (
     S_HALF,
     S_READS,
     S_WRITES,
+    look_for,
     offer,
     tick,
     transfer,
@@ -248,7 +249,7 @@ def _send(
         hold[q, H_FOR] = FREE
         dram[D_OPEN] -= 1
     clock = ch.a[A_CLOCK]
-    ch.next[c] = min(ch.next[c], t // clock + 1)
+    ch.next[c] = min(ch.next[c], look_for(device_of(ch, c), con, bank, row, t // clock + 1))
     dram[D_NEXT] = min(dram[D_NEXT], ch.next[c] * clock)
     hold[q, H_BOOKED] = 0
     if write:

@@ -33,12 +33,14 @@ from firsttoken_simulator.units.dram_commands import (
     K_BUSES,
     K_CL,
     K_CWL,
+    K_GROUPS,
     K_PER_BANK,
     K_RANKS,
     K_REFI,
     K_WCK,
     PRE,
     PREA,
+    RD,
     RDA,
     REF,
     REFB,
@@ -491,6 +493,24 @@ def _banked(device: Device, con: Controller, t: int, columns: bool, rows: bool) 
 
 
 @njit(_nrt=False, error_model="numpy")
+def _quiet_until(device: Device, con: Controller, t: int) -> int:
+    """After a command at `t`: the next clock at which another can go, where only hits to open rows are queued."""
+    s, k, ready = con.s, device.k, device.ready
+    if s[S_OWED] > 0 or s[S_ACTIVE] > 0 or s[S_WRITES] > 0 or s[S_HALF] >= 0 or s[S_SYNC] >= 0:
+        return t + 1
+    for at in range(s[S_READS]):
+        slot = con.lines[READ_LINE, at]
+        if device.row[con.entry[slot, E_BANK]] != con.entry[slot, E_ROW]:
+            return t + 1
+    if s[S_READS] == 0:
+        return NEVER
+    bound = NEVER
+    for rank in range(k[K_BANKS] + k[K_GROUPS], ready.shape[0] - 1):
+        bound = min(bound, ready[rank, RD])
+    return max(t + 1, bound, ready[ready.shape[0] - 1, RD])
+
+
+@njit(_nrt=False, error_model="numpy")
 def tick(device: Device, con: Controller, t: int) -> int:
     """Issues what the rules allow at clock `t`; returns the next clock at which there may be more to issue.
 
@@ -522,4 +542,15 @@ def tick(device: Device, con: Controller, t: int) -> int:
         issued, soon = _split(device, con, t)
     else:
         issued, soon = _shared(device, con, t, True, True)
-    return min(t + 1 if issued else max(soon, t + 1), s[S_REFRESH_AT])
+    if issued:
+        soon = t + 1 if con.c[C_BANK_DEPTH] > 0 else _quiet_until(device, con, t)
+    return min(max(soon, t + 1), s[S_REFRESH_AT])
+
+
+@njit(_nrt=False, error_model="numpy")
+def look_for(device: Device, con: Controller, bank: int, row: int, t: int) -> int:
+    """The first clock from `t` at which a request that has just been offered can change what the controller does."""
+    s = con.s
+    if con.c[C_BANK_DEPTH] > 0 or s[S_WRITES] > 0 or s[S_DRAIN] > 0:
+        return t
+    return max(t, earliest(device, needed(device, bank, row, False, False), bank))
