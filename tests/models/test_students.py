@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from firsttoken.student import UnknownStudent
@@ -37,6 +39,12 @@ def test_parameters_are_the_published_ones() -> None:
         config = DECODERS[name]
         digits = len(str(billions).partition(".")[2])
         assert round((config.parameters - config.vocab * config.hidden) / 1e9, digits) == billions, name
+
+
+def test_the_documentation_lists_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "students.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in page.splitlines() if line.startswith("| ")][1:]
+    assert rows == [[c.name, c.family, f"{c.parameters:,}", str(c.layers)] for c in STUDENTS.values()]
 
 
 def test_caches_of_a_token() -> None:
