@@ -64,11 +64,11 @@ class Shipped:
 DRAMSIM = {
     "DDR4_8Gb_x8_3200": Shipped("ddr4-3200aa-8gb-x8", 0.63, {"ranks": 2, "trank_clocks": 1}),
     "DDR4_8Gb_x8_2400": Shipped(
-        "ddr4-2400r-8gb-x8", 0.833, {"ranks": 2, "trank_clocks": 1},
-        note="only an older version of the file could be read: JESD79-4 timings, two ranks",
+        "ddr4-2400u-8gb-x8", 0.83, {"ranks": 2, "trank_clocks": 1, "refi_clocks": 9360},
+        note="timings as in the file of the x16 device (17-17-17, tREFI 9360), ranks as in that of the faster bin",
     ),
     "LPDDR4_8Gb_x16_2400": Shipped(
-        "lpddr4-2400-8gb-x16", 0.833,
+        "lpddr4-2400-8gb-x16", 0.83,
         {"ranks": 2, "trank_clocks": 1, "channel_bits": 64, "page_bytes": 8192, "refresh": "per-bank"},
         note="the file could not be read: JESD209-4 timings, two ranks, banks refreshed one by one",
     ),

@@ -32,7 +32,8 @@ def test_every_device_makes_a_target() -> None:
 @pytest.mark.parametrize(
     ("name", "peak"),
     [("ddr4-3200aa-8gb-x8", 25.6), ("lpddr5-6400-8gb-x16", 12.8), ("hbm2-2000-2gb-x64", 32.0),
-     ("ddr5-4800an-16gb-x8", 19.2), ("lpddr6-10667-16gb-x12", 14.22), ("hbm3-6400-8gb-x32", 51.2), ("hbm2-2000-8gb-x128", 32.0)],
+     ("ddr5-4800an-16gb-x8", 19.2),
+     ("lpddr6-10667-16gb-x12", 14.22), ("hbm3-6400-8gb-x32", 51.2), ("hbm2-2000-8gb-x128", 32.0)],
 )  # fmt: skip
 def test_peak(name: str, peak: float) -> None:
     dram, _ = dram_device(name)
