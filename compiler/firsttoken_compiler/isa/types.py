@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 
@@ -151,12 +150,6 @@ def unpack_int4(packed: np.ndarray) -> np.ndarray:
     low = (packed << 4).astype(np.int8) >> 4
     high = packed.astype(np.int8) >> 4
     return np.stack([low, high], axis=-1).reshape(*packed.shape[:-1], packed.shape[-1] * 2)
-
-
-def pack_int4(values: np.ndarray) -> np.ndarray:
-    """Signed values in [-8, 7] `[..., 2n]` to bytes `[..., n]`, low nibble first, as pairs of `ml_dtypes.int4`."""
-    nibbles = values.astype(ml_dtypes.int4).astype(np.int8).view(np.uint8) & 0xF
-    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
 
 
 def unpack(packed: np.ndarray, dtype: Dtype) -> np.ndarray:

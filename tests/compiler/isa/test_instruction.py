@@ -22,7 +22,6 @@ from firsttoken_compiler.isa.types import (
     Operand,
     Space,
     pack,
-    pack_int4,
     parse_queue,
     queue_index,
     queue_name,
@@ -198,7 +197,7 @@ def test_queue_names(queue: int) -> None:
 def test_int4_packs_low_nibble_first_as_ml_dtypes_reads_it(values: list[int]) -> None:
     import ml_dtypes
 
-    packed = pack_int4(np.array(values, np.int8))
+    packed = pack(np.array(values, np.int8), 4)
     assert packed.dtype == np.uint8
     assert packed.size == len(values) // 2 == Dtype.I4.nbytes(len(values))
     assert unpack_int4(packed).tolist() == values
@@ -227,7 +226,7 @@ def test_packed_elements_fill_bytes_from_the_lowest_bits(dtype: Dtype, data: st.
 
 def test_int4_packs_along_the_last_axis() -> None:
     values = np.arange(-8, 8, dtype=np.int8).reshape(2, 2, 4)
-    packed = pack_int4(values)
+    packed = pack(values, 4)
     assert packed.shape == (2, 2, 2)
     np.testing.assert_array_equal(unpack_int4(packed), values)
     assert Dtype.I4.nbytes(3) == 2

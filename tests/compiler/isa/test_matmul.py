@@ -8,7 +8,7 @@ from memory import SmallMemory
 
 from firsttoken_compiler.isa.dma import spad
 from firsttoken_compiler.isa.matmul import ACCUMULATE, TRANSPOSED, Matmul
-from firsttoken_compiler.isa.types import Dtype, Operand, Space, pack_int4
+from firsttoken_compiler.isa.types import Dtype, Operand, Space, pack
 from firsttoken_compiler.isa.vector import INITIALISE, KERNEL_SHIFT, Vector
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 
@@ -42,7 +42,7 @@ def write_panels(memory: SmallMemory, w: np.ndarray, dtype: Dtype, width: int) -
     for panel in range(-(-n // width)):
         block = np.ascontiguousarray(padded[:, panel * width : panel * width + width + width % 2])
         for i in range(k):
-            data = pack_int4(block[i]) if dtype is Dtype.I4 else block[i, :width].view(np.uint8)
+            data = pack(block[i], 4) if dtype is Dtype.I4 else block[i, :width].view(np.uint8)
             at = WEIGHTS_AT + (panel * k + i) * row
             memory.spaces[Space.SPAD][at : at + row] = data[:row]
     return k * row, row
@@ -96,7 +96,7 @@ def test_long_sums_of_extremes_wrap_and_stay_exact(pair: tuple[Dtype, Dtype]) ->
     low = limits(w_type)[0]
     column = np.full(2 * k, low, np.int8 if w_type is not Dtype.I16 else np.int16)
     column[1::2] = limits(w_type)[1]  # the second column
-    data = pack_int4(column) if w_type is Dtype.I4 else column.view(np.uint8)
+    data = pack(column, 4) if w_type is Dtype.I4 else column.view(np.uint8)
     row = 2 * w_type.bits // 8
     memory.spaces[Space.SPAD][WEIGHTS_AT : WEIGHTS_AT + data.size] = data
     Matmul(
