@@ -214,7 +214,7 @@ def row_of(student: Built, options: RunOptions, found: Scores, nbytes: int) -> Q
     ratio = float(np.exp(worse.mean()))
     return QualityRow(
         weights=options.weights,
-        activations=precision.acts,
+        activations=f"{precision.acts}{' static' * bool(precision.ranges)}",
         group=precision.group,
         norm_cache=precision.norm_cache,
         kv_cache=precision.kv_cache,

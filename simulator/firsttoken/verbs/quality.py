@@ -27,6 +27,9 @@ def quality(
     norm_cache: Annotated[
         str | None, typer.Option("--norm-cache", help="How normalised rows are kept; default as in 'run'.")
     ] = None,
+    acts_range: Annotated[
+        str, typer.Option("--acts-range", metavar="dynamic|FILE", help="Scales of activations, as in 'run'.")
+    ] = "dynamic",
     kv_cache: Annotated[str, typer.Option(help="Type in which keys and values are kept: fp16, int8.")] = "fp16",
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Give int4 and int8 weights zero points.")] = False,
     mix: Annotated[str | None, typer.Option(metavar="RULES", help="Weights of some, as in 'run'.")] = None,
@@ -37,15 +40,16 @@ def quality(
 ) -> None:
     """Measure KL divergence, top-1 agreement and perplexity against fp32 on a text, by executing the program."""
     from firsttoken import api
+    from firsttoken.act_ranges import ranges_of
     from firsttoken.options import RunOptions
     from firsttoken.weight_rules import rules_of
 
     names = dict.fromkeys(name.strip() for name in weights.split(",") if name.strip())
-    rules = () if mix is None else rules_of(mix)
+    rules, ranges = () if mix is None else rules_of(mix), ranges_of(acts_range)
     formats = [
         RunOptions(
             weights=name, acts=acts, group=group, norm_cache=norm_cache, kv_cache=kv_cache, asymmetric=asymmetric,
-            rules=rules,
+            rules=rules, ranges=ranges,
         )
         for name in names
     ]
