@@ -93,5 +93,5 @@ def test_an_onnx_file_is_refused(tmp_path: Path) -> None:
 
     graph = "g (float[1,4] x) => (float[1,4] y) { y = Relu (x) }"
     onnx.save(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 18]> {graph}'), tmp_path / "relu.onnx")
-    with pytest.raises(OptionError, match="is an ONNX file: give a GGUF file, or a built-in student"):
+    with pytest.raises(OptionError, match="is an ONNX file: give a GGUF file, or a built-in"):
         footprints(subject_of(str(tmp_path / "relu.onnx")), TARGET, ["fp16"], 32, 5, RunOptions(weights="fp16"))
