@@ -49,5 +49,10 @@ def qwen2() -> StudentConfig:
 
 
 @pytest.fixture
+def qwen3() -> StudentConfig:
+    return QWEN3
+
+
+@pytest.fixture
 def uneven() -> StudentConfig:
     return UNEVEN

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from stand_in import Compiler
-from students import llama, qwen2, tiny, uneven  # noqa: F401
+from students import llama, qwen2, qwen3, tiny, uneven  # noqa: F401
 
 from firsttoken import api
 

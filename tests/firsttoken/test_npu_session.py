@@ -45,7 +45,7 @@ def measured(config: StudentConfig, folder: Path, options: RunOptions) -> Agreem
     return agreement(prefix, len(tokens), logits, expected.logits)
 
 
-@pytest.mark.parametrize("student", ["llama", "qwen2"])
+@pytest.mark.parametrize("student", ["llama", "qwen2", "qwen3"])
 def test_same_answer_as_onnxruntime(student: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     found = measured(request.getfixturevalue(student), tmp_path, FP16)
     assert found.logits_cosine_min > 0.9999
