@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: blocks memory help demo test fuzz lint bench gemm dram bad-input precision norm-cache smollm2 clean onnx-backend docs formats format-bench quality
+.PHONY: blocks memory help demo test fuzz lint bench gemm dram bad-input precision kv-cache norm-cache smollm2 clean onnx-backend docs formats format-bench quality
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ dram: .venv/installed ## Set up, then write reports/dram: what a stream gets of 
 
 bad-input: .venv/installed ## Set up, then write reports/bad-input: what is said about every bad file, how soon, in how much memory.
 	$(PY) tests/bad_input/check.py
+
+kv-cache: .venv/installed ## Set up, then write reports/kv-cache: int8 keys and values beside fp16 ones.
+	$(PY) reports/kv_cache.py
 
 precision: .venv/installed ## Set up, then write reports/precision: fp16 against int8 and int4.
 	$(PY) reports/precision.py
