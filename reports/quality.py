@@ -143,7 +143,9 @@ NOTES: Final = (
     "",
     "- The student's weights come out of a GGUF file with Q4_1 blocks (a minimum, groups of 32) and a Q8_0 head: in each group "
     "they lie on a grid of 16 values already. Executed as they are stored they differ from float32 by fp16 arithmetic alone; "
-    "any other format rounds them a second time, and its numbers are not those of the weights as they were trained.",
+    "any other format rounds them a second time, and its numbers are not those of the weights as they were trained. That is "
+    "why Q5_K_M, whose fall-back Q5_1 has 31 steps where the file has 15, is no better than Q4_K_M with Q5_0: on layer 5's "
+    "gate_proj Q5_1 errs by 4.5 % of the weights' rms and Q5_0 by 4.3 %, on normally distributed weights by 3.8 % and 4.3 %.",
     "- Rows of 576 and 1536 weights: 576 is no multiple of 256, so that most matrices of a mixture of K-quants fall back, as "
     "in llama.cpp: Q3_K to IQ4_NL, Q4_K to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0. Mixtures are larger here than their names say.",
     "- An int8 norm cache is the activation type of the products that read it: it costs what int8 activations cost there. "
