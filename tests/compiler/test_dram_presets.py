@@ -53,6 +53,13 @@ def test_a_target_may_replace_any_value_of_the_device_it_names() -> None:
     assert target.value("dram_commands.trc_ns") == target.dram_commands.trc_ns
 
 
+def test_timings_that_are_assumed_say_so() -> None:
+    assumed, stated = (dram_sections(f"{name}-16gb-x16")["dram"] for name in ("lpddr5x-8533", "lpddr5-6400"))
+    assert (assumed["tcl_ns"]["grade"], stated["tcl_ns"]["grade"]) == ("assumed", "datasheet")
+    assert "not checked" in assumed["tcl_ns"]["source"]
+    assert assumed["page_bytes"]["grade"] == "datasheet"
+
+
 def test_targets_that_name_no_device_are_what_they_were() -> None:
     target = load_target("systolic-128")
     assert target.dram_commands is None

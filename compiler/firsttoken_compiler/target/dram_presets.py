@@ -1,8 +1,9 @@
 """DRAM devices by name: `ddr4-3200aa-8gb-x8`, `lpddr5x-8533-16gb-x16`, `hbm2-2000-8gb-x64`.
 
 A file in `dram/` describes one standard: what all its devices share, then tables by speed (and its bins), density and
-width. A name picks one of each. The result is the sections `dram` and `dram_commands` of a target file, every value
-with grade and source; a target that names the device (`[dram] preset = "..."`) may replace any of them.
+width. A name picks one of each. A speed that says what is `assumed` of it gives its timings that grade. The result is
+the sections `dram` and `dram_commands` of a target file, every value with grade and source; a target that names the
+device (`[dram] preset = "..."`) may replace any of them.
 """
 
 import difflib
@@ -67,14 +68,18 @@ def dram_sections(name: str) -> Sections:
     standard, speed, density, width = name.split("-")
     tables = _standards()[standard]
     values, clocks = _gather(tables, speed, density, width)
+    rate = tables["speed"][_rate(tables, speed)]
     source = f"{tables['source']}; {name}"
+    stated, supposed = {"grade": "datasheet", "source": source}, {"grade": "assumed", "source": rate.get("assumed", "")}
+    of_speed = {f"{key}_ns" for key in rate["clocks"]} if "assumed" in rate else set()
     flat = _flatten(values, clocks)
     flat["standard"] = f"{tables['standard']}-{values['data_rate_mtps']}"
     sections: Sections = {"dram": {}, "dram_commands": {}}
     for section, cls in (("dram", Dram), ("dram_commands", DramCommands)):
         for field in fields(cls):
             if field.name in flat:
-                sections[section][field.name] = {"value": flat[field.name], "grade": "datasheet", "source": source}
+                origin = supposed if field.name in of_speed else stated
+                sections[section][field.name] = {"value": flat[field.name], **origin}
             elif field.name in _CONTROLLER:
                 sections[section][field.name] = {
                     "value": _CONTROLLER[field.name], "grade": "assumed",
@@ -94,15 +99,20 @@ def dram_device(name: str, **changes: Any) -> tuple[Dram, DramCommands]:
     return Dram(**values("dram", Dram)), DramCommands(**values("dram_commands", DramCommands))
 
 
+def _rate(tables: dict[str, Any], speed: str) -> str:
+    """The table of a speed, whose name may go on with a bin."""
+    return next(key for key in sorted(tables["speed"], key=len, reverse=True) if speed.startswith(key))
+
+
 def _gather(tables: dict[str, Any], speed: str, density: str, width: str) -> tuple[dict[str, Any], dict[str, int]]:
     """(values in units, timings in clocks) of one device; later tables replace earlier ones."""
-    rate = next(key for key in sorted(tables["speed"], key=len, reverse=True) if speed.startswith(key))
+    rate = _rate(tables, speed)
     of_speed = tables["speed"][rate]
     layers = (tables["values"], tables["density"][density], tables["width"][width])
     values: dict[str, Any] = {}
     clocks: dict[str, int] = dict(tables.get("clocks", {}))
     for layer in (*layers, of_speed):
-        values |= {key: value for key, value in layer.items() if not isinstance(value, dict)}
+        values |= {key: value for key, value in layer.items() if key != "assumed" and not isinstance(value, dict)}
         clocks |= layer.get("clocks", {})
     clocks |= of_speed.get(width, {}) | of_speed.get("bins", {}).get(speed[len(rate) :], {})
     return values, clocks
