@@ -1,4 +1,4 @@
-"""Files of activation ranges: what `firsttoken calibrate` writes and `--acts-range` reads.
+"""Files of activation ranges: what `firsttoken ranges` writes and `--acts-range` reads.
 
     {"format": "firsttoken-ranges", "version": 1, "student": "smollm2-135m", "method": "minmax", "samples": 4,
      "ranges": {"/model/layers.0/mlp/Mul_output_0": [-5.1, 7.25], ...}}
@@ -59,7 +59,7 @@ def ranges_of(argument: str) -> tuple[tuple[str, float], ...]:
 def read_ranges(path: Path) -> ActRanges:
     """The ranges of a file; raises OptionError."""
     if not path.is_file():
-        raise OptionError(f"--acts-range {path}: no such file; write one with 'firsttoken calibrate', or say {DYNAMIC}")
+        raise OptionError(f"--acts-range {path}: no such file; write one with 'firsttoken ranges', or say {DYNAMIC}")
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise OptionError(f"--acts-range {path}: {path.stat().st_size} bytes, the limit is {MAX_FILE_BYTES}")
@@ -79,7 +79,7 @@ def parse_ranges(data: bytes, origin: str) -> ActRanges:
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise OptionError(
             f"--acts-range {origin}: {where:.200}: {first['msg']} ({error.error_count()} problems); write the file "
-            "with 'firsttoken calibrate'"
+            "with 'firsttoken ranges'"
         ) from error
     for name, (low, high) in document.ranges.items():
         if low > high:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 import typer
 
 from firsttoken.progress import Bar
-from firsttoken.verbs.calibrate import calibrate
 from firsttoken.verbs.footprint import footprint
 from firsttoken.verbs.mix import mix as mix_command
 from firsttoken.verbs.quality import quality
 from firsttoken.verbs.quantise import quantise
+from firsttoken.verbs.ranges import ranges
 from firsttoken_compiler.errors import FirsttokenError, OptionError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ app.add_typer(targets_app, name="targets")
 app.add_typer(students_app, name="students")
 app.command()(footprint)
 app.command()(quantise)
-app.command()(calibrate)
+app.command()(ranges)
 app.command()(quality)
 app.command("mix")(mix_command)
 
@@ -82,7 +82,7 @@ Acts = Annotated[
 Group = Annotated[Literal["32", "64", "128", "channel"], typer.Option("--group", help="Weights that share a scale.")]
 ActsRange = Annotated[
     str,
-    typer.Option("--acts-range", metavar="dynamic|FILE", help="A scale per token, or the ranges of 'calibrate'."),
+    typer.Option("--acts-range", metavar="dynamic|FILE", help="A scale per token, or what 'ranges' wrote."),
 ]
 KvCache = Annotated[
     Literal["fp16", "int8"], typer.Option("--kv-cache", help="How keys and values are kept, int8 with a scale per row.")

@@ -62,7 +62,7 @@ def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) 
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="no such file; write one with 'firsttoken calibrate'"):
+    with pytest.raises(OptionError, match="no such file; write one with 'firsttoken ranges'"):
         ranges_of(str(tmp_path / "absent.json"))
     path = tmp_path / "noise.json"
     path.write_bytes(b"\xff\x00{")

@@ -1,4 +1,4 @@
-"""`firsttoken calibrate`: ranges of a student's activations, for static scales."""
+"""`firsttoken ranges`: ranges of a student's activations, for static scales."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from firsttoken.progress import Bar
 
 
-def calibrate(
+def ranges(
     student: Annotated[str, typer.Argument(help="A built-in student with weights, a GGUF file, or an ONNX file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The file of ranges.")] = Path("ranges.json"),
     method: Annotated[
@@ -25,8 +25,8 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Measure the ranges of what products read, by onnxruntime's calibrators on the float graph."""
-    from firsttoken.calibration import calibrate_file, calibrate_text
     from firsttoken.cli import print_json
+    from firsttoken.range_calibration import calibrate_file, calibrate_text
     from firsttoken.subject import subject_of
     from firsttoken_simulator.report.folder import write_file
 

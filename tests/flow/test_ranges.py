@@ -1,4 +1,4 @@
-"""`firsttoken calibrate` and `--acts-range`, from the command line to run.json."""
+"""`firsttoken ranges` and `--acts-range`, from the command line to run.json."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def firsttoken(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def test_ranges_that_are_measured_cost_fewer_cycles(folder: Path) -> None:
-    made = firsttoken(folder, "calibrate", "two.onnx", "--inputs", "inputs.npz", "-o", "ranges.json", "--json")
+    made = firsttoken(folder, "ranges", "two.onnx", "--inputs", "inputs.npz", "-o", "ranges.json", "--json")
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout) == {"file": "ranges.json", "method": "minmax", "samples": 3, "tensors": 2}
     runs = {}
@@ -57,9 +57,9 @@ def test_mistakes_are_one_message_and_exit_code_2(folder: Path) -> None:
     for arguments, message in (
         (("run", "two.onnx", "--acts-range", "ranges.json"), "--acts-range ranges.json: version: Field required"),
         (("run", "two.onnx", "--acts-range", "static"), "--acts-range static: no such file; write one with"),
-        (("calibrate", "two.onnx"), "two is an ONNX file"),
-        (("calibrate", "deepseek-r1-distill-qwen-1.5b"), "has no weights and no tokenizer here"),
-        (("calibrate", "two.onnx", "--inputs", "two.onnx"), "two.onnx is not an .npz file of arrays"),
+        (("ranges", "two.onnx"), "two is an ONNX file"),
+        (("ranges", "deepseek-r1-distill-qwen-1.5b"), "has no weights and no tokenizer here"),
+        (("ranges", "two.onnx", "--inputs", "two.onnx"), "two.onnx is not an .npz file of arrays"),
     ):
         ran = firsttoken(folder, *arguments)
         assert ran.returncode == 2, ran.stdout

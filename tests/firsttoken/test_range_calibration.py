@@ -15,8 +15,8 @@ from firsttoken import RunOptions, Target, execution
 from firsttoken.act_ranges import ActRanges
 from firsttoken.api import compile as compile_student
 from firsttoken.api import compile_subject, execute, simulate
-from firsttoken.calibration import METHODS, calibrate, calibrate_file, calibrate_text, read_samples
 from firsttoken.generation import ort_session, token_feeds
+from firsttoken.range_calibration import METHODS, calibrate, calibrate_file, calibrate_text, read_samples
 from firsttoken.student import StudentConfig
 from firsttoken.subject import Built, subject_of
 from firsttoken_compiler.errors import OptionError
