@@ -31,11 +31,12 @@ SLOW = [HealthCheck.too_slow]
 
 def closed_form(dataflow: str, m: int, k: int, n: int, rows: int, columns: int) -> int:
     """SCALE-Sim's cycles, tile by tile: a fold of the array takes as long whether it is full or not."""
-    total = 0
-    for _ in range(0, m if dataflow == "os" else k, rows):
-        for _ in range(0, n, columns):
-            total += rows + columns + k - 2 if dataflow == "os" else 2 * rows + columns + m - 2
-    return total
+    down, across, fold = {
+        "os": (m, n, rows + columns + k - 2),
+        "ws": (k, n, 2 * rows + columns + m - 2),
+        "is": (k, m, 2 * rows + columns + n - 2),
+    }[dataflow]
+    return sum(fold for _ in range(0, down, rows) for _ in range(0, across, columns))
 
 
 def array(dataflow: str, rows: int, columns: int, *, double_buffered: bool = False, issue: int = 0) -> Target:
@@ -46,7 +47,7 @@ def array(dataflow: str, rows: int, columns: int, *, double_buffered: bool = Fal
     )  # fmt: skip
 
 
-@given(st.sampled_from(["ws", "os"]), EXTENT, EXTENT, EXTENT, ARRAY, st.integers(0, 20))
+@given(st.sampled_from(["ws", "os", "is"]), EXTENT, EXTENT, EXTENT, ARRAY, st.integers(0, 20))
 @settings(max_examples=100, deadline=None)
 def test_without_double_buffering_it_is_scalesim(
     dataflow: str, m: int, k: int, n: int, size: tuple[int, int], issue: int
@@ -77,7 +78,7 @@ def test_double_buffering_hides_loads_and_skew_of_all_tiles_but_one(
     assert hidden >= 0
 
 
-@given(st.lists(st.tuples(EXTENT, EXTENT, EXTENT), min_size=1, max_size=6), st.sampled_from(["ws", "os"]), ARRAY)
+@given(st.lists(st.tuples(EXTENT, EXTENT, EXTENT), min_size=1, max_size=6), st.sampled_from(["ws", "os", "is"]), ARRAY)
 @settings(max_examples=30, deadline=None)
 def test_instructions_add_up(shapes: list[tuple[int, int, int]], dataflow: str, size: tuple[int, int]) -> None:
     program = make_program(*(matmul(m, n, k) for m, k, n in shapes))

@@ -100,7 +100,7 @@ MAX_BANKS: Final = 64
 
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "matrix.kind": ("systolic", "tile"),
-    "matrix.dataflow": ("ws", "os", "tile"),
+    "matrix.dataflow": ("ws", "os", "is", "tile"),
     "dram.refresh": ("all-bank", "per-bank"),
     "dram_commands.queue": ("shared", "per-bank"),
     "dram_commands.page": ("open", "closed"),
@@ -139,7 +139,7 @@ def _matrix(unit: dict[str, Any], energy: dict[str, float]) -> Iterator[str]:
     if tile and unit["dataflow"] != "tile":
         yield f"matrix.dataflow is {unit['dataflow']!r}, must be 'tile' for a unit of kind tile"
     if not tile and unit["dataflow"] == "tile":
-        yield "matrix.dataflow is 'tile', must be ws or os for a unit of kind systolic"
+        yield "matrix.dataflow is 'tile', must be ws, os or is for a unit of kind systolic"
     if tile != (unit["tile_m"] > 0):
         yield f"matrix.tile_m is {unit['tile_m']}, must be {'at least 1' if tile else '0'} for kind {unit['kind']}"
     if not unit["macs_per_cycle"]:

@@ -47,8 +47,9 @@ def matmul_cost(target: Target, m: int, n: int, k: int, pair: str) -> MatmulCost
 
     Raises OptionError when the unit has no rate for the pair.
 
-    With weight double-buffering only the first load (R) and the last drain (R + C - 2) show; between them each
-    pass takes the longer of its M rows and the R rows of the next weights, the last one its M rows.
+    An array that keeps one operand (weights, or inputs) streams the other one past it: the m rows of the inputs, or the
+    n columns of the weights. With double-buffering only the first load (R) and the last drain (R + C - 2) show; between
+    them each pass takes the longer of what it streams and the R rows of the next load, the last one what it streams.
     """
     unit = target.matrix
     if pair not in unit.macs_per_cycle:
@@ -66,19 +67,24 @@ def matmul_cost(target: Target, m: int, n: int, k: int, pair: str) -> MatmulCost
     r, c = unit.rows, unit.columns
     if unit.dataflow == "os":
         return MatmulCost(ceil_div(m, r) * ceil_div(n, c), r + c + k * repeat - 2, 0, 0)
-    passes = ceil_div(k, r) * ceil_div(n, c)
+    held, streamed = (m, n * repeat) if unit.dataflow == "is" else (n, m * repeat)
+    passes = ceil_div(k, r) * ceil_div(held, c)
     if unit.double_buffered:
-        return MatmulCost(passes, max(m * repeat, r), r, r + c - 2 - max(0, r - m * repeat))
-    return MatmulCost(passes, 2 * r + c + m * repeat - 2, 0, 0)
+        return MatmulCost(passes, max(streamed, r), r, r + c - 2 - max(0, r - streamed))
+    return MatmulCost(passes, 2 * r + c + streamed - 2, 0, 0)
 
 
 def matmul_scratchpad_bytes(target: Target, m: int, n: int, k: int, a_bits: int, w_bits: int) -> tuple[int, int]:
     """Bytes (read from scratchpad, moved to and from accumulators) by one matrix instruction.
 
     Weight-stationary and tile units read each weight once and the activations again for every column block;
-    output-stationary units read both again for every block of the other.
+    input-stationary units read each activation once and the weights again for every block of rows that the columns
+    hold; output-stationary units read both again for every block of the other.
     """
     unit = target.matrix
+    if unit.kind == "systolic" and unit.dataflow == "is":
+        again = ceil_div(m, unit.columns) * (k * n * w_bits // 8)
+        return again + m * k * a_bits // 8, 2 * m * n * 4 * ceil_div(k, unit.rows)
     column_blocks = ceil_div(n, unit.columns)
     if unit.kind == "systolic" and unit.dataflow == "os":
         weights = ceil_div(m, unit.rows) * (k * n * w_bits // 8)

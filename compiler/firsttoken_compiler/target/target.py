@@ -24,9 +24,9 @@ class Matrix:
     tile_m: int
     """Tile: m per issue; 0 for systolic."""
     dataflow: str
-    """`ws` or `os` for systolic; `tile` for tile."""
+    """`ws`, `os` or `is` for systolic: what stays in the array (weights, outputs, inputs); `tile` for tile."""
     double_buffered: bool
-    """Systolic ws: the next weights load while the present ones are in use."""
+    """Systolic ws and is: the next operand that stays loads while the present one is in use."""
     macs_per_cycle: dict[str, int]
     """Peak by (activation, weight) pair, e.g. `int8xint4`; a pair that is absent is not supported."""
     fill_cycles: int
