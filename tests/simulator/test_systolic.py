@@ -78,6 +78,23 @@ def test_double_buffering_hides_loads_and_skew_of_all_tiles_but_one(
     assert hidden >= 0
 
 
+@given(st.sampled_from(["ws", "os", "is"]), EXTENT, EXTENT, EXTENT, st.integers(1, 5), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_arrays_side_by_side_divide_a_product(dataflow: str, m: int, k: int, n: int, arrays: int, double: bool) -> None:
+    """Each takes whole folds, all at the same time: the product takes as long as the one with the most of them."""
+    one = array(dataflow, 16, 32, double_buffered=double)
+    rate = {"int8xint8": 16 * 32 * arrays}
+    several = replace(one, matrix=replace(one.matrix, arrays=arrays, macs_per_cycle=rate))
+    folds = -(-(m if dataflow == "is" else n) // 32)
+    most = 32 * -(-folds // arrays)
+    widest = (most, n) if dataflow == "is" else (m, most)
+    assert matmul_cost(several, m, n, k, "int8xint8").cycles == matmul_cost(one, *widest, k, "int8xint8").cycles
+    assert (
+        simulate_program(make_program(matmul(m, n, k)), several).total_cycles
+        == matmul_cost(several, m, n, k, "int8xint8").cycles
+    )
+
+
 @given(st.lists(st.tuples(EXTENT, EXTENT, EXTENT), min_size=1, max_size=6), st.sampled_from(["ws", "os", "is"]), ARRAY)
 @settings(max_examples=30, deadline=None)
 def test_instructions_add_up(shapes: list[tuple[int, int, int]], dataflow: str, size: tuple[int, int]) -> None:

@@ -12,6 +12,7 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "matrix.rows": (1, 4096),
     "matrix.columns": (1, 4096),
     "matrix.tile_m": (0, 4096),
+    "matrix.arrays": (1, 256),
     "matrix.macs_per_cycle": (1, 1 << 24),
     "matrix.fill_cycles": (0, 100_000),
     "matrix.issue_cycles": (0, 100_000),
@@ -144,7 +145,9 @@ def _matrix(unit: dict[str, Any], energy: dict[str, float]) -> Iterator[str]:
         yield f"matrix.tile_m is {unit['tile_m']}, must be {'at least 1' if tile else '0'} for kind {unit['kind']}"
     if not unit["macs_per_cycle"]:
         yield "matrix.macs_per_cycle is empty, must name at least one pair such as int8xint8"
-    most = unit["rows"] * unit["columns"] * (unit["tile_m"] if tile else 1)
+    if tile and unit["arrays"] != 1:
+        yield f"matrix.arrays is {unit['arrays']}, must be 1 for kind tile: its extents are those of one issue"
+    most = unit["rows"] * unit["columns"] * (unit["tile_m"] if tile else unit["arrays"])
     for pair, rate in unit["macs_per_cycle"].items():
         if rate > most:
             yield f"matrix.macs_per_cycle.{pair} is {rate}, must be at most {most}, what one issue of the unit holds"

@@ -50,6 +50,7 @@ def matmul_cost(target: Target, m: int, n: int, k: int, pair: str) -> MatmulCost
     An array that keeps one operand (weights, or inputs) streams the other one past it: the m rows of the inputs, or the
     n columns of the weights. With double-buffering only the first load (R) and the last drain (R + C - 2) show; between
     them each pass takes the longer of what it streams and the R rows of the next load, the last one what it streams.
+    Arrays side by side work on one product: each holds its own columns, all see the same stream.
     """
     unit = target.matrix
     if pair not in unit.macs_per_cycle:
@@ -63,12 +64,12 @@ def matmul_cost(target: Target, m: int, n: int, k: int, pair: str) -> MatmulCost
         rows = ceil_div(m, unit.tile_m)
         return MatmulCost(ceil_div(n, unit.columns) * ceil_div(k, unit.rows), rows * per_issue, unit.fill_cycles, 0)
     # An array that is narrower than its peak for a pair repeats every step.
-    repeat = max(1, ceil_div(unit.rows * unit.columns, unit.macs_per_cycle[pair]))
-    r, c = unit.rows, unit.columns
+    r, c, width = unit.rows, unit.columns, unit.columns * unit.arrays
+    repeat = max(1, ceil_div(r * width, unit.macs_per_cycle[pair]))
     if unit.dataflow == "os":
-        return MatmulCost(ceil_div(m, r) * ceil_div(n, c), r + c + k * repeat - 2, 0, 0)
+        return MatmulCost(ceil_div(m, r) * ceil_div(n, width), r + c + k * repeat - 2, 0, 0)
     held, streamed = (m, n * repeat) if unit.dataflow == "is" else (n, m * repeat)
-    passes = ceil_div(k, r) * ceil_div(held, c)
+    passes = ceil_div(k, r) * ceil_div(held, width)
     if unit.double_buffered:
         return MatmulCost(passes, max(streamed, r), r, r + c - 2 - max(0, r - streamed))
     return MatmulCost(passes, 2 * r + c + streamed - 2, 0, 0)
@@ -82,10 +83,11 @@ def matmul_scratchpad_bytes(target: Target, m: int, n: int, k: int, a_bits: int,
     hold; output-stationary units read both again for every block of the other.
     """
     unit = target.matrix
+    width = unit.columns * unit.arrays
     if unit.kind == "systolic" and unit.dataflow == "is":
-        again = ceil_div(m, unit.columns) * (k * n * w_bits // 8)
+        again = ceil_div(m, width) * (k * n * w_bits // 8)
         return again + m * k * a_bits // 8, 2 * m * n * 4 * ceil_div(k, unit.rows)
-    column_blocks = ceil_div(n, unit.columns)
+    column_blocks = ceil_div(n, width)
     if unit.kind == "systolic" and unit.dataflow == "os":
         weights = ceil_div(m, unit.rows) * (k * n * w_bits // 8)
         moved = m * n * 4

@@ -33,6 +33,8 @@ class Matrix:
     """Tile: pipeline depth paid once per instruction. Systolic: 0, fill and drain follow from the array."""
     issue_cycles: int
     """Decode and issue per instruction."""
+    arrays: int = 1
+    """Systolic: arrays of rows x columns side by side, which divide the columns of a product (its rows with `is`)."""
     tile_bytes: int = 0
     """Boundary on which the weights that the unit reads begin, in scratchpad and DRAM; 0: none of its own."""
 
@@ -273,6 +275,8 @@ class Target:
             document.pop(key)
         if self.dram_commands is None:
             document.pop("dram_commands")
+        if self.matrix.arrays == 1:
+            document["matrix"].pop("arrays")
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
     def value(self, path: str) -> Any:

@@ -36,14 +36,15 @@ def _one(
     a, w = Dtype(word.dtype_of(a_kind)), Dtype(word.dtype_of(w_kind))
     cost = matmul_cost(target, m, n, k, pair_name(a, w))
     read, acc = matmul_scratchpad_bytes(target, m, n, k, a.bits, w.bits)
-    times = 1 if target.matrix.dataflow == "is" else ceil_div(n, target.matrix.columns)
+    unit = target.matrix
+    times = 1 if unit.dataflow == "is" else ceil_div(n, unit.columns * unit.arrays)
     a_bytes = times * (m * k * a.bits // 8)
-    fetch = max(target.matrix.rows * a.bits // 8, target.scratchpad.bank_bytes)
+    fetch = max(unit.rows * a.bits // 8, target.scratchpad.bank_bytes)
     a_run = max(1, min(k * a.bits // 8, fetch))
     w_run = max(1, (k if transposed else min(n, w_s2 or n)) * w.bits // 8)
     banks = max(
         stream_cycles(target, a_bytes, a_run, a_s0 if m > 1 else a_run),
         stream_cycles(target, read - a_bytes, w_run, w_s1),
     )
-    head, body = target.matrix.issue_cycles + cost.head_cycles, cost.passes * cost.pass_cycles
+    head, body = unit.issue_cycles + cost.head_cycles, cost.passes * cost.pass_cycles
     return head, body, cost.tail_cycles, math.ceil(banks), read, 0, acc, m * n * k
