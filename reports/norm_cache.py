@@ -26,7 +26,7 @@ from firsttoken.execution import load
 from firsttoken.fidelity import Reference, equipped
 from firsttoken.generation import token_feeds
 from firsttoken.prose import Window, windows
-from firsttoken.student import StudentConfig, find_student
+from firsttoken.student import StudentConfig, find_student, providers
 from firsttoken.subject import Built, subject_of
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_models.weights import write_random_weights
@@ -36,6 +36,7 @@ TARGETS: Final = ("snapdragon-x-elite", "systolic-128")
 PROMPT: Final = 64
 CACHES: Final = ("off", "fp16", "int16", "int8", "statistics", "auto")
 PLACES: Final = ("scratchpad", "dram", "auto")
+SUMMARY: Final = (("off", "auto"), ("auto", "auto"))
 LITTLE: Final = (("systolic-128", 256, 64),)
 """Presets with a scratchpad of so many KiB, where not everything fits, and prompts."""
 PRECISIONS: Final = (("int4", "int8"), ("fp16", "fp16"))
@@ -136,6 +137,41 @@ def table(student: str, target: Target, prompt: int) -> list[str]:
     return [*lines, "", verdict(rows), ""]
 
 
+def everyone() -> list[str]:
+    """Every built-in student on both targets: the cheapest way beside `off`."""
+    names = [name for provider in providers() for name in provider.names()]
+    cases = [(name, Target.load(target), choice) for name in names for target in TARGETS for choice in SUMMARY]
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+        rows = list(pool.map(_measured_case, cases))
+    lines = [
+        f"# Every built-in student, {PROMPT} tokens: `auto` against `off`", "",
+        "| student | target | cycles of off | auto against off | energy mJ, off / auto | DRAM MB, off / auto "
+        "| scratchpad MB, off / auto | norms in scratchpad + DRAM |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for (name, target, _), off, auto in zip(cases[::2], rows[::2], rows[1::2], strict=True):
+        both = (
+            f"{first:.2f} / {second:.2f}"
+            for first, second in (
+                (off.energy_mj, auto.energy_mj), (off.dram / 1e6, auto.dram / 1e6),
+                (off.scratchpad / 1e6, auto.scratchpad / 1e6),
+            )
+        )  # fmt: skip
+        lines.append(
+            f"| {name} | {target.name} | {off.cycles:,} | {off.cycles / auto.cycles:.3f}x | {' | '.join(both)} "
+            f"| {auto.norms} |"
+        )
+    losing = [name for (name, _, _), off, auto in zip(cases[::2], rows[::2], rows[1::2], strict=True)
+              if auto.cycles > off.cycles]  # fmt: skip
+    return [*lines, "", f"It does not pay for: {', '.join(losing)}." if losing else "It pays for every one.", ""]
+
+
+def _measured_case(case: tuple[str, Target, tuple[str, str]]) -> Measured:
+    """`measured` of one case, for a pool."""
+    student, target, choice = case
+    return measured(student, target, PROMPT, choice)
+
+
 def verdict(rows: list[Measured]) -> str:
     """What pays, what does not, and how far `auto` is from the best of the ways with rows of the activations' type."""
     ran = [row for row in rows if not row.refused]
@@ -229,7 +265,7 @@ def parts() -> dict[str, Callable[[], list[str]]]:
         little: Any = replace(whole.scratchpad, bytes=kib << 10)
         target = replace(whole, name=f"{name} with {kib} KiB", scratchpad=little)
         made[f"{STUDENTS[0]}-{name}-{kib}-kib"] = partial(table, STUDENTS[0], target, prompt)
-    return {**made, "error": real_numbers, "error-of-a-stack": stack_numbers}
+    return {**made, "every-student": everyone, "error": real_numbers, "error-of-a-stack": stack_numbers}
 
 
 def main() -> None:
