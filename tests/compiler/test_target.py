@@ -46,7 +46,11 @@ def test_every_value_of_a_preset_has_a_grade_and_a_source(name: str) -> None:
     assert target.not_modelled
 
 
-@pytest.mark.parametrize("name", preset_names())
+BELOW_THE_PEAK = ("ethos-u85-2048", "xdna2-strix")
+"""Parts whose own figures keep them from it: 64 reads in flight at 500 ns; columns of the array that pass 100 GB/s."""
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name not in BELOW_THE_PEAK])
 def test_a_preset_can_stream_at_its_dram_peak(name: str) -> None:
     target = Target.load(name)
     latency_s = (target.dram.trcd_ns + target.dram.tcl_ns + target.dram.controller_ns) * 1e-9
@@ -173,7 +177,7 @@ def test_large_missing_and_unknown(tmp_path) -> None:
         load_target(path)
     with pytest.raises(TargetError, match="no such target file"):
         load_target(tmp_path / "absent.toml")
-    with pytest.raises(TargetError, match="nearest: systolic-128; known targets: snapdragon-x-elite, systolic-128"):
+    with pytest.raises(TargetError, match=r"nearest: systolic-128; known targets: ethos-u85-2048, .*, systolic-128, "):
         load_target("sistolic128")
     with pytest.raises(TargetError, match="known targets"):
         load_target("")

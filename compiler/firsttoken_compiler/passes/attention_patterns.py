@@ -161,8 +161,12 @@ def emit_attention(
 ) -> Any:  # fmt: skip
     """Emits attention over keys and values, which are matrices of the prompt or caches, and returns its output.
 
-    `past`: rows of the caches before the prompt, which a causal mask lets every query see.
+    `past`: rows of the caches before the prompt, which a causal mask lets every query see. Raises UnsupportedView for a
+    target that cannot multiply fp16 by fp16, as scores and sums of values are.
     """
+    pairs = context.imported.pairs
+    if pairs is not None and "fp16xfp16" not in pairs:
+        raise UnsupportedView(f"the target multiplies {', '.join(sorted(pairs))}, not fp16xfp16, as attention does")
     args = [query.base, key.base, value.base] + ([mask] if mask is not None else [])
     return context.emit(
         builder, "npu.attention", args, heads=query.heads, kv_heads=key.heads, scale=scale, causal=int(causal),
@@ -215,9 +219,7 @@ class RawAttention(Rule):
         # Without past rows attention reads the keys and values of the prompt where they are, not their copies.
         keys, values = presents if past_at else (key, value)
         rows = past[0].tokens if past[0] is not None else 0
-        output = emit_attention(
-            context, builder, query, keys, values, scale=scale, causal=causal, mask=mask, past=rows
-        )
+        output = emit_attention(context, builder, query, keys, values, scale=scale, causal=causal, mask=mask, past=rows)
         axes = "1mn" if len(shape_of(call.args[0])) == 3 else "1hmd"
         view = View(output, axes, query.tokens, query.features, 1 if axes == "1mn" else query.heads)
         context.table("presents")[view.base] = presents
