@@ -66,6 +66,12 @@ def test_every_preset_has_published_figures() -> None:
     assert set(PUBLISHED) == set(preset_names()) - {"systolic-128"}
 
 
+def test_the_page_of_targets_has_every_preset() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1] for line in page.split("## What runs")[0].splitlines() if line.startswith("| `")}
+    assert rows == set(preset_names())
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_peaks_are_the_published_ones(name: str) -> None:
     target, published = load_target(name), PUBLISHED[name]
@@ -114,6 +120,14 @@ def test_a_layer_of_a_decoder(name: str) -> None:
 def test_a_pair_that_a_target_lacks_is_refused_by_name(name: str, weights: str, acts: str) -> None:
     with pytest.raises(OptionError, match=rf"target {name} cannot multiply {acts} by {weights}; it has "):
         api.compile(LAYER, name, prompt=8, options=RunOptions(weights=weights, acts=acts))
+
+
+@pytest.mark.parametrize("name", ["tpu-v3", "rk3588"])
+def test_blocks_become_fp16_where_nothing_narrower_is_multiplied(name: str) -> None:
+    options = [RunOptions(weights=weights) for weights in ("q4_0", "fp16")]
+    blocks, half = (api.run(LAYER, name, prompt=8, options=each, cache=False) for each in options)
+    assert not blocks.host_calls
+    assert blocks.weight_bytes < half.weight_bytes
 
 
 def test_attention_is_the_hosts_where_no_fp16_is_multiplied(tmp_path: Path) -> None:
