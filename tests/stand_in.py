@@ -41,4 +41,5 @@ class Compiler:
             progress("emit", 1.0, 1.0)
         meta = {**options.meta(), "student": subject.name, "prompt_tokens": tokens, "past": past, "phase": "prefill"}
         meta |= {"target": target.name, "target_hash": target.content_hash}
+        meta["weight_formats"] = [{"format": meta["weights"], "stored": False, "matrices": 1, "bytes": 4096}]
         return None if control.get("stop_after") else small_program(meta)

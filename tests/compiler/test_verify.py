@@ -133,7 +133,7 @@ def test_more_synchronisation_than_needed_is_accepted() -> None:
         (
             "k=64 acc=acc:i32@0x0+64,0,0 a=spad:i8@0x400+64,0,0 w=spad:i8",
             "k=64 flags=2 acc=acc:i32@0x0+64,0,0 a=spad:i8@0x400+64,0,0 w=spad:i4",
-            "transposed weight operand cannot be i4",
+            "a transposed weight operand cannot be spad:i4",
         ),
         ("bytes=1024", "bytes=4160", "touches spad bytes 0 to 4160, limit 4096"),
         ("acc=acc:i32@0x0+64", "acc=acc:i32@0x3c0+64", "touches acc bytes 960 to 1216, limit 1024"),
@@ -264,7 +264,7 @@ def test_forty_thousand_instructions_take_less_than_three_seconds() -> None:
     )[0]
     code = np.concatenate([rows] * 8000)
     step = np.repeat(np.arange(8000), 5)
-    spad = code[:, word.OPERANDS :: word.OPERAND_WIDTH] // 16 == Space.SPAD
+    spad = word.space_of(code[:, word.OPERANDS :: word.OPERAND_WIDTH]) == Space.SPAD
     code[:, word.OPERANDS + 1 :: word.OPERAND_WIDTH] += spad * (step % 2 * 0x80000)[:, None]
     tensors = (
         Tensor("x", "input", Space.DRAM, 0, 1 << 20, Dtype.I8, (1 << 20,)),

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def check_bytes(program: Program, line: Timeline) -> None:
     loads, stores, gathers = (rows_of(program, kind) for kind in (Load, Store, Gather))
     indices = word.operand_column(1)
     looked_up = gathers[:, word.DIMS] * (
-        gathers[:, word.DIMS + 2] + 8 * (gathers[:, indices] // 16 == int(Space.DRAM))
+        gathers[:, word.DIMS + 2] + 8 * (word.space_of(gathers[:, indices]) == int(Space.DRAM))
     )
     assert line.dram_read_bytes.sum() == extents(loads).sum() + looked_up.sum()
     assert line.dram_write_bytes.sum() == extents(stores).sum()
@@ -133,7 +133,7 @@ def check_rooflines(program: Program, line: Timeline, target: Target) -> None:
 
 
 def pairs_of(program: Program, matmuls: np.ndarray) -> list[str]:
-    a, w = (matmuls[:, word.operand_column(i)] % 16 for i in (1, 2))
+    a, w = (word.dtype_of(matmuls[:, word.operand_column(i)]) for i in (1, 2))
     return [pair_name(Dtype(x), Dtype(y)) for x, y in zip(a.tolist(), w.tolist(), strict=True)]
 
 
@@ -270,14 +270,20 @@ def small_chain(folder: Path, **changes: Any) -> Chain:
 
 
 def test_tensors_may_not_overlap(tmp_path: Path) -> None:
-    """Moving any tensor onto its neighbour is rejected."""
+    """Moving any tensor onto one that lives at the same time is rejected."""
     chain = small_chain(tmp_path)
     verify(chain.program, chain.target)
     tensors = chain.program.tensors
     for space in (Space.DRAM, Space.SPAD):
-        placed = sorted((t for t in tensors if t.space is space), key=lambda t: t.address)
-        for lower, upper in pairwise(placed):
-            moved = replace(upper, address=lower.address + max(0, lower.nbytes - 1) // 64 * 64)
+        placed = sorted((t for t in tensors if t.space is space and t.nbytes), key=lambda t: t.address)
+        lives = {t.name: range(t.first, len(chain.program.ops) if t.lasting else t.last + 1) for t in placed}
+        together = [
+            (a, b) for a, b in combinations(placed, 2)
+            if range(max(lives[a.name].start, lives[b.name].start), min(lives[a.name].stop, lives[b.name].stop))
+        ]  # fmt: skip
+        assert together
+        for lower, upper in together:
+            moved = replace(upper, address=lower.address + (lower.nbytes - 1) // 64 * 64)
             broken = replace(chain.program, tensors=tuple(moved if t is upper else t for t in tensors))
             with pytest.raises(ProgramError, match="overlap"):
                 verify(broken, chain.target)
@@ -289,7 +295,7 @@ def test_buffers_may_not_overlap_while_both_live(tmp_path: Path) -> None:
     program, expected = chain.program, chain.outputs(None)
     r = np.random.default_rng(0)
     column = word.operand_column(0)
-    local = [i for i, row in enumerate(program.code) if row[column] // 16 == Space.SPAD]
+    local = [i for i, row in enumerate(program.code) if word.space_of(row[column]) == Space.SPAD]
     rejected = changed = 0
     for i in r.choice(local, 60, replace=False).tolist():
         code = program.code.copy()

@@ -104,7 +104,7 @@ def test_no_ranked_candidate_is_cheaper(m: int, n: int, k: int, bits: int, group
             assert tiling.linear_bytes(spec, spaces, other, target)[0] > limit
         return
     assert tiling.linear_bytes(spec, spaces, tile, target)[0] <= limit
-    rows = tiling._ROWS if tile.m == m or tile.m >= 16 else tiling._FEW_ROWS
+    rows = tiling.ROWS if tile.m == m or tile.m >= 16 else tiling.FEW_ROWS
     for other in tiling.linear_tiles(spec, target, rows):
         nbytes, acc = tiling.linear_bytes(spec, spaces, other, target)
         if nbytes <= limit and acc <= target.scratchpad.accumulator_bytes:
