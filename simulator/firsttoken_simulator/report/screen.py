@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from firsttoken_simulator.report.document import RunDocument
@@ -64,6 +64,7 @@ def _kinds(run: RunDocument) -> str:
 
 MOST_CALLS: Final = 3
 MOST_NODES: Final = 6
+MOST_DECISIONS: Final = 6
 """Calls of the host and nodes of each that the screen names; run.json has all."""
 
 
@@ -126,6 +127,19 @@ def first_screen(runs: list[RunDocument]) -> Table:
     return table
 
 
+def norm_decisions(lines: Sequence[str]) -> list[str]:
+    """Decisions on norms, those that are alike as one line; what else was considered is in run.json."""
+    alike: dict[str, list[str]] = {}
+    for line in lines:
+        name, _, decision = line.partition(": ")
+        alike.setdefault(decision.partition(";")[0], []).append(name)
+    shown = [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {decision}"
+        for decision, names in alike.items()
+    ]
+    return [*shown[:MOST_DECISIONS], *(["reasons of each in run.json"] if lines else [])]
+
+
 def show(console: Console, runs: list[RunDocument]) -> None:
     """Prints the screen, advice, decisions on norm caching, and what is not modelled."""
     from rich.text import Text
@@ -142,10 +156,8 @@ def show(console: Console, runs: list[RunDocument]) -> None:
             console.print(Text(f"  on the host: {shown}{more} ({call.ms:.3g} ms): {plain(call.reason)}"))
         for line in run.stored_weights:
             console.print(Text(f"  {plain(line)}"))
-        for line in run.norm_cache_decisions[:3]:
+        for line in norm_decisions(run.norm_cache_decisions):
             console.print(Text(f"  norm cache: {plain(line)}"))
-        if len(run.norm_cache_decisions) > 3:
-            console.print(Text(f"  norm cache: {len(run.norm_cache_decisions) - 3} more in run.json"))
     console.print(Text("Not modelled", style="bold"))
     for line in dict.fromkeys(line for run in runs for line in run.not_modelled):
         console.print(Text(f"  {plain(line)}"))

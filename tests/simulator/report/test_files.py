@@ -15,7 +15,7 @@ from firsttoken_simulator.report.errors import ReportError
 from firsttoken_simulator.report.folder import write_file, write_run
 from firsttoken_simulator.report.html import page
 from firsttoken_simulator.report.listing import listing
-from firsttoken_simulator.report.screen import amount, show
+from firsttoken_simulator.report.screen import amount, norm_decisions, show
 from firsttoken_simulator.report.trace import trace, windowed
 
 
@@ -121,6 +121,16 @@ def test_page_of_a_large_run_stays_small(document: RunDocument) -> None:
 def test_page_without_any_product(document: RunDocument) -> None:
     bare = [row.model_copy(update={"macs": 0}) for row in document.ops]
     assert "Roofline" not in page(document.model_copy(update={"ops": bare}))
+
+
+def test_decisions_that_are_alike_are_one_line() -> None:
+    kept = "kept as int8 in scratchpad for 3 products, 640 bytes; estimated: rows in DRAM"
+    found = norm_decisions([f"layers.0.a: {kept} +9 cycles", f"layers.1.a: {kept} +8 cycles", "residual: 4 of 4"])
+    assert found == [
+        "layers.0.a and 1 more: kept as int8 in scratchpad for 3 products, 640 bytes", "residual: 4 of 4",
+        "reasons of each in run.json",
+    ]  # fmt: skip
+    assert norm_decisions([]) == []
 
 
 def test_first_screen_side_by_side(document: RunDocument, hostile: str) -> None:
