@@ -97,9 +97,6 @@ def _found(provider: StudentProvider, config: StudentConfig | EncoderConfig) -> 
 
 
 def _file(path: Path, bind: Mapping[str, int]) -> Subject:
-    from firsttoken_compiler.frontend.onnx_file import require_file
-
-    require_file(path)
     for provider in providers():
         file = provider.file(path)
         if file is not None:
