@@ -117,6 +117,18 @@ def _leave(
 
 
 @njit(_nrt=False, error_model="numpy")
+def signal(
+    table: np.ndarray, order: np.ndarray, queues: np.ndarray, x: np.ndarray, q: int, i: int, t: int,
+) -> None:  # fmt: skip
+    """Counts the signal of instruction `i` of queue `q`, complete at `t`, and wakes the queues that wait."""
+    if table[i, T_SIGNAL]:
+        queues[q, Q_SEMAPHORE] += 1
+        for other in range(queues.shape[0]):
+            if queues[other, Q_PHASE] == BLOCKED:
+                try_start(table, order, queues, x, other, t)
+
+
+@njit(_nrt=False, error_model="numpy")
 def _complete(
     table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine:
     np.ndarray,
@@ -136,11 +148,62 @@ def _complete(
     if queues[best, Q_PENDING] < queues[best, Q_AT]:
         after = min(after, result[order[queues[best, Q_PENDING]], O_END])
     machine[M_NEXT_COMPLETION] = after
-    if table[i, T_SIGNAL]:
-        queues[best, Q_SEMAPHORE] += 1
-        for other in range(queues.shape[0]):
-            if queues[other, Q_PHASE] == BLOCKED:
-                try_start(table, order, queues, x, other, at)
+    signal(table, order, queues, x, best, i, at)
+
+
+@njit(_nrt=False, error_model="numpy")
+def standstill(queues: np.ndarray) -> int:
+    """What it means that no event is left: FINISHED, or STUCK where a queue has more to do."""
+    for q in range(queues.shape[0]):
+        if queues[q, Q_PHASE] != DONE:
+            return STUCK
+    return FINISHED
+
+
+@njit(_nrt=False, error_model="numpy")
+def begin(
+    table: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, p: np.ndarray, q: int, i: int, t: int,
+) -> None:  # fmt: skip
+    """Instruction `i` at the head of queue `q` starts at `t`."""
+    result[i, O_START] = t
+    kind = table[i, T_KIND]
+    if kind == COMPUTE:
+        queues[q, Q_COUNT] = table[i, T_SLICES]
+        queues[q, Q_PHASE] = SLICES
+        queues[q, Q_TIME] = t + table[i, T_HEAD]
+    elif kind == NONE:
+        queues[q, Q_PHASE] = FINISH
+    else:
+        dma.begin(table, queues, q, i)
+        if dma.advance_run(table, queues, q, i, p) == 0:
+            queues[q, Q_BURST], queues[q, Q_LAST] = 1, 0
+        queues[q, Q_PHASE] = ISSUE
+        queues[q, Q_TIME] = t + x[X_SETUP]
+
+
+@njit(_nrt=False, error_model="numpy")
+def compute(
+    table: np.ndarray, queues: np.ndarray, result: np.ndarray, ports: np.ndarray, core: int, q: int, i: int, t: int,
+    limit: int, budget: int,
+) -> int:  # fmt: skip
+    """Runs slices of compute instruction `i` from `t` on until another actor is due; the budget that is left."""
+    left, stall = queues[q, Q_COUNT], 0
+    while True:
+        served = scratchpad.book(ports, core, t, table[i, T_PORTS]) + table[i, T_PORTS]
+        wanted = t + table[i, T_SLICE]
+        t = max(wanted, served, t + table[i, T_BANKS])
+        stall += t - wanted
+        left -= 1
+        budget -= 1
+        if left == 0 or t >= limit:
+            break
+    result[i, O_STALL_SPAD] += stall
+    queues[q, Q_COUNT] = left
+    if left == 0:
+        queues[q, Q_PHASE] = FINISH
+        t += table[i, T_TAIL]
+    queues[q, Q_TIME] = t
+    return budget
 
 
 @njit(cache=True, _nrt=False, error_model="numpy")
@@ -179,10 +242,7 @@ def advance(
         budget -= 1
         if machine[M_NEXT_COMPLETION] <= t:
             if machine[M_NEXT_COMPLETION] == FAR:
-                for other in range(queues.shape[0]):
-                    if queues[other, Q_PHASE] != DONE:
-                        return STUCK
-                return FINISHED
+                return standstill(queues)
             _complete(table, order, queues, result, x, machine)
             continue
         limit = min(limit, machine[M_NEXT_COMPLETION])
@@ -191,38 +251,10 @@ def advance(
         phase = queues[q, Q_PHASE]
 
         if phase == START:
-            result[i, O_START] = t
-            kind = table[i, T_KIND]
-            if kind == COMPUTE:
-                queues[q, Q_COUNT] = table[i, T_SLICES]
-                queues[q, Q_PHASE] = SLICES
-                queues[q, Q_TIME] = t + table[i, T_HEAD]
-            elif kind == NONE:
-                queues[q, Q_PHASE] = FINISH
-            else:
-                dma.begin(table, queues, q, i)
-                if dma.advance_run(table, queues, q, i, p) == 0:
-                    queues[q, Q_BURST], queues[q, Q_LAST] = 1, 0
-                queues[q, Q_PHASE] = ISSUE
-                queues[q, Q_TIME] = t + x[X_SETUP]
+            begin(table, queues, result, x, p, q, i, t)
 
         elif phase == SLICES:
-            left, stall = queues[q, Q_COUNT], 0
-            while True:
-                served = scratchpad.book(ports, core, t, table[i, T_PORTS]) + table[i, T_PORTS]
-                wanted = t + table[i, T_SLICE]
-                t = max(wanted, served, t + table[i, T_BANKS])
-                stall += t - wanted
-                left -= 1
-                budget -= 1
-                if left == 0 or t >= limit:
-                    break
-            result[i, O_STALL_SPAD] += stall
-            queues[q, Q_COUNT] = left
-            if left == 0:
-                queues[q, Q_PHASE] = FINISH
-                t += table[i, T_TAIL]
-            queues[q, Q_TIME] = t
+            budget = compute(table, queues, result, ports, core, q, i, t, limit, budget)
 
         elif phase == FINISH:
             _leave(table, order, queues, result, x, machine, q, t, t)

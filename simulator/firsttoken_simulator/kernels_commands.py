@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from firsttoken_simulator.kernels import FINISHED, STUCK, fetch, forget_stale, try_start
+from firsttoken_simulator.kernels import begin, compute, fetch, forget_stale, signal, standstill
 from firsttoken_simulator.units import bus, dma, scratchpad
 from firsttoken_simulator.units.dram import FAR
 from firsttoken_simulator.units.dram_channels import (
@@ -40,38 +40,24 @@ from firsttoken_simulator.units.dram_scheduler import (
     transfer,
 )
 from firsttoken_simulator.units.layout import (
-    BLOCKED,
-    COMPUTE,
-    DONE,
     FINISH,
     ISSUE,
     M_NEXT_COMPLETION,
-    NONE,
     O_END,
     O_ISSUE_END,
     O_STALL_DRAM,
     O_STALL_SPAD,
-    O_START,
     Q_AT,
     Q_BURST,
     Q_COMPLETED,
-    Q_COUNT,
     Q_LAST,
     Q_PENDING,
     Q_PHASE,
-    Q_SEMAPHORE,
     Q_SLOT,
     Q_TIME,
     SLICES,
     START,
-    T_BANKS,
-    T_HEAD,
     T_KIND,
-    T_PORTS,
-    T_SIGNAL,
-    T_SLICE,
-    T_SLICES,
-    T_TAIL,
     WRITE,
     X_BUS,
     X_ENGINES,
@@ -120,11 +106,7 @@ def _complete(
     if queues[best, Q_PENDING] < queues[best, Q_AT]:
         following = order[queues[best, Q_PENDING]]
         result[following, O_END] = max(result[following, O_END], at)
-    if table[i, T_SIGNAL]:
-        queues[best, Q_SEMAPHORE] += 1
-        for other in range(queues.shape[0]):
-            if queues[other, Q_PHASE] == BLOCKED:
-                try_start(table, order, queues, x, other, at)
+    signal(table, order, queues, x, best, i, at)
     _next_completion(queues, order, result, machine)
 
 
@@ -300,10 +282,7 @@ def advance(
         budget -= 1
         completion = machine[M_NEXT_COMPLETION]
         if t == FAR and completion == FAR and dram[D_OPEN] == 0:
-            for other in range(queues.shape[0]):
-                if queues[other, Q_PHASE] != DONE:
-                    return STUCK
-            return FINISHED
+            return standstill(queues)
         if dram[D_NEXT] <= min(t, completion):
             _look(table, order, queues, result, x, machine, flight, hold, returns, dram, ch, activates)
             continue
@@ -314,42 +293,15 @@ def advance(
         i = order[queues[q, Q_AT]]
         phase = queues[q, Q_PHASE]
         if phase == START:
-            result[i, O_START] = t
-            kind = table[i, T_KIND]
-            if kind == COMPUTE:
-                queues[q, Q_COUNT] = table[i, T_SLICES]
-                queues[q, Q_PHASE] = SLICES
-                queues[q, Q_TIME] = t + table[i, T_HEAD]
-            elif kind == NONE:
-                queues[q, Q_PHASE] = FINISH
-            else:
-                dma.begin(table, queues, q, i)
-                if dma.advance_run(table, queues, q, i, p) == 0:
-                    queues[q, Q_BURST], queues[q, Q_LAST] = 1, 0
-                queues[q, Q_PHASE] = ISSUE
-                queues[q, Q_TIME] = t + x[X_SETUP]
+            begin(table, queues, result, x, p, q, i, t)
+            if queues[q, Q_PHASE] == ISSUE:
                 hold[q, H_FOR] = FREE
                 if flight[q, queues[q, Q_SLOT]] == FAR:
                     _hold(queues, hold, q, FOR_SLOT, t + x[X_SETUP])
                 else:
                     queues[q, Q_TIME] = max(queues[q, Q_TIME], flight[q, queues[q, Q_SLOT]])
         elif phase == SLICES:
-            left, stall = queues[q, Q_COUNT], 0
-            while True:
-                served = scratchpad.book(ports, q // x[X_ENGINES], t, table[i, T_PORTS]) + table[i, T_PORTS]
-                wanted = t + table[i, T_SLICE]
-                t = max(wanted, served, t + table[i, T_BANKS])
-                stall += t - wanted
-                left -= 1
-                budget -= 1
-                if left == 0 or t >= limit:
-                    break
-            result[i, O_STALL_SPAD] += stall
-            queues[q, Q_COUNT] = left
-            if left == 0:
-                queues[q, Q_PHASE] = FINISH
-                t += table[i, T_TAIL]
-            queues[q, Q_TIME] = t
+            budget = compute(table, queues, result, ports, q // x[X_ENGINES], q, i, t, limit, budget)
         elif phase == FINISH:
             _leave(table, order, queues, result, x, machine, returns, q, t)
         else:
