@@ -130,8 +130,6 @@ class Precision:
                 f"--norm-cache {self.norm_cache} keeps no rows that could lie in {self.norm_cache_place}: "
                 "leave out --norm-cache-place"
             )
-        if self.ranges and self.norm_cache == "statistics":
-            raise OptionError("--norm-cache statistics makes a scale per token: choose another one with --acts-range")
         if self.ranges and self.acts == HALF and self.norm_cache not in ("int8", "int16"):
             raise OptionError(f"--acts-range gives integer activations their scales, and --acts is {self.acts}")
         if self.weights == HALF and self.norm_cache in ("int8", "int16"):

@@ -65,13 +65,14 @@ class Estimator:
         """
         code, kernels = self._code(launches, space, lying or {}, start)
         moves = np.isin(code[:, word.OPCODE], DMA)
-        lasting = np.where(moves, code[:, word.DIMS : word.DIMS + 3].prod(axis=1) / self._rate, 0.0)
+        nbytes = code[:, word.DIMS : word.DIMS + 3].prod(axis=1)
+        lasting = np.where(moves, nbytes / self._rate, 0.0)
         lasting[~moves] = self._durations(code[~moves], kernels)
         need = hazards(code, ENGINES_PER_CORE).need
         dma = self.target.dma
         queue = np.ascontiguousarray(code[:, word.QUEUE])
         cycles = _last(queue, moves, lasting, need, float(dma.setup_cycles), float(dma.bus_latency_cycles))
-        return Estimate(math.ceil(cycles), int(code[moves, word.DIMS : word.DIMS + 3].prod(axis=1).sum()))
+        return Estimate(math.ceil(cycles), int(nbytes[moves].sum()))
 
     @property
     def _rate(self) -> float:

@@ -17,7 +17,7 @@ from firsttoken_compiler.codegen.norm_ways import WAYS, Costs, Group, Templates,
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.options import Precision
-from firsttoken_compiler.passes.cache_norms import CacheNorms, NormDecision, NormWay
+from firsttoken_compiler.passes.cache_norms import CacheNorms, NormDecision
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.lower import Launches
 from firsttoken_compiler.passes.place import Placement
@@ -110,10 +110,7 @@ class _Choice:
         keeps = {label: WAYS[way] for label, way in ways.items()}
         if self.place != "auto":
             keeps = {label: replace(way, place=self.place) for label, way in keeps.items()}
-        rest = CacheNorms.of(self.asked, self.place, keeps)
-        if self.asked in ("off", "statistics"):
-            rest = replace(rest, way=NormWay(self.asked))
-        lowered = self.lower(rest, spilled)
+        lowered = self.lower(CacheNorms.of(self.asked, self.place, keeps), spilled)
         return _Option(ways, lowered, Costs(self.target, lowered.placement))
 
     def _cheapest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Final
 
 from firsttoken_compiler.codegen.build import build
@@ -126,7 +127,7 @@ class Costs:
                 self.known[key] = None
         return self.known[key]
 
-    @property
+    @cached_property
     def _estimator(self) -> Estimator:
         free = self.placement.scratchpad_bytes - self.placement.resident_bytes
         return Estimator(self.target, free, self._template)

@@ -164,9 +164,7 @@ def emit_attention(
     `past`: rows of the caches before the prompt, which a causal mask lets every query see. Raises UnsupportedView for a
     target that cannot multiply fp16 by fp16, as scores and sums of values are.
     """
-    pairs = context.imported.pairs
-    if pairs is not None and "fp16xfp16" not in pairs:
-        raise UnsupportedView(f"the target multiplies {', '.join(sorted(pairs))}, not fp16xfp16, as attention does")
+    context.require_pair("fp16xfp16", ", as attention does")
     args = [query.base, key.base, value.base] + ([mask] if mask is not None else [])
     return context.emit(
         builder, "npu.attention", args, heads=query.heads, kv_heads=key.heads, scale=scale, causal=int(causal),

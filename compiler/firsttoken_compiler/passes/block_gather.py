@@ -154,13 +154,17 @@ class BlockRows:
     def _unpacked(self, packed: Any, bits: int, across: int) -> Any:
         """Numbers of less than a byte, the first one in the lowest bits; bytes are signed."""
         each, base = 8 // bits, float(1 << bits)
-        powers = base ** -np.arange(each, dtype=np.float32)
-        factors = self.constant(powers.astype(np.float32)[None])
+        factors = self.constant(shifts(bits))
         rows = self.count * across // each
         text = f"sub(floor(mul(s0, s1)), mul(floor(mul(mul(s0, s1), {1 / base})), {base}))"
         args = [self._column(packed, rows), factors]
         made = self._exact(args, text, (rows, each), "int8")
         return reshaped(self.builder, made, (self.count, across))
+
+
+def shifts(bits: int) -> np.ndarray:
+    """What takes each number of a byte down to the lowest bits: float32 `[1, 8 / bits]`."""
+    return (float(1 << bits) ** -np.arange(8 // bits, dtype=np.float32)).astype(np.float32)[None]
 
 
 def _less(text: str, zero: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_compiler.options import Precision
-from firsttoken_compiler.passes.block_gather import BlockRows
+from firsttoken_compiler.passes.block_gather import BlockRows, shifts
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
 from firsttoken_compiler.passes.roles import Roles, roles_of
@@ -57,7 +57,7 @@ class _Tables:
     def run(self) -> Canonical:
         """The rebuilt module; the numbers that bits are shifted by are new parameters of it."""
         for bits in (1, 2, 4):
-            values = (float(1 << bits) ** -np.arange(8 // bits, dtype=np.float32)).astype(np.float32)[None]
+            values = shifts(bits)
             name = f"table_shifts_{bits}"
             self.constants[name] = values
             self.variables[values.tobytes()] = relax.Var(name, relax.TensorType(list(values.shape), "float32"))

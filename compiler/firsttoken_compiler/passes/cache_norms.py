@@ -9,7 +9,7 @@ All ways make the same numbers, to the bit, as long as the type of the rows is t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from firsttoken_compiler.passes.complete import Complete
@@ -85,13 +85,12 @@ class _State:
         env: dict[Any, Any] = {p: p for p in parameters}
         module, names = rebuild(self.source.module, parameters, env, self._visit)
         module = _without_dead(module)
-        traced = {new: self.source.names.get(old, old) for new, old in names.items()}
         decisions = tuple(
             NormDecision(self.source.names.get(norm.name, norm.name), self._cached_as(norm, acts), len(acts))
             for norm, acts in self.consumers.items()
         )
         # Which activations each product reads is settled now; what follows from it belongs to every plan for the norms.
-        return Complete().run(replace(self.source, module=module, names=traced)), decisions
+        return Complete().run(self.source.rebuilt(module, names)), decisions
 
     def _way(self, norm: Any) -> NormWay:
         return self.options.ways.get(self.source.names.get(norm.name, norm.name), self.options.way)

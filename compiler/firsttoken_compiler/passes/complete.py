@@ -7,7 +7,7 @@ This runs once it is settled which activations each product reads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from firsttoken_compiler.formats.types import BLOCK_TYPES
@@ -28,8 +28,7 @@ class Complete:
         """Rewrites the typed module."""
         parameters = list(quantised.module["main"].params)
         module, names = rebuild(quantised.module, parameters, {p: p for p in parameters}, self._visit)
-        traced = {new: quantised.names.get(old, old) for new, old in names.items()}
-        return replace(quantised, module=module, names=traced)
+        return quantised.rebuilt(module, names)
 
     def _visit(self, state: Rebuild, _variable: Any, call: Any, args: list[Any]) -> Any:
         attrs = dialect.plain_attributes(call) if call.op.name == "npu.linear" else {}

@@ -6,12 +6,13 @@ it but a few times; a quantisation of the result stays an operator of its own, a
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import INTEGER, Quantised
-from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
+from firsttoken_compiler.passes.rebuild import Rebuild, reads, rebuild
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, dtype_of, relax, shape_of
 
@@ -27,12 +28,11 @@ class Fuse:
         """The rewritten module, and the provenance with the nodes that moved on the product that now computes them."""
         state = _State(quantised)
         module, names = state.run()
-        traced = {new: quantised.names.get(old, old) for new, old in names.items()}
         nodes = dict(canonical.nodes)
         for product, moved in state.joined.items():
             product, moved = (quantised.names.get(name, name) for name in (product, moved))
             nodes[product] = tuple(dict.fromkeys((*nodes.get(product, ()), *nodes.get(moved, ()))))
-        return replace(quantised, module=module, names=traced), replace(canonical, nodes=nodes)
+        return quantised.rebuilt(module, names), replace(canonical, nodes=nodes)
 
 
 class _State:
@@ -40,10 +40,7 @@ class _State:
         self.module = quantised.module
         bindings = [binding for block in self.module["main"].body.blocks for binding in block.bindings]
         self.values = {binding.var: binding.value for binding in bindings}
-        self.uses: dict[Any, int] = {}
-        for binding in bindings:
-            for argument in _reads(binding.value):
-                self.uses[argument] = self.uses.get(argument, 0) + 1
+        self.uses = Counter(argument for binding in bindings for argument in reads(binding.value))
         self.silu = {pair[0] for value in self.values.values() if (pair := self._pair(value)) is not None}
         self.late = {pair[1] for value in self.values.values() if (pair := self._pair(value)) is not None}
         self.acts = {source: v for v, bound in self.values.items() if (source := self._activated(bound)) is not None}
@@ -104,11 +101,3 @@ class _State:
         out = str(call.attrs["out"])
         self.joined[pair[1].name] = swiglu
         return state.emit(dialect.call("npu.quantise", [product], out=out)) if out in INTEGER else product
-
-
-def _reads(value: Any) -> list[Any]:
-    if isinstance(value, Call):
-        return list(value.args)
-    if isinstance(value, relax.Tuple):
-        return list(value.fields)
-    return [value.tuple_value] if isinstance(value, relax.TupleGetItem) else [value]

@@ -10,7 +10,7 @@ from typing import Any
 
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import Quantised
-from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
+from firsttoken_compiler.passes.rebuild import Rebuild, reads, rebuild
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, operator_name
 
@@ -30,9 +30,7 @@ class FuseNorms:
         made = {b.var: b.value for b in bindings if operator_name(b.value) == "npu.normalise"}
         readers: dict[Any, list[tuple[Any, int]]] = {}
         for binding in bindings:
-            value = binding.value
-            read = list(value.args) if isinstance(value, Call) else list(getattr(value, "fields", ()))
-            for index, part in enumerate(read):
+            for index, part in enumerate(reads(binding.value)):
                 if part in made:
                     readers.setdefault(part, []).append((binding, index))
         fused = {
@@ -58,9 +56,8 @@ class FuseNorms:
 
         parameters = list(quantised.module["main"].params)
         module, names = rebuild(quantised.module, parameters, {p: p for p in parameters}, visit)
-        traced = {new: quantised.names.get(old, old) for new, old in names.items()}
         nodes = dict(canonical.nodes)
         for rows, product in fused.items():
             norm, product = (quantised.names.get(v.name, v.name) for v in (rows, product))
             nodes[product] = tuple(dict.fromkeys((*nodes.get(product, ()), *nodes.get(norm, ()))))
-        return replace(quantised, module=module, names=traced), replace(canonical, nodes=nodes)
+        return quantised.rebuilt(module, names), replace(canonical, nodes=nodes)

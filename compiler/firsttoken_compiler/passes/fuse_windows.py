@@ -5,7 +5,7 @@ Only for fp16 activations. Integer ones have a scale per row of windows, so that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from firsttoken_compiler.passes.canonicalise import Canonical
@@ -45,5 +45,4 @@ class FuseWindows:
 
         parameters = list(quantised.module["main"].params)
         module, names = rebuild(quantised.module, parameters, {p: p for p in parameters}, visit)
-        traced = {new: quantised.names.get(old, old) for new, old in names.items()}
-        return replace(quantised, module=module, names=traced), canonical
+        return quantised.rebuilt(module, names), canonical

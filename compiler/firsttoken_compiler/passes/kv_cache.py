@@ -74,10 +74,9 @@ class _State:
                 inputs[scales.name] = self.inputs[parameter.name] + SCALES
                 parameters[-1:] = [env[parameter], scales]
         module, names = rebuild(self.quantised.module, parameters, env, self._visit, self._scales)
-        traced = {new: self.quantised.names.get(old, old) for new, old in names.items()}
         outputs = [name + SCALES for value, name in self._outputs() if value in self.appends]
         canonical = replace(self.canonical, outputs=(*self.canonical.outputs, *outputs))
-        return replace(self.quantised, module=module, names=traced), canonical, inputs
+        return self.quantised.rebuilt(module, names), canonical, inputs
 
     def _outputs(self) -> list[tuple[Any, str]]:
         return list(zip(self.returned, self.canonical.outputs, strict=True))

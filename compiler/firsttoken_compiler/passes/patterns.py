@@ -42,6 +42,16 @@ class Context:
     _emitted: list[str] = field(default_factory=list)
     _inverse: dict[Any, Any] | None = None
 
+    def multiplies(self, pair: str) -> bool:
+        """Whether the target's matrix unit has a rate for the pair; without a target it has."""
+        return self.imported.pairs is None or pair in self.imported.pairs
+
+    def require_pair(self, pair: str, why: str = "") -> None:
+        """Raises UnsupportedView where it has none."""
+        if not self.multiplies(pair):
+            known = ", ".join(sorted(self.imported.pairs or ()))
+            raise UnsupportedView(f"the target multiplies {known}, not {pair}{why}")
+
     @cached_property
     def bindings(self) -> Any:
         """`values` as TVM's own map: handing over a dictionary copies all of it at every match."""

@@ -6,7 +6,7 @@ The residual stream is fp32. Products that the graph returns are fp32, unless th
 After it: products name their weight's packing; integer products read `npu.quantise` of their input, one each.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from firsttoken_compiler.errors import OptionError
@@ -48,6 +48,10 @@ class Quantised:
     """Parameters that are only converted (norm gammas, biases, tables): parameter → its type."""
     formats: dict[str, Kept] = field(default_factory=dict)
     """Parameters that are matrices, or parts of them; all others are vectors: norms, biases, angles."""
+
+    def rebuilt(self, module: Any, names: dict[str, str]) -> "Quantised":
+        """With a module that `rebuild` made of this one, and the names that it gave: new variable → old one."""
+        return replace(self, module=module, names={new: self.names.get(old, old) for new, old in names.items()})
 
 
 @dataclass(frozen=True)
@@ -384,5 +388,3 @@ def residual_stream(bindings: list[Any]) -> set[Any]:
         for value in sums
         if value not in other and all(row not in other for row, of in rows.items() if of == value)
     }
-
-

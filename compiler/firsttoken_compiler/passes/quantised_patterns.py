@@ -179,7 +179,7 @@ def _matmul(context: Context, value: Any) -> Product | None:
         return None
     weight, stored, inner = found
     activations = None if stored.blocks else static_input(context, value.args[0], given=True)
-    if activations is None or not _multiplies(context, activations, stored):
+    if activations is None or not context.multiplies(_pair(activations, stored)):
         activations = Activations(resolved(context, value.args[0]))
     covered = [part for part in (value.args[0], *activations.inside) if activations.kind]
     return Product(activations, weight, stored, covered=(*inner, *(v for v in covered if isinstance(v, relax.Var))))
@@ -274,17 +274,9 @@ def _pair(activations: Activations, stored: Stored) -> str:
     return f"{activations.stored if activations.kind else 'fp16'}xint{stored.bits}"
 
 
-def _multiplies(context: Context, activations: Activations, stored: Stored) -> bool:
-    """Whether the target's matrix unit has a rate for the pair; without a target it has."""
-    pairs = context.imported.pairs
-    return pairs is None or _pair(activations, stored) in pairs
-
-
 def _require_pair(context: Context, activations: Activations, stored: Stored) -> None:
     """Raises UnsupportedView where the matrix unit has no rate for the pair; blocks are made fp16 on the way to it."""
-    pair, pairs = "fp16xfp16" if stored.blocks else _pair(activations, stored), context.imported.pairs
-    if pairs is not None and pair not in pairs:
-        raise UnsupportedView(f"the target multiplies {', '.join(sorted(pairs))}, not {pair}")
+    context.require_pair("fp16xfp16" if stored.blocks else _pair(activations, stored))
 
 
 def _chunked(found: Product) -> Stored:

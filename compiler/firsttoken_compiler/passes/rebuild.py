@@ -27,6 +27,15 @@ class Rebuild:
         return variable
 
 
+def reads(value: Any) -> list[Any]:
+    """What a bound expression reads, in order."""
+    if isinstance(value, Call):
+        return list(value.args)
+    if isinstance(value, relax.Tuple):
+        return list(value.fields)
+    return [value.tuple_value] if isinstance(value, relax.TupleGetItem) else [value]
+
+
 def rebuild(
     module: Any, parameters: list[Any], env: dict[Any, Any], visit: Visit,
     more: Callable[[Rebuild], list[Any]] = lambda _: [],

@@ -8,6 +8,7 @@ quantises the result of a product or an attention, and nothing else reads, moves
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -18,7 +19,7 @@ from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.isa.vector_kernel import MAX_SOURCES
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import INTEGER, Quantised
-from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
+from firsttoken_compiler.passes.rebuild import Rebuild, reads, rebuild
 from firsttoken_compiler.schedule.definitions import MIN_SCALE, QMAX
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, operator_name, relax
@@ -81,6 +82,8 @@ class _State:
     narrowed: dict[Any, Any] = field(default_factory=dict)
     """Product → the pair that is made of its result."""
     constants: dict[str, np.ndarray] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """The scales and their inverses, by name."""
 
     def run(self) -> tuple[Quantised, Canonical]:
         bindings = [binding for block in self.quantised.module["main"].body.blocks for binding in block.bindings]
@@ -95,11 +98,9 @@ class _State:
         self._find_narrowed(bindings)
         parameters = list(self.quantised.module["main"].params)
         env = {parameter: parameter for parameter in parameters}
-        made = {s.name: s for found in self.scales.values() for s in (found.scale, found.inverse)}
-        module, names = rebuild(self.quantised.module, [*parameters, *made.values()], env, self._visit)
-        traced = {new: self.quantised.names.get(old, old) for new, old in names.items()}
+        module, names = rebuild(self.quantised.module, [*parameters, *self.parameters.values()], env, self._visit)
         constants = {**self.canonical.constants, **self.constants}
-        return replace(self.quantised, module=module, names=traced), replace(self.canonical, constants=constants)
+        return self.quantised.rebuilt(module, names), replace(self.canonical, constants=constants)
 
     def _largest(self) -> dict[Any, tuple[str, float]]:
         """Pair → the tensor it quantises and the largest magnitude, of pairs that only products of ours read."""
@@ -124,7 +125,7 @@ class _State:
             shown = ", ".join(f"{tensor!r} (read by {node})" for tensor, node in list(lost.items())[:_SHOWN])
             raise OptionError(
                 f"--acts-range: {len(lost)} of the tensors that products read have no range: {shown}"
-                f"{', ...' if len(lost) > _SHOWN else ''}; run 'firsttoken calibrate' on this student"
+                f"{', ...' if len(lost) > _SHOWN else ''}; run 'firsttoken ranges' on this student"
             )
         return found
 
@@ -158,23 +159,18 @@ class _State:
         dtype = str(self.values[pair].attrs["out"])
         scale = np.float32(max(largest / QMAX[dtype], MIN_SCALE))
         kinds = {f"{tensor}.{dtype}.scale": scale, f"{tensor}.{dtype}.inverse": np.float32(1) / scale}
-        self.constants.update({name: np.full((1, 1), value, np.float32) for name, value in kinds.items()})
-        known = {s.name: s for found in self.scales.values() for s in (found.scale, found.inverse)}
-        made = [
-            known[name] if name in known else relax.Var(name, relax.TensorType([1, 1], "float32")) for name in kinds
-        ]
-        self.scales[pair] = _Scale(*made)
+        for name, value in kinds.items():
+            self.constants[name] = np.full((1, 1), value, np.float32)
+            if name not in self.parameters:
+                self.parameters[name] = relax.Var(name, relax.TensorType([1, 1], "float32"))
+        self.scales[pair] = _Scale(*(self.parameters[name] for name in kinds))
 
     def _find_narrowed(self, bindings: list[Any]) -> None:
         """Products and attentions whose results only a static quantisation reads.
 
         A product's last instruction must have an operand free.
         """
-        uses: dict[Any, int] = {}
-        for binding in bindings:
-            value = binding.value
-            for argument in value.args if isinstance(value, Call) else getattr(value, "fields", ()):
-                uses[argument] = uses.get(argument, 0) + 1
+        uses = Counter(argument for binding in bindings for argument in reads(binding.value))
         for pair in self.scales:
             call = self.values[pair]
             source = call.args[0]
