@@ -1,9 +1,9 @@
 """Reads a target file: TOML in, a validated `Target` out, and every mistake named by its dotted path.
 
 Every value in a file is a table `{ value = ..., grade = "...", source = "..." }`. Plain are only `npu.name`,
-`npu.description` and `npu.not_modelled`, and `dram.preset`, the name of a DRAM whose values stand where the file states
-none. The schema is built from the dataclasses of `target.py`, so a field is declared once; a field with a default there
-may be left out.
+`npu.description` and `npu.not_modelled`, `dram.preset`, the name of a DRAM whose values stand where the file states
+none, and the tables of `calibration.py`. The schema is built from the dataclasses of `target.py`, so a field is
+declared once; a field with a default there may be left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from types import GenericAlias
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from firsttoken_compiler.errors import TargetError
 from firsttoken_compiler.isa.vector_kernel import COST_CLASSES
+from firsttoken_compiler.target import calibration
 from firsttoken_compiler.target.dram_presets import dram_sections
 from firsttoken_compiler.target.limits import CHOICES, LIMITS, POWERS_OF_TWO, contradictions
 from firsttoken_compiler.target.target import (
@@ -93,8 +94,12 @@ def parse_target(data: bytes, origin: str) -> Target:
         document = tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise TargetError(f"target {origin} is not valid TOML: {error}") from error
-    document = _named_dram(document, origin)
-    return _build(_validate(document, origin), document, origin)
+    document, tunables, fit = calibration.split(_named_dram(document, origin))
+    target = _build(_validate(document, origin), document, origin)
+    values = {path: target.value(path) for path in target.provenance}
+    return replace(
+        target, calibration=calibration.tunables(tunables, values, origin), fit=calibration.fit_of(fit, origin)
+    )
 
 
 def _named_dram(document: dict[str, Any], origin: str) -> dict[str, Any]:
@@ -218,7 +223,7 @@ def _plain(entry: Any) -> Any:
 def _known_keys(path: tuple[str, ...]) -> tuple[str, ...]:
     """Keys allowed in the table at `path`."""
     if not path:
-        return tuple(_SECTIONS)
+        return (*_SECTIONS, "calibration", "fit")
     if len(path) == 1 and path[0] in _SECTIONS:
         return tuple(field.name for field in fields(_SECTIONS[path[0]])) + (_PLAIN if path[0] == "npu" else ())
     return ("value", "grade", "source")

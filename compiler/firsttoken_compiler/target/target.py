@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.target.calibration import Fit, Tunable
 
 GRADES = ("datasheet", "measured", "derived", "fitted", "assumed")
 """How a value is known. `assumed`: not public, chosen within physical bounds until it is calibrated."""
@@ -254,6 +255,10 @@ class Target:
     not_modelled: tuple[str, ...] = ()
     provenance: dict[str, Provenance] = field(default_factory=dict)
     """Dotted path of every value in the file to its grade and source."""
+    calibration: tuple[Tunable, ...] = ()
+    """What a fit to measurements may change."""
+    fit: Fit | None = None
+    """What its values of grade `fitted` were fitted to."""
 
     @staticmethod
     def load(name: "str | Path") -> "Target":
@@ -271,7 +276,7 @@ class Target:
     def content_hash(self) -> str:
         """Hash of every value that can change a result (sources and descriptions do not)."""
         document = asdict(self)
-        for key in ("description", "provenance", "not_modelled"):
+        for key in ("description", "provenance", "not_modelled", "calibration", "fit"):
             document.pop(key)
         if self.dram_commands is None:
             document.pop("dram_commands")
