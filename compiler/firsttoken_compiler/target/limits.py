@@ -84,6 +84,10 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "host.fallback_us": (0, 10_000_000),
     "host.flops": (1e6, 1e16),
     "host.bytes_per_s": (1e6, 1e14),
+    "runtimes.launch_us": (0, 10_000_000),
+    "runtimes.node_us": (0, 1_000_000),
+    "runtimes.chunk_tokens": (0, 1 << 20),
+    "runtimes.host_weight_bits": (1, 64),
     "energy.mac_pj": (1e-4, 1000),
     "energy.vector_op_pj": (1e-4, 10_000),
     "energy.spad_read_pj_per_byte": (1e-4, 1000),
@@ -93,9 +97,6 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "energy.dram_activate_pj": (0, 1_000_000),
     "energy.bus_pj_per_byte": (0, 1000),
     "energy.static_w": (0, 1000),
-    "energy.dram_refresh_pj": (0, 1e9),
-    "energy.dram_background_w": (0, 1000),
-    "energy.host_poll_w": (0, 1000),
 }
 """Smallest and largest value by path; entries of a table share the limit of the table."""
 

@@ -3,7 +3,7 @@
 Every value in a file is a table `{ value = ..., grade = "...", source = "..." }`. Plain are only `npu.name`,
 `npu.description` and `npu.not_modelled`, `dram.preset`, the name of a DRAM whose values stand where the file states
 none, and the tables of `calibration.py`. The schema is built from the dataclasses of `target.py`, so a field is
-declared once; a field with a default there may be left out. A value of [energy] may have `low` and `high` beside it.
+declared once; a field with a default there may be left out.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from firsttoken_compiler.target.target import (
     Host,
     Matrix,
     Provenance,
+    Runtime,
     Scratchpad,
     Target,
     Vector,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_ERRORS_SHOWN: Final = 8
+HOST_ROLES: Final = ("token_embd", "output")
+"""Weights that a runtime may leave to the CPU."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PAIR: Final = re.compile(r"(?:fp32|fp16|int16|int8)x(?:fp32|fp16|int16|int8|int4)")
 
@@ -59,11 +62,16 @@ _SECTIONS: Final[dict[str, type]] = {
     "npu": _Npu, "matrix": Matrix, "vector": Vector, "scratchpad": Scratchpad, "dma": Dma, "dram": Dram,
     "dram_commands": DramCommands, "host": Host, "energy": Energy,
 }  # fmt: skip
+RUNTIMES: Final = "runtimes"
+"""Section with a table for every runtime."""
+MAX_RUNTIMES: Final = 32
+MAX_BUCKETS: Final = 64
+MAX_CONTEXT: Final = 1 << 24
 _OPTIONAL: Final = ("dram_commands",)
 """Sections that a file may leave out."""
+_LISTS: Final[dict[Any, Any]] = {tuple[int, ...]: list[int], tuple[str, ...]: list[str]}
+"""What a TOML file has for tuples."""
 _PLAIN: Final = ("name", "description", "not_modelled")
-_BAND: Final = ("low", "high")
-"""Keys beside the value of an energy."""
 
 
 def preset_names() -> tuple[str, ...]:
@@ -152,16 +160,12 @@ def _schema() -> type[BaseModel]:
             bounds = {"ge": low, "le": high}
         if kind is float:
             bounds["allow_inf_nan"] = False
-        optional: Any = kind | None
-        sides = _BAND if path.startswith("energy.") else ()
-        band: dict[str, Any] = {side: (optional, Field(None, **bounds)) for side in sides}
         return create_model(
             f"entry:{path}",
             __config__=config,
             value=(kind, Field(**bounds)),
             grade=(str, Field(pattern=f"^(?:{'|'.join(GRADES)})$")),
             source=(str, Field(min_length=1, max_length=1000)),
-            **band,
         )
 
     def section(name: str, cls: type) -> Any:
@@ -169,6 +173,7 @@ def _schema() -> type[BaseModel]:
         defaults = _defaults(cls)
         for field, kind in get_type_hints(cls).items():
             path = f"{name}.{field}"
+            kind = _LISTS.get(kind, kind)
             if kind in (dict[str, int], dict[str, float]):
                 members[field] = (GenericAlias(dict, (str, entry(path, kind.__args__[1]))), ...)
             elif field in defaults:
@@ -184,6 +189,7 @@ def _schema() -> type[BaseModel]:
     sections: dict[str, Any] = {
         name: (section(name, cls), None if name in _OPTIONAL else ...) for name, cls in _SECTIONS.items()
     }
+    sections[RUNTIMES] = (GenericAlias(dict, (str, section(RUNTIMES, Runtime))), None)
     # pydantic's overloads do not know a model whose fields come as a dictionary
     return create_model("target", __config__=config, **sections)
 
@@ -199,11 +205,13 @@ def _validate(document: dict[str, Any], origin: str) -> dict[str, Any]:
     checked: dict[str, Any] = {name: body for name, body in model.model_dump().items() if body is not None}
     problems = list(_name_problems(checked))
     if not problems:
+        runtimes = checked.pop(RUNTIMES, {})
         plain = {
             name: _defaults(_SECTIONS[name]) | {f: _plain(value) for f, value in body.items() if value is not None}
             for name, body in checked.items()
         }
-        problems = list(contradictions(plain))
+        problems = [*contradictions(plain), *_runtime_problems(runtimes)]
+        plain[RUNTIMES] = {name: _plain(_given(body)) for name, body in runtimes.items()}
     if problems:
         _refuse(origin, problems)
     return plain
@@ -220,6 +228,11 @@ def _refuse(origin: str, problems: list[str]) -> Any:
     raise TargetError(f"target {origin}: " + "\n  ".join(shown) + more)
 
 
+def _given(body: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that the file leaves out."""
+    return {field: entry for field, entry in body.items() if entry is not None}
+
+
 def _plain(entry: Any) -> Any:
     if isinstance(entry, dict):
         return entry["value"] if "grade" in entry else {key: item["value"] for key, item in entry.items()}
@@ -229,10 +242,12 @@ def _plain(entry: Any) -> Any:
 def _known_keys(path: tuple[str, ...]) -> tuple[str, ...]:
     """Keys allowed in the table at `path`."""
     if not path:
-        return (*_SECTIONS, "calibration", "fit")
+        return (*_SECTIONS, RUNTIMES, "calibration", "fit")
+    if path[0] == RUNTIMES and len(path) == 2:
+        return tuple(field.name for field in fields(Runtime))
     if len(path) == 1 and path[0] in _SECTIONS:
         return tuple(field.name for field in fields(_SECTIONS[path[0]])) + (_PLAIN if path[0] == "npu" else ())
-    return ("value", *_BAND, "grade", "source") if path[0] == "energy" else ("value", "grade", "source")
+    return ("value", "grade", "source")
 
 
 def _explain(error: dict[str, Any]) -> str:
@@ -293,11 +308,26 @@ def _name_problems(document: dict[str, Any]) -> Iterator[str]:
     for path, entry in _entries(document):
         if not entry["source"].isprintable():
             yield f"{path}.source has control characters"
-        low, high = _bounds(entry)
-        if low > entry["value"]:
-            yield f"{path} has low {low:g} above its value {entry['value']:g}, must be at most that"
-        if high < entry["value"]:
-            yield f"{path} has high {high:g} below its value {entry['value']:g}, must be at least that"
+
+
+def _runtime_problems(runtimes: dict[str, Any]) -> Iterator[str]:
+    """What types and ranges cannot say of runtimes: names, contexts, roles."""
+    if len(runtimes) > MAX_RUNTIMES:
+        yield f"runtimes has {len(runtimes)} tables, the limit is {MAX_RUNTIMES}"
+    for name, body in runtimes.items():
+        if not _NAME.fullmatch(name):
+            yield f"runtimes.{name!r:.80}: names are letters, digits, '.', '_' or '-', at most 64"
+        buckets = (body["context_buckets"] or {"value": []})["value"]
+        if buckets != sorted(set(buckets)) or len(buckets) > MAX_BUCKETS or not all(
+            0 < bucket <= MAX_CONTEXT for bucket in buckets
+        ):
+            yield (
+                f"runtimes.{name}.context_buckets is {buckets!r:.80}, must be at most {MAX_BUCKETS} different contexts "
+                f"of 1 to {MAX_CONTEXT} rows, the smallest first"
+            )
+        for role in (body["host_roles"] or {"value": []})["value"]:
+            if role not in HOST_ROLES:
+                yield f"runtimes.{name}.host_roles has {role!r:.80}, must be of {', '.join(HOST_ROLES)}"
 
 
 def _entries(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -309,13 +339,7 @@ def _entries(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             if "grade" in entry:
                 yield f"{section}.{field}", entry
             else:
-                yield from ((f"{section}.{field}.{key}", item) for key, item in entry.items())
-
-
-def _bounds(entry: dict[str, Any]) -> tuple[Any, Any]:
-    """Lowest and highest value of an entry; the value itself where it states none."""
-    low, high = entry.get("low"), entry.get("high")
-    return entry["value"] if low is None else low, entry["value"] if high is None else high
+                yield from ((f"{section}.{field}.{key}", item) for key, item in entry.items() if item is not None)
 
 
 def _build(plain: dict[str, Any], document: dict[str, Any], origin: str) -> Target:
@@ -324,6 +348,11 @@ def _build(plain: dict[str, Any], document: dict[str, Any], origin: str) -> Targ
         if name != "npu" and name in plain:
             hints = get_type_hints(cls)
             parts[name] = cls(**{field: _typed(value, hints[field]) for field, value in plain[name].items()})
+    hints = get_type_hints(Runtime)
+    parts[RUNTIMES] = {
+        name: Runtime(**{field: _typed(value, hints[field]) for field, value in body.items()})
+        for name, body in plain[RUNTIMES].items()
+    }
     npu = plain["npu"]
     return Target(
         name=npu["name"],
@@ -332,11 +361,6 @@ def _build(plain: dict[str, Any], document: dict[str, Any], origin: str) -> Targ
         cores=npu["cores"],
         not_modelled=tuple(npu["not_modelled"]),
         provenance={path: Provenance(item["grade"], item["source"]) for path, item in _entries(document)},
-        bounds={
-            path: (float(_bounds(item)[0]), float(_bounds(item)[1]))
-            for path, item in _entries(document)
-            if any(item.get(side) is not None for side in _BAND)
-        },
         **parts,
     )
 
@@ -345,6 +369,8 @@ def _typed(value: Any, kind: Any) -> Any:
     """Integers where a float is meant become floats, so that equal targets hash alike; tables sort their keys."""
     if kind is float:
         return float(value)
+    if kind in _LISTS:
+        return tuple(value)
     if kind == dict[str, float]:
         return {key: float(value[key]) for key in sorted(value)}
     return dict(sorted(value.items())) if isinstance(value, dict) else value

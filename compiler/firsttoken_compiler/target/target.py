@@ -2,15 +2,20 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from firsttoken_compiler.errors import TargetError
 from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.target.calibration import Fit, Tunable
 
 GRADES = ("datasheet", "measured", "derived", "fitted", "assumed")
 """How a value is known. `assumed`: not public, chosen within physical bounds until it is calibrated."""
+
+
+DEFAULT_RUNTIME = "default"
+"""Name of the runtime where a target states none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +215,25 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class Runtime:
+    """How a runtime of the host cuts a language model into graphs and launches them; a table `[runtimes.NAME]`."""
+
+    launch_us: float
+    """Of the host per launch of a graph: dispatch, synchronisation, and what it does between two launches."""
+    node_us: float = 0.0
+    """Per operator of a graph, where the runtime dispatches them one by one."""
+    chunk_tokens: int = 0
+    """Rows of a graph that reads a part of the prompt; 0: the whole prompt is one graph."""
+    context_buckets: tuple[int, ...] = ()
+    """Contexts that graphs are compiled for, of which the smallest that holds all rows is launched; empty: graphs have
+    the length that is needed."""
+    host_roles: tuple[str, ...] = ()
+    """Roles of weights whose operators the CPU computes, such as `token_embd` and `output`."""
+    host_weight_bits: float = 16.0
+    """Bits per weight of what lies on the CPU's side, scales included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Energy:
     """Energy per action and static power; see each value's source for its process node."""
 
@@ -224,13 +248,7 @@ class Energy:
     dram_activate_pj: float
     bus_pj_per_byte: float
     static_w: float
-    """Leakage and clock tree while the NPU is on, and the DRAM's refresh and standby unless they are stated."""
-    dram_refresh_pj: float = 0.0
-    """Per refresh command; 0: within `static_w`."""
-    dram_background_w: float = 0.0
-    """The DRAM's standby power while the NPU is on; 0: within `static_w`."""
-    host_poll_w: float = 0.0
-    """The host while it polls for the end of a run, beside the NPU and its DRAM; 0: not modelled."""
+    """Leakage, clock tree and DRAM background while the NPU is on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +257,6 @@ class Provenance:
 
     grade: str
     source: str
-
-
-OPTIONAL_ENERGY = ("dram_refresh_pj", "dram_background_w", "host_poll_w")
-"""Values of `Energy` that a file may leave out: what they stand for is then not told apart, or not modelled."""
 
 
 @dataclass(frozen=True)
@@ -262,11 +276,11 @@ class Target:
     energy: Energy
     dram_commands: DramCommands | None = None
     """How the DRAM's controller places commands; without it, how `Dram` says."""
+    runtimes: dict[str, Runtime] = field(default_factory=dict)
+    """By name; `runtime` finds one."""
     not_modelled: tuple[str, ...] = ()
     provenance: dict[str, Provenance] = field(default_factory=dict)
     """Dotted path of every value in the file to its grade and source."""
-    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Lowest and highest value, by dotted path, of those of `energy` whose sources disagree."""
     calibration: tuple[Tunable, ...] = ()
     """What a fit to measurements may change."""
     fit: Fit | None = None
@@ -284,44 +298,31 @@ class Target:
         """Clock period in femtoseconds, the simulator's unit of time."""
         return round(1e15 / self.clock_hz)
 
+    def runtime(self, name: str | None = None) -> Runtime:
+        """The runtime of that name; without one the first of the file, or whole graphs at `host.dispatch_us` each.
+
+        Raises TargetError for a name that the target does not have, naming those that it has.
+        """
+        if name is None or (name == DEFAULT_RUNTIME and name not in self.runtimes):
+            return next(iter(self.runtimes.values()), None) or Runtime(self.host.dispatch_us)
+        if name not in self.runtimes:
+            known = ", ".join(self.runtimes) or DEFAULT_RUNTIME
+            raise TargetError(
+                f"target {self.name} has no runtime {name!r}, it has {known}: describe another one in a .toml file"
+            )
+        return self.runtimes[name]
+
     @property
     def content_hash(self) -> str:
-        """Hash of every value that can change a result (sources and descriptions do not)."""
+        """Hash of every value that can change a program or its time (sources, descriptions and runtimes do not)."""
         document = asdict(self)
-        for key in ("description", "provenance", "not_modelled", "calibration", "fit"):
+        for key in ("description", "provenance", "not_modelled", "runtimes", "calibration", "fit"):
             document.pop(key)
         if self.dram_commands is None:
             document.pop("dram_commands")
         if self.matrix.arrays == 1:
             document["matrix"].pop("arrays")
-        if not self.bounds:
-            document.pop("bounds")
-        for key in OPTIONAL_ENERGY:
-            if not document["energy"][key]:
-                document["energy"].pop(key)
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
-
-    def energy_at(self, bound: str) -> Energy:
-        """The energy section with every value at its `low` or `high` bound, or as it is (`typical`).
-
-        A value without bounds stands as it is, and so does one that was replaced by a value outside of them.
-        """
-        if bound == "typical":
-            return self.energy
-        at = ("low", "high").index(bound)
-
-        def moved(path: str, value: float) -> float:
-            limits = self.bounds.get(path, (value, value))
-            return limits[at] if limits[0] <= value <= limits[1] else value
-
-        changes: dict[str, Any] = {}
-        for entry in fields(Energy):
-            value = getattr(self.energy, entry.name)
-            if isinstance(value, dict):
-                changes[entry.name] = {key: moved(f"energy.{entry.name}.{key}", one) for key, one in value.items()}
-            else:
-                changes[entry.name] = moved(f"energy.{entry.name}", value)
-        return Energy(**changes)
 
     def value(self, path: str) -> Any:
         """The value at a dotted path of `provenance`, e.g. `matrix.macs_per_cycle.int8xint4`."""
