@@ -97,6 +97,9 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "energy.dram_activate_pj": (0, 1_000_000),
     "energy.bus_pj_per_byte": (0, 1000),
     "energy.static_w": (0, 1000),
+    "energy.dram_refresh_pj": (0, 1e9),
+    "energy.dram_background_w": (0, 1000),
+    "energy.host_poll_w": (0, 1000),
 }
 """Smallest and largest value by path; entries of a table share the limit of the table."""
 

@@ -3,7 +3,7 @@
 Every value in a file is a table `{ value = ..., grade = "...", source = "..." }`. Plain are only `npu.name`,
 `npu.description` and `npu.not_modelled`, `dram.preset`, the name of a DRAM whose values stand where the file states
 none, and the tables of `calibration.py`. The schema is built from the dataclasses of `target.py`, so a field is
-declared once; a field with a default there may be left out.
+declared once; a field with a default there may be left out. A value of [energy] may have `low` and `high` beside it.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ _OPTIONAL: Final = ("dram_commands",)
 _LISTS: Final[dict[Any, Any]] = {tuple[int, ...]: list[int], tuple[str, ...]: list[str]}
 """What a TOML file has for tuples."""
 _PLAIN: Final = ("name", "description", "not_modelled")
+_BAND: Final = ("low", "high")
+"""Keys beside the value of an energy."""
 
 
 def preset_names() -> tuple[str, ...]:
@@ -160,12 +162,16 @@ def _schema() -> type[BaseModel]:
             bounds = {"ge": low, "le": high}
         if kind is float:
             bounds["allow_inf_nan"] = False
+        optional: Any = kind | None
+        sides = _BAND if path.startswith("energy.") else ()
+        band: dict[str, Any] = {side: (optional, Field(None, **bounds)) for side in sides}
         return create_model(
             f"entry:{path}",
             __config__=config,
             value=(kind, Field(**bounds)),
             grade=(str, Field(pattern=f"^(?:{'|'.join(GRADES)})$")),
             source=(str, Field(min_length=1, max_length=1000)),
+            **band,
         )
 
     def section(name: str, cls: type) -> Any:
@@ -247,7 +253,7 @@ def _known_keys(path: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(field.name for field in fields(Runtime))
     if len(path) == 1 and path[0] in _SECTIONS:
         return tuple(field.name for field in fields(_SECTIONS[path[0]])) + (_PLAIN if path[0] == "npu" else ())
-    return ("value", "grade", "source")
+    return ("value", *_BAND, "grade", "source") if path[0] == "energy" else ("value", "grade", "source")
 
 
 def _explain(error: dict[str, Any]) -> str:
@@ -308,6 +314,11 @@ def _name_problems(document: dict[str, Any]) -> Iterator[str]:
     for path, entry in _entries(document):
         if not entry["source"].isprintable():
             yield f"{path}.source has control characters"
+        low, high = _bounds(entry)
+        if low > entry["value"]:
+            yield f"{path} has low {low:g} above its value {entry['value']:g}, must be at most that"
+        if high < entry["value"]:
+            yield f"{path} has high {high:g} below its value {entry['value']:g}, must be at least that"
 
 
 def _runtime_problems(runtimes: dict[str, Any]) -> Iterator[str]:
@@ -342,6 +353,12 @@ def _entries(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield from ((f"{section}.{field}.{key}", item) for key, item in entry.items() if item is not None)
 
 
+def _bounds(entry: dict[str, Any]) -> tuple[Any, Any]:
+    """Lowest and highest value of an entry; the value itself where it states none."""
+    low, high = entry.get("low"), entry.get("high")
+    return entry["value"] if low is None else low, entry["value"] if high is None else high
+
+
 def _build(plain: dict[str, Any], document: dict[str, Any], origin: str) -> Target:
     parts: dict[str, Any] = {}
     for name, cls in _SECTIONS.items():
@@ -361,6 +378,11 @@ def _build(plain: dict[str, Any], document: dict[str, Any], origin: str) -> Targ
         cores=npu["cores"],
         not_modelled=tuple(npu["not_modelled"]),
         provenance={path: Provenance(item["grade"], item["source"]) for path, item in _entries(document)},
+        bounds={
+            path: (float(_bounds(item)[0]), float(_bounds(item)[1]))
+            for path, item in _entries(document)
+            if any(item.get(side) is not None for side in _BAND)
+        },
         **parts,
     )
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +248,13 @@ class Energy:
     dram_activate_pj: float
     bus_pj_per_byte: float
     static_w: float
-    """Leakage, clock tree and DRAM background while the NPU is on."""
+    """Leakage and clock tree while the NPU is on, and the DRAM's refresh and standby unless they are stated."""
+    dram_refresh_pj: float = 0.0
+    """Per refresh command; 0: within `static_w`."""
+    dram_background_w: float = 0.0
+    """The DRAM's standby power while the NPU is on; 0: within `static_w`."""
+    host_poll_w: float = 0.0
+    """The host while it polls for the end of a run, beside the NPU and its DRAM; 0: not modelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +263,10 @@ class Provenance:
 
     grade: str
     source: str
+
+
+OPTIONAL_ENERGY = ("dram_refresh_pj", "dram_background_w", "host_poll_w")
+"""Values of `Energy` that a file may leave out: what they stand for is then not told apart, or not modelled."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +291,8 @@ class Target:
     not_modelled: tuple[str, ...] = ()
     provenance: dict[str, Provenance] = field(default_factory=dict)
     """Dotted path of every value in the file to its grade and source."""
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Lowest and highest value, by dotted path, of those of `energy` whose sources disagree."""
     calibration: tuple[Tunable, ...] = ()
     """What a fit to measurements may change."""
     fit: Fit | None = None
@@ -322,7 +334,34 @@ class Target:
             document.pop("dram_commands")
         if self.matrix.arrays == 1:
             document["matrix"].pop("arrays")
+        if not self.bounds:
+            document.pop("bounds")
+        for key in OPTIONAL_ENERGY:
+            if not document["energy"][key]:
+                document["energy"].pop(key)
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+    def energy_at(self, bound: str) -> Energy:
+        """The energy section with every value at its `low` or `high` bound, or as it is (`typical`).
+
+        A value without bounds stands as it is, and so does one that was replaced by a value outside of them.
+        """
+        if bound == "typical":
+            return self.energy
+        at = ("low", "high").index(bound)
+
+        def moved(path: str, value: float) -> float:
+            limits = self.bounds.get(path, (value, value))
+            return limits[at] if limits[0] <= value <= limits[1] else value
+
+        changes: dict[str, Any] = {}
+        for entry in fields(Energy):
+            value = getattr(self.energy, entry.name)
+            if isinstance(value, dict):
+                changes[entry.name] = {key: moved(f"energy.{entry.name}.{key}", one) for key, one in value.items()}
+            else:
+                changes[entry.name] = moved(f"energy.{entry.name}", value)
+        return Energy(**changes)
 
     def value(self, path: str) -> Any:
         """The value at a dotted path of `provenance`, e.g. `matrix.macs_per_cycle.int8xint4`."""
