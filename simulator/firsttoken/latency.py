@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from firsttoken.cache import ResultCache, content_key
 from firsttoken.options import RunOptions
-from firsttoken.subject import StudentLike, Subject, subject_of
+from firsttoken.placement import EMBEDDING, HEAD, host_s
+from firsttoken.subject import Built, StudentLike, Subject, subject_of
 from firsttoken_compiler.errors import OptionError
 
 if TYPE_CHECKING:
@@ -88,12 +89,21 @@ class Step:
     tokens: int
     past: int
     options: RunOptions
+    host_roles: tuple[str, ...] = ()
+    """What the CPU computes and the graph leaves out."""
+    all_logits: bool = False
+    """Whether the head computes every new row."""
 
     def subject(self) -> Subject:
         """What is compiled; raises FirsttokenError."""
-        if isinstance(self.student, StudentLike):
-            return subject_of(self.student)
-        return self.student.subject()
+        if not isinstance(self.student, StudentLike):
+            return self.student.subject()
+        found = subject_of(self.student)
+        if not self.host_roles and not self.all_logits:
+            return found
+        if not isinstance(found, Built):
+            raise OptionError(f"{found.name} is {found.kind}; only graphs of language models that are built are cut")
+        return replace(found, host_roles=self.host_roles, all_logits=self.all_logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +147,8 @@ class Plan:
     phases: dict[str, tuple[Launch, ...]]
     answer_tokens: int = 0
     """Tokens that the phase "decode" makes."""
+    heads: Mapping[str, int] = field(default_factory=dict)
+    """How often the CPU computes the head in a phase; empty where the CPU has no part of the graph."""
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -152,12 +164,13 @@ class PhaseTime:
     device_s: float
     launch_s: float
     node_s: float
+    host_s: float
     energy_mj: float
 
     @property
     def seconds(self) -> float:
-        """All of it: nothing of the three overlaps."""
-        return self.device_s + self.launch_s + self.node_s
+        """All of it: nothing of the four overlaps."""
+        return self.device_s + self.launch_s + self.node_s + self.host_s
 
     def per(self, tokens: int) -> PhaseTime:
         """The mean of so many tokens."""
@@ -211,9 +224,7 @@ def predict(work: Work, target: Target, clock: Clock) -> Prediction:
     Raises FirsttokenError where a graph cannot be compiled.
     """
     planned, runtime = plan(work, target), target.runtime(work.runtime)
-    parts = {
-        name: _phase(launches, runtime, target, clock) for name, launches in planned.phases.items() if launches
-    }
+    parts = {name: _phase(planned, name, runtime, target, clock) for name, some in planned.phases.items() if some}
     if isinstance(work, LlmWork):
         prefill = parts["prefill"]
         found = {"ttft_ms": prefill.seconds * 1e3, "prefill_tok_s": work.prompt / prefill.seconds}
@@ -229,18 +240,22 @@ def predict(work: Work, target: Target, clock: Clock) -> Prediction:
     return Prediction(**time, energy_mj=part.energy_mj, power_w=part.energy_mj / 1e3 / part.seconds, parts=parts)
 
 
-def _phase(launches: tuple[Launch, ...], runtime: Runtime, target: Target, clock: Clock) -> PhaseTime:
-    count = device = nodes = energy = 0.0
-    for launch in launches:
+def _phase(planned: Plan, name: str, runtime: Runtime, target: Target, clock: Clock) -> PhaseTime:
+    count = device = nodes = energy = rows = 0.0
+    for launch in planned.phases[name]:
         time = clock.seconds(launch.step, target)
         count += launch.count
         device += launch.count * time.device_s
         nodes += launch.count * time.nodes
         energy += launch.count * time.energy_mj
+        rows += launch.count * launch.step.tokens
     launch_s, node_s = count * runtime.launch_us / 1e6, nodes * runtime.node_us / 1e6
-    # The NPU is on while the host dispatches; one watt for a second is a thousand millijoules.
-    idle_mj = (launch_s + node_s) * target.energy.static_w * 1e3
-    return PhaseTime(count, device, launch_s, node_s, energy + idle_mj)
+    on_host = 0.0
+    if isinstance(planned.work, LlmWork) and isinstance(subject := subject_of(planned.work.student), Built):
+        on_host = host_s(subject.config, rows, planned.heads.get(name, 0), runtime, target.host)
+    # The NPU is on while the host works; one watt for a second is a thousand millijoules.
+    idle_mj = (launch_s + node_s + on_host) * target.energy.static_w * 1e3
+    return PhaseTime(count, device, launch_s, node_s, on_host, energy + idle_mj)
 
 
 def _language_plan(work: LlmWork, runtime: Runtime) -> Plan:
@@ -253,11 +268,11 @@ def _language_plan(work: LlmWork, runtime: Runtime) -> Plan:
     subject = subject_of(work.student)
     subject.lengths(limit, None)
     buckets = _buckets(runtime, limit, given=bool(work.context))
-    step = _Steps(work, buckets)
+    step = _Steps(work, buckets, runtime)
     answer = range(work.prompt + 1, min(rows, limit) + 1)
     return Plan(
         work, {"prefill": _prefill(work.prompt, runtime.chunk_tokens, step), "decode": _decode(answer, step)},
-        len(answer),
+        len(answer), {"prefill": 1, "decode": len(answer)} if runtime.host_roles else {},
     )  # fmt: skip
 
 
@@ -278,10 +293,15 @@ class _Steps:
 
     work: LlmWork
     buckets: tuple[int, ...]
+    runtime: Runtime
 
     def reaching(self, rows: int, tokens: int) -> Step:
         context = next((bucket for bucket in self.buckets if bucket >= rows), max(rows, tokens))
-        return Step(self.work.student, tokens, max(0, context - tokens), self.work.options)
+        options, roles = self.work.options, self.runtime.host_roles
+        if HEAD in roles or EMBEDDING in roles:
+            options = replace(options, rules=tuple(rule for rule in options.rules if rule.role not in roles))
+        logits = self.runtime.all_logits and tokens > 1 and HEAD not in roles
+        return Step(self.work.student, tokens, max(0, context - tokens), options, roles, logits)
 
 
 def _prefill(prompt: int, chunk: int, step: _Steps) -> tuple[Launch, ...]:

@@ -131,6 +131,8 @@ class Built:
     """Where that is."""
     all_logits: bool = False
     """Whether graphs return the logits of every token."""
+    host_roles: tuple[str, ...] = ()
+    """What the CPU computes and graphs leave out: `token_embd`, `output`."""
 
     @property
     def name(self) -> str:
@@ -159,7 +161,8 @@ class Built:
     def content(self) -> str:
         """See `Subject`."""
         text = self.config.canonical_json() if self.file is None else self.file.content()
-        return f"{text} all logits" if self.all_logits else text
+        text = f"{text} all logits" if self.all_logits else text
+        return f"{text} without {' '.join(self.host_roles)}" if self.host_roles else text
 
     def stored_weights(self) -> WeightStore | None:
         """The weights that it runs with; None where there are none here."""
@@ -198,6 +201,10 @@ class Built:
             model = self.provider.graph(self.config, tokens=tokens, past=past, weights=self.weights, **wish)
         except ValueError as error:
             raise StudentError(str(error)) from error
+        if self.host_roles:
+            from firsttoken.placement import without
+
+            model = without(model, self.host_roles)
         return from_model(model, Path() if self.weights is None else self.weights.path.parent, self.name)
 
 

@@ -231,6 +231,8 @@ class Runtime:
     """Roles of weights whose operators the CPU computes, such as `token_embd` and `output`."""
     host_weight_bits: float = 16.0
     """Bits per weight of what lies on the CPU's side, scales included."""
+    all_logits: bool = False
+    """Whether the head computes every row of a graph; else only the last one, in the graph of every chunk."""
 
 
 @dataclass(frozen=True, slots=True)
