@@ -64,6 +64,8 @@ class GenerateResult:
     reference_text: str | None = None
     reference_ids: tuple[int, ...] | None = None
     agreement: Agreement | None = None
+    energy_band_mj: tuple[float, float] | None = None
+    """Low and high: every energy of the target at its bound."""
 
     def to_json(self) -> str:
         """One document; the same question gives the same bytes."""
@@ -148,6 +150,7 @@ def _result(
 ) -> GenerateResult:
     from firsttoken_simulator.energy import energy
     from firsttoken_simulator.report.build import build_run
+    from firsttoken_simulator.report.energy_table import low_high
 
     run = build_run(prompt.program, prompt.timeline, target, energy(prompt.program, prompt.timeline, target))
     return GenerateResult(
@@ -162,6 +165,7 @@ def _result(
         ids=tuple(found),
         ttft_ms=run.ttft_ms,
         energy_mj=run.energy_mj,
+        energy_band_mj=low_high(run),
     )
 
 
@@ -213,9 +217,12 @@ def lines(result: GenerateResult) -> list[str]:
     """The answer for a terminal: text, cost of its prompt, and the comparison where there is one."""
     kept = ", int8 keys and values" if result.kv_cache == "int8" else ""
     formats = f"{result.weights}/{result.activations}{kept}"
+    energy = f"{result.energy_mj:.2f} mJ"
+    if result.energy_band_mj is not None and result.energy_band_mj[0] < result.energy_band_mj[1]:
+        energy += " ({:.2f} to {:.2f})".format(*result.energy_band_mj)
     found = [
         f"{result.student} on {result.target} ({formats}): {result.text}",
-        f"  first token of {result.prompt_tokens} prompt tokens: {result.ttft_ms:.2f} ms, {result.energy_mj:.2f} mJ",
+        f"  first token of {result.prompt_tokens} prompt tokens: {result.ttft_ms:.2f} ms, {energy}",
     ]
     if result.agreement is not None:
         measured = result.agreement

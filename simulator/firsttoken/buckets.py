@@ -45,7 +45,9 @@ def weight_bytes(programs: Sequence[Program]) -> dict[str, int]:
     }
 
 
-COLUMNS: Final = ("prompt", "TTFT ms", "cycles", "NPU ms", "host ms", "TPOT ms", "energy mJ", "DRAM MB", "MAC util %")
+COLUMNS: Final = (
+    "prompt", "TTFT ms", "cycles", "NPU ms", "host ms", "TPOT ms", "energy mJ", "low to high", "DRAM MB", "MAC util %",
+)  # fmt: skip
 
 
 def columns(runs: Sequence[RunDocument]) -> list[str]:
@@ -56,9 +58,11 @@ def columns(runs: Sequence[RunDocument]) -> list[str]:
 
 def bucket_row(run: RunDocument) -> list[str]:
     """One line of the table of buckets."""
+    bands = run.energy_bands
     cells: list[Any] = [
         run.prompt_tokens, f"{run.ttft_ms:.3f}", f"{run.ttft_cycles:,}", f"{run.npu_ms:.3f}", f"{run.host_ms:.3f}",
         "-" if run.tpot_ms is None else f"{run.tpot_ms:.3f}", f"{run.energy_mj:.3f}",
+        "-" if bands is None else f"{bands.npu_mj.low:.3f} to {bands.npu_mj.high:.3f}",
         f"{(run.dram_read_bytes + run.dram_write_bytes) / 1e6:.2f}", f"{run.mac_util_pct:.1f}",
     ]  # fmt: skip
     return [str(cell) for cell in cells]

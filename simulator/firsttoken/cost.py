@@ -42,6 +42,7 @@ class LayerCost:
 class Estimate:
     """Cost of one prompt. `tpot_ms` and `token_energy_mj` are of one decode step, None where none was asked for.
 
+    `energy_band_mj` and `token_energy_band_mj` are (low, high): every energy of the target at its bound.
     The layers' `ms` and the host's time sum to `ttft_ms`; their `macs` sum to `macs`.
     """
 
@@ -49,6 +50,8 @@ class Estimate:
     energy_mj: float
     tpot_ms: float | None
     token_energy_mj: float | None
+    energy_band_mj: tuple[float, float]
+    token_energy_band_mj: tuple[float, float] | None
     host_ms: float
     by_layer: tuple[LayerCost, ...]
     weight_bytes: int
@@ -62,12 +65,16 @@ class Estimate:
     @staticmethod
     def of(document: RunDocument) -> Estimate:
         """The cost that a run document states."""
+        from firsttoken_simulator.report.energy_table import low_high
+
         later = document.decode
         return Estimate(
             ttft_ms=document.ttft_ms,
             energy_mj=document.energy_mj,
             tpot_ms=document.tpot_ms,
             token_energy_mj=None if later is None else later.energy_mj,
+            energy_band_mj=low_high(document),
+            token_energy_band_mj=None if later is None else low_high(later),
             host_ms=document.host_ms,
             by_layer=tuple(
                 LayerCost(layer.name, layer.ms, layer.energy_mj, layer.dram_bytes, layer.macs)
@@ -92,7 +99,14 @@ class Estimate:
         fields: dict[str, Any] = json.loads(text)
         layers = tuple(LayerCost(**layer) for layer in fields.pop("by_layer"))
         fallbacks = tuple(fields.pop("host_fallbacks"))
-        return Estimate(by_layer=layers, host_fallbacks=fallbacks, **fields)
+        later = fields.pop("token_energy_band_mj")
+        return Estimate(
+            by_layer=layers,
+            host_fallbacks=fallbacks,
+            energy_band_mj=tuple(fields.pop("energy_band_mj")),
+            token_energy_band_mj=None if later is None else tuple(later),
+            **fields,
+        )
 
 
 @dataclass(frozen=True, slots=True)

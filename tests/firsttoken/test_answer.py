@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -86,6 +87,8 @@ def test_result_as_document_and_as_text() -> None:
     assert json.loads(result.to_json())["agreement"] is None
     first = "s on t (int4/int8, int8 keys and values): Paris."
     assert lines(result) == [first, "  first token of 9 prompt tokens: 3.25 ms, 4.50 mJ"]
+    banded = replace(result, energy_band_mj=(3.0, 6.25))
+    assert lines(banded) == [first, "  first token of 9 prompt tokens: 3.25 ms, 4.50 mJ (3.00 to 6.25)"]
 
 
 @pytest.mark.parametrize(

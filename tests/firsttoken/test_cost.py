@@ -26,6 +26,10 @@ def test_exact_is_what_a_run_says(compiler: Compiler, llama: StudentConfig) -> N
     assert [layer.name for layer in estimate.by_layer] == ["layers.0"]
     assert document.decode is not None
     assert estimate.token_energy_mj == document.decode.energy_mj
+    assert document.energy_bands is not None
+    assert estimate.energy_band_mj == (document.energy_bands.npu_mj.low, document.energy_bands.npu_mj.high)
+    assert estimate.token_energy_band_mj is not None
+    assert estimate.token_energy_band_mj[0] < estimate.token_energy_mj < estimate.token_energy_band_mj[1]
     assert CostModel(TARGET, prompt=3).exact(llama).tpot_ms is None
 
 

@@ -24,6 +24,7 @@ from firsttoken_simulator.report.document import (
     RunDocument,
     TargetValue,
 )
+from firsttoken_simulator.report.energy_table import energy_bands
 from firsttoken_simulator.report.occupancy import arenas, occupancy, occupancy_points, spills
 from firsttoken_simulator.report.tables import OpTable, bound_word, dram_bytes_by_kind, fold, layer_of, whole_cycles
 from firsttoken_simulator.timeline import Timeline
@@ -193,6 +194,7 @@ def _totals(phase: Phase) -> dict[str, Any]:
         "npu_ms": timeline.total_ms,
         "energy_mj": energy.total_mj,
         "energy_by_component_mj": energy.by_component_mj,
+        "energy_bands": energy_bands(energy, phase.target, phase.total_fs),
         "average_power_w": phase.power_w,
         "dram_read_bytes": int(timeline.dram_read_bytes.sum()),
         "dram_write_bytes": int(timeline.dram_write_bytes.sum()),
@@ -338,6 +340,8 @@ def _decode_section(phase: Phase) -> DecodeSection:
 
 def _target_values(target: Target) -> list[TargetValue]:
     rows = []
-    for path, provenance in target.provenance.items():
-        rows.append(TargetValue(path=path, value=target.value(path), grade=provenance.grade, source=provenance.source))
+    for path, known in target.provenance.items():
+        low, high = target.bounds.get(path, (None, None))
+        value = target.value(path)
+        rows.append(TargetValue(path=path, value=value, grade=known.grade, source=known.source, low=low, high=high))
     return rows

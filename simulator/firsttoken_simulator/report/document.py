@@ -107,6 +107,9 @@ class TargetValue(_Part):
     value: float | int | str | bool
     grade: str
     source: str
+    low: float | None = None
+    """Bounds of an energy whose sources disagree."""
+    high: float | None = None
 
 
 class HostCallRow(_Part):
@@ -167,6 +170,45 @@ class SpillRow(_Part):
     reason: str
 
 
+class Range(_Part):
+    """One quantity with every value of the target's energies at its low bound, as it is, and at its high bound.
+
+    It says how far sources disagree; no probability belongs to it.
+    """
+
+    low: float
+    typical: float
+    high: float
+
+
+class EnergyRow(_Part):
+    """A component of the energy, or a part of one."""
+
+    name: str
+    part_of: str
+    """The component that it is a part of; empty of a component."""
+    low_mj: float
+    typical_mj: float
+    high_mj: float
+    note: str
+    """Why it is zero, or why it has no band."""
+
+
+class EnergyBands(_Part):
+    """Energy and mean power, low, typical and high. Components sum to `npu_mj`, that and `host_mj` to `system_mj`."""
+
+    npu_mj: Range
+    """NPU and DRAM, dispatch included: `energy_mj`."""
+    host_mj: Range
+    """The host while it polls for the end."""
+    host_note: str
+    """Why `host_mj` is zero."""
+    system_mj: Range
+    npu_power_w: Range
+    system_power_w: Range
+    rows: list[EnergyRow]
+
+
 class DecodeSection(_Part):
     """One token after the prompt: the same quantities as for the prompt."""
 
@@ -178,6 +220,7 @@ class DecodeSection(_Part):
     tokens_per_s: float
     energy_mj: float
     energy_by_component_mj: dict[str, float]
+    energy_bands: EnergyBands | None = None
     average_power_w: float
     dram_read_bytes: int
     dram_write_bytes: int
@@ -225,6 +268,8 @@ class RunDocument(_Part):
     energy_mj: float
     dispatch_energy_nj: float
     energy_by_component_mj: dict[str, float]
+    energy_bands: EnergyBands | None = None
+    """None of a document that an earlier release wrote."""
     average_power_w: float
     dram_read_bytes: int
     dram_write_bytes: int

@@ -75,6 +75,8 @@ def page(run: RunDocument) -> str:
         layers_left_out=max(0, len(run.layers) - MAX_BARS),
         time=_split(run.time_by_bound_ms, "ms"),
         energy=_split(run.energy_by_component_mj, "mJ"),
+        bands=[("prompt" if run.phase != "encode" else "input", run.energy_bands)]
+        + ([("token", run.decode.energy_bands)] if run.decode is not None else []),
         ladder=_ladder(run),
         roofline=roofline(run),
         occupancy=occupancy_chart(run),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from firsttoken_simulator.report.document import RunDocument
+from firsttoken_simulator.report.document import DecodeSection, RunDocument
+from firsttoken_simulator.report.energy_table import banded
 from firsttoken_simulator.report.plain import plain
 
 if TYPE_CHECKING:
@@ -30,6 +31,27 @@ def _bound(run: RunDocument) -> str:
 
 def _tpot(run: RunDocument) -> str:
     return "-" if run.tpot_ms is None else f"{run.tpot_ms:.2f} ms ({run.tokens_per_s:.1f} tokens/s)"
+
+
+def _energy(run: RunDocument | DecodeSection) -> str:
+    """Typical, and in brackets with all values of the target at their low and at their high bounds."""
+    return banded(run.energy_mj, None if run.energy_bands is None else run.energy_bands.npu_mj, "mJ")
+
+
+def _token_energy(run: RunDocument) -> str:
+    return "-" if run.decode is None else _energy(run.decode)
+
+
+def _power(run: RunDocument) -> str:
+    return banded(run.average_power_w, None if run.energy_bands is None else run.energy_bands.npu_power_w, "W")
+
+
+def _polling(run: RunDocument) -> str:
+    """What the host takes beside NPU and DRAM."""
+    bands = run.energy_bands
+    if bands is None or bands.host_note:
+        return "not modelled"
+    return banded(bands.host_mj.typical, bands.host_mj, "mJ")
 
 
 def _group(run: RunDocument) -> str:
@@ -86,9 +108,10 @@ ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
     ("time to first token", lambda r: f"{r.ttft_ms:.2f} ms ({r.ttft_cycles:,} cycles)"),
     ("  NPU + host", lambda r: f"{r.npu_ms:.2f} ms + {r.host_ms:.2f} ms"),
     ("time per output token", _tpot),
-    ("energy per prompt", lambda r: f"{r.energy_mj:.2f} mJ"),
-    ("energy per token", lambda r: "-" if r.decode is None else f"{r.decode.energy_mj:.2f} mJ"),
-    ("average power", lambda r: f"{r.average_power_w:.2f} W"),
+    ("energy per prompt", _energy),
+    ("  host that polls, beside it", _polling),
+    ("energy per token", _token_energy),
+    ("average power", _power),
     ("DRAM read / written", lambda r: f"{amount(r.dram_read_bytes)} / {amount(r.dram_write_bytes)}"),
     ("  by kind", _kinds),
     ("scratchpad peak", lambda r: amount(r.sram_peak_bytes)),
