@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: blocks memory help demo test fuzz lint bench gemm dram bad-input precision kv-cache norm-cache smollm2 clean onnx-backend docs formats format-bench quality
+.PHONY: blocks memory help demo test fuzz lint bench gemm dram bad-input precision kv-cache norm-cache smollm2 clean onnx-backend docs formats format-bench quality validate
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,9 @@ memory: .venv/installed ## Set up, then write reports/memory: planned bytes besi
 
 quality: .venv/installed ## Set up, then write reports/quality: divergence, agreement and perplexity of every format.
 	$(PY) reports/quality.py
+
+validate: .venv/installed ## Set up, then write reports/validation: predictions beside published measurements.
+	.venv/bin/firsttoken validate
 
 smollm2: .venv/installed ## Set up, then write reports/smollm2: answers per number format beside onnxruntime's.
 	$(PY) reports/smollm2.py

@@ -16,6 +16,7 @@ import typer
 
 from firsttoken.progress import Bar
 from firsttoken.verbs.footprint import footprint
+from firsttoken.verbs.latency import latency
 from firsttoken.verbs.mix import mix as mix_command
 from firsttoken.verbs.quality import quality
 from firsttoken.verbs.quantise import quantise
@@ -45,6 +46,7 @@ students_app = typer.Typer(help="The students that installed plug-ins provide.",
 app.add_typer(targets_app, name="targets")
 app.add_typer(students_app, name="students")
 app.command()(footprint)
+app.command()(latency)
 app.command()(quantise)
 app.command()(ranges)
 app.command()(quality)

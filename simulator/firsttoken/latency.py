@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -21,6 +21,8 @@ from firsttoken.subject import Built, StudentLike, Subject, subject_of
 from firsttoken_compiler.errors import OptionError
 
 if TYPE_CHECKING:
+    from firsttoken.api import TargetLike
+    from firsttoken.options import Progress
     from firsttoken_compiler.isa.program import Program
     from firsttoken_compiler.target.target import Runtime, Target
 
@@ -114,11 +116,15 @@ class StepTime:
         device_s: seconds from the first instruction to the last completion.
         nodes: operators of the program.
         energy_mj: of the NPU and its DRAM while it runs, in millijoules.
+        energy_low_mj: the same with every energy of the target at its low bound; None: as it is.
+        energy_high_mj: at its high bound.
     """
 
     device_s: float
     nodes: float
     energy_mj: float
+    energy_low_mj: float | None = None
+    energy_high_mj: float | None = None
 
 
 class Clock(Protocol):
@@ -166,6 +172,8 @@ class PhaseTime:
     node_s: float
     host_s: float
     energy_mj: float
+    energy_low_mj: float
+    energy_high_mj: float
 
     @property
     def seconds(self) -> float:
@@ -189,6 +197,9 @@ class Prediction:
         time_us: of one kernel.
         energy_mj: per later token, per inference or per kernel, of the NPU and its DRAM.
         power_w: the mean over the same time.
+        energy_band_mj: low and high of `energy_mj`: every energy of the target at its bound.
+        power_band_w: the same of `power_w`.
+        polling_mj: low, typical and high of the host while it polls, beside `energy_mj`; zero where it is not modelled.
         parts: where the time of each phase goes; of "decode" per token.
     """
 
@@ -199,6 +210,9 @@ class Prediction:
     time_us: float | None = None
     energy_mj: float | None = None
     power_w: float | None = None
+    energy_band_mj: tuple[float, float] | None = None
+    power_band_w: tuple[float, float] | None = None
+    polling_mj: tuple[float, float, float] | None = None
     parts: Mapping[str, PhaseTime] = field(default_factory=dict)
 
 
@@ -218,6 +232,29 @@ def steps(work: Work, target: Target) -> tuple[Step, ...]:
     return plan(work, target).steps
 
 
+def latency(work: Work, target: TargetLike, *, cache: bool = True, progress: Progress | None = None) -> Prediction:
+    """Compiles and simulates the graphs of a work and adds up their launches.
+
+    Args:
+        work: a prompt with its answer, an inference, or a kernel.
+        target: a preset's name, a `.toml` file, or a target.
+        cache: whether graphs timed in earlier runs serve, and these are kept.
+        progress: called with (stage, done, total).
+
+    Raises:
+        FirsttokenError: the input is at fault; the message names the remedy.
+    """
+    from firsttoken.api import target_of
+
+    machine = target_of(target)
+    graphs, clock = steps(work, machine), ExactClock(cache)
+    for done, step in enumerate(graphs):
+        if progress is not None:
+            progress("compile and simulate", float(done), float(len(graphs)))
+        clock.seconds(step, machine)
+    return predict(work, machine, clock)
+
+
 def predict(work: Work, target: Target, clock: Clock) -> Prediction:
     """Adds up the launches of a work: the runtime's costs from `target`, everything else from the clock.
 
@@ -227,35 +264,52 @@ def predict(work: Work, target: Target, clock: Clock) -> Prediction:
     parts = {name: _phase(planned, name, runtime, target, clock) for name, some in planned.phases.items() if some}
     if isinstance(work, LlmWork):
         prefill = parts["prefill"]
-        found = {"ttft_ms": prefill.seconds * 1e3, "prefill_tok_s": work.prompt / prefill.seconds}
+        found: dict[str, Any] = {"ttft_ms": prefill.seconds * 1e3, "prefill_tok_s": work.prompt / prefill.seconds}
         if "decode" in parts:
             parts["decode"] = token = parts["decode"].per(planned.answer_tokens)
-            found |= {
-                "tpot_ms": token.seconds * 1e3, "decode_tok_s": 1 / token.seconds, "energy_mj": token.energy_mj,
-                "power_w": token.energy_mj / 1e3 / token.seconds,
-            }  # fmt: skip
+            found |= {"tpot_ms": token.seconds * 1e3, "decode_tok_s": 1 / token.seconds}
+            return Prediction(**found, **_energy(token, target), parts=parts)
         return Prediction(**found, parts=parts)
     part = next(iter(parts.values()))
-    time = {"ttft_ms": part.seconds * 1e3} if isinstance(work, EncoderWork) else {"time_us": part.seconds * 1e6}
-    return Prediction(**time, energy_mj=part.energy_mj, power_w=part.energy_mj / 1e3 / part.seconds, parts=parts)
+    encoder = isinstance(work, EncoderWork)
+    time: dict[str, Any] = {"ttft_ms": part.seconds * 1e3} if encoder else {"time_us": part.seconds * 1e6}
+    return Prediction(**time, **_energy(part, target), parts=parts)
+
+
+def _energy(part: PhaseTime, target: Target) -> dict[str, Any]:
+    """The fields of a prediction that say what a phase takes."""
+    from firsttoken_simulator.energy import standing_w
+
+    polling, band = standing_w(target)[1].scaled(part.seconds * 1e3), (part.energy_low_mj, part.energy_high_mj)
+    return {
+        "energy_mj": part.energy_mj,
+        "power_w": part.energy_mj / 1e3 / part.seconds,
+        "energy_band_mj": band,
+        "power_band_w": (band[0] / 1e3 / part.seconds, band[1] / 1e3 / part.seconds),
+        "polling_mj": (polling.low, polling.typical, polling.high),
+    }
 
 
 def _phase(planned: Plan, name: str, runtime: Runtime, target: Target, clock: Clock) -> PhaseTime:
-    count = device = nodes = energy = rows = 0.0
+    from firsttoken_simulator.energy import Band, standing_w
+
+    count = device = nodes = rows = 0.0
+    energy = Band(0.0, 0.0, 0.0)
     for launch in planned.phases[name]:
         time = clock.seconds(launch.step, target)
         count += launch.count
         device += launch.count * time.device_s
         nodes += launch.count * time.nodes
-        energy += launch.count * time.energy_mj
+        low, high = (time.energy_mj if bound is None else bound for bound in (time.energy_low_mj, time.energy_high_mj))
+        energy += Band(low, time.energy_mj, high).scaled(launch.count)
         rows += launch.count * launch.step.tokens
     launch_s, node_s = count * runtime.launch_us / 1e6, nodes * runtime.node_us / 1e6
     on_host = 0.0
     if isinstance(planned.work, LlmWork) and isinstance(subject := subject_of(planned.work.student), Built):
         on_host = host_s(subject.config, rows, planned.heads.get(name, 0), runtime, target.host)
     # The NPU is on while the host works; one watt for a second is a thousand millijoules.
-    idle_mj = (launch_s + node_s + on_host) * target.energy.static_w * 1e3
-    return PhaseTime(count, device, launch_s, node_s, on_host, energy + idle_mj)
+    energy += standing_w(target)[0].scaled((launch_s + node_s + on_host) * 1e3)
+    return PhaseTime(count, device, launch_s, node_s, on_host, energy.typical, energy.low, energy.high)
 
 
 def _language_plan(work: LlmWork, runtime: Runtime) -> Plan:
@@ -347,8 +401,8 @@ def time_of(program: Program, target: Target) -> StepTime:
     from firsttoken_simulator.machine import simulate_program
 
     timeline = simulate_program(program, target)
-    spent = energy(program, timeline, target)
-    return StepTime(timeline.total_fs / 1e15, len(program.ops), (spent.total_fj - spent.dispatch_fj) / 1e12)
+    spent = energy(program, timeline, target).device
+    return StepTime(timeline.total_fs / 1e15, len(program.ops), spent.typical, spent.low, spent.high)
 
 
 @dataclass
@@ -356,8 +410,6 @@ class ExactClock:
     """Compiles and simulates every step whole, once: results are kept in memory and by content hash on disk."""
 
     cache: bool = True
-    progress: Callable[[Step], None] | None = None
-    """Called before a step is compiled."""
     _known: dict[tuple[str, Step], StepTime] = field(default_factory=dict)
 
     def seconds(self, step: Step, target: Target) -> StepTime:
@@ -375,8 +427,6 @@ class ExactClock:
         return None if files is None else StepTime(**json.loads(files[_FILE]))
 
     def _measured(self, step: Step, target: Target) -> StepTime:
-        if self.progress is not None:
-            self.progress(step)
         time = time_of(compile_step(step, target), target)
         if self.cache:
             ResultCache().put(_key(step, target), {_FILE: json.dumps(asdict(time)).encode()})

@@ -1,0 +1,1 @@
+"""Predictions beside measurements: rows of CSV files become works, errors become statistics and a report."""

@@ -1,0 +1,86 @@
+"""`firsttoken latency`: what a user waits for, as a runtime of the target launches a student's graphs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from firsttoken.progress import Bar
+
+if TYPE_CHECKING:
+    from firsttoken.latency import Prediction, Work
+    from firsttoken_compiler.target.target import Target
+
+
+def latency(
+    student: Annotated[str, typer.Argument(help="A GGUF file, or a built-in student.", show_default=False)],
+    target: Annotated[str, typer.Option(help="A preset or a .toml file.")] = "snapdragon-x-elite",
+    runtime: Annotated[
+        str | None, typer.Option(help="A runtime of the target; default: its first.", show_default=False)
+    ] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, or of an encoder's input.")] = 64,
+    context: Annotated[int, typer.Option(min=0, help="Most rows that graphs are for; 0: prompt and answer.")] = 0,
+    new_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer.")] = 32,
+    weights: Annotated[str, typer.Option(help="As in 'run'.")] = "int4",
+    acts: Annotated[Literal["int8", "int16", "fp16"] | None, typer.Option(help="As in 'run'.")] = None,
+    group: Annotated[Literal["32", "64", "128", "channel"], typer.Option(help="As in 'run'.")] = "128",
+    mix: Annotated[str | None, typer.Option(metavar="RULES", help="As in 'run'.")] = None,
+    kv_cache: Annotated[Literal["fp16", "int8"], typer.Option(help="As in 'run'.")] = "fp16",
+    cache: Annotated[bool, typer.Option(help="Use results kept from earlier runs.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Time a prompt in chunks and the tokens after it, with what the runtime's launches cost."""
+    from firsttoken import api
+    from firsttoken import latency as rooms
+    from firsttoken.cli import print_json
+    from firsttoken.options import RunOptions
+    from firsttoken.subject import Encoder, subject_of
+    from firsttoken.weight_rules import rules_of
+
+    machine, subject = api.target_of(target), subject_of(student)
+    options = RunOptions(
+        weights=weights, acts=acts, group=group, rules=() if mix is None else rules_of(mix), kv_cache=kv_cache
+    )
+    asked = student if subject.kind != "an ONNX file" else Path(student)
+    work: Work = (
+        rooms.EncoderWork(asked, options, prompt, runtime)
+        if isinstance(subject, Encoder)
+        else rooms.LlmWork(asked, options, prompt, context, new_tokens, runtime)
+    )
+    with Bar() as bar:
+        found = rooms.latency(work, machine, cache=cache, progress=bar.update)
+    if as_json:
+        print_json({"student": subject.name, "target": machine.name, "runtime": runtime_name(machine, runtime),
+                    "prompt": prompt, "context": context, "new_tokens": new_tokens, **asdict(found)})  # fmt: skip
+        return
+    _show(found, f"{subject.name} on {machine.name} by {runtime_name(machine, runtime)}, {prompt} tokens")
+
+
+def runtime_name(target: Target, runtime: str | None) -> str:
+    """The runtime that is meant where none is named."""
+    from firsttoken_compiler.target.target import DEFAULT_RUNTIME
+
+    return runtime or next(iter(target.runtimes), DEFAULT_RUNTIME)
+
+
+def _show(found: Prediction, title: str) -> None:
+    from firsttoken.cli import table
+
+    print(title)
+    lines: list[tuple[str, Any, str]] = [
+        ("TTFT" if found.prefill_tok_s else "inference", found.ttft_ms, "ms"),
+        ("prefill", found.prefill_tok_s, "tokens/s"),
+        ("TPOT", found.tpot_ms, "ms"), ("decode", found.decode_tok_s, "tokens/s"),
+        ("energy per token" if found.tpot_ms else "energy", found.energy_mj, "mJ"), ("power", found.power_w, "W"),
+    ]  # fmt: skip
+    table(["quantity", "value", "unit"], [[name, f"{value:,.2f}", unit] for name, value, unit in lines if value])
+    columns = ["ms", "launches", "NPU", "per launch", "per operator", "CPU", "total"]
+    rows = []
+    for name, part in found.parts.items():
+        times = (part.device_s, part.launch_s, part.node_s, part.host_s, part.seconds)
+        title = "per token" if name == "decode" else name
+        rows.append([title, f"{part.launches:,.0f}", *(f"{1e3 * value:,.3f}" for value in times)])
+    table(columns, rows)
