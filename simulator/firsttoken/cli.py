@@ -21,6 +21,7 @@ from firsttoken.verbs.mix import mix as mix_command
 from firsttoken.verbs.quality import quality
 from firsttoken.verbs.quantise import quantise
 from firsttoken.verbs.ranges import ranges
+from firsttoken.verbs.validate import validate
 from firsttoken_compiler.errors import FirsttokenError, OptionError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ app.command()(quantise)
 app.command()(ranges)
 app.command()(quality)
 app.command("mix")(mix_command)
+app.command()(validate)
 
 Student = Annotated[str, typer.Argument(help="An ONNX or GGUF file, or a built-in student.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", help="A preset (see 'firsttoken targets') or a .toml file.")]
