@@ -85,6 +85,10 @@ def test_launches_add_up() -> None:
     assert found.decode_tok_s == pytest.approx(1e3 / found.tpot_ms)
     assert found.energy_mj == pytest.approx(3.0 + 120e-6 * target.energy.static_w * 1e3)
     assert found.power_w == pytest.approx(found.energy_mj / found.tpot_ms)
+    # The clock of this file knows no band; time that the NPU waits has that of its static power.
+    low, high = target.bounds["energy.static_w"]
+    assert found.energy_band_mj == pytest.approx((3.0 + 120e-6 * low * 1e3, 3.0 + 120e-6 * high * 1e3))
+    assert found.power_band_w == pytest.approx([energy / found.tpot_ms for energy in found.energy_band_mj])
 
 
 def test_an_inference_is_one_launch_of_the_whole_graph() -> None:
@@ -117,3 +121,17 @@ def test_a_clock_keeps_what_it_measured(monkeypatch: pytest.MonkeyPatch) -> None
 def test_lengths_that_cannot_be_are_refused(work: LlmWork, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         latency.plan(work, machine())
+
+
+def test_bands_of_steps_add_up_and_a_polling_host_stands_beside() -> None:
+    class Banded(Ruler):
+        def seconds(self, step: Step, target: Target) -> StepTime:
+            return StepTime(1e-3, 2, 3.0, 2.0, 5.0)
+
+    target = machine(launch_us=500.0)
+    target = replace(target, energy=replace(target.energy, static_w=0.0, host_poll_w=2.0), bounds={})
+    found = latency.predict(LlmWork(STUDENT, FORMATS, 32, 0, 5), target, Banded())
+    assert found.energy_mj == 3.0
+    assert found.energy_band_mj == (2.0, 5.0)
+    assert found.power_band_w == pytest.approx((2.0 / 1.5, 5.0 / 1.5))
+    assert found.polling_mj == pytest.approx((3.0, 3.0, 3.0))
