@@ -20,7 +20,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_screen_says_what_a_user_waits_for_and_where_it_goes() -> None:
     done = CliRunner().invoke(app, RUN)
     assert done.exit_code == 0, done.output
-    for text in ("TTFT", "prefill", "TPOT", "decode", "per launch", "per operator", "8.00"):
+    for text in ("TTFT", "prefill", "TPOT", "decode", "per launch", "per operator", "8.00", "low to high"):
         assert text in done.output
 
 

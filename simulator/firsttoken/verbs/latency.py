@@ -70,13 +70,16 @@ def _show(found: Prediction, title: str) -> None:
     from firsttoken.cli import table
 
     print(title)
-    lines: list[tuple[str, Any, str]] = [
-        ("TTFT" if found.prefill_tok_s else "inference", found.ttft_ms, "ms"),
-        ("prefill", found.prefill_tok_s, "tokens/s"),
-        ("TPOT", found.tpot_ms, "ms"), ("decode", found.decode_tok_s, "tokens/s"),
-        ("energy per token" if found.tpot_ms else "energy", found.energy_mj, "mJ"), ("power", found.power_w, "W"),
+    low, typical, high = found.polling_mj or (0.0, 0.0, 0.0)
+    lines: list[tuple[str, Any, str, tuple[float, float] | None]] = [
+        ("TTFT" if found.prefill_tok_s else "inference", found.ttft_ms, "ms", None),
+        ("prefill", found.prefill_tok_s, "tokens/s", None),
+        ("TPOT", found.tpot_ms, "ms", None), ("decode", found.decode_tok_s, "tokens/s", None),
+        ("energy per token" if found.tpot_ms else "energy", found.energy_mj, "mJ", found.energy_band_mj),
+        ("host that polls, beside it", typical, "mJ", (low, high)), ("power", found.power_w, "W", found.power_band_w),
     ]  # fmt: skip
-    table(["quantity", "value", "unit"], [[name, f"{value:,.2f}", unit] for name, value, unit in lines if value])
+    shown = [[name, f"{value:,.2f}", unit, _width(band)] for name, value, unit, band in lines if value]
+    table(["quantity", "value", "unit", "low to high"], shown)
     columns = ["ms", "launches", "NPU", "per launch", "per operator", "CPU", "total"]
     rows = []
     for name, part in found.parts.items():
@@ -84,3 +87,8 @@ def _show(found: Prediction, title: str) -> None:
         title = "per token" if name == "decode" else name
         rows.append([title, f"{part.launches:,.0f}", *(f"{1e3 * value:,.3f}" for value in times)])
     table(columns, rows)
+
+
+def _width(band: tuple[float, float] | None) -> str:
+    """Of energies: every energy of the target at its low, and at its high bound."""
+    return "" if band is None else f"{band[0]:,.2f} to {band[1]:,.2f}"
