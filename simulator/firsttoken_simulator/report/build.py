@@ -343,5 +343,6 @@ def _target_values(target: Target) -> list[TargetValue]:
     for path, known in target.provenance.items():
         low, high = target.bounds.get(path, (None, None))
         value = target.value(path)
+        value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
         rows.append(TargetValue(path=path, value=value, grade=known.grade, source=known.source, low=low, high=high))
     return rows
