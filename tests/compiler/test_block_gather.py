@@ -1,5 +1,6 @@
 """Rows gathered out of blocks of every type are, bit by bit, the rows that the library makes of the blocks."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from onnx import helper, numpy_helper
+from students import QWEN3
 
 from firsttoken import api
 from firsttoken.options import RunOptions
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.formats.types import BLOCK_TYPES, BlockType
 
+QWEN3_32 = dataclasses.replace(QWEN3, head_dim=32, tie_embeddings=True)
+"""Rows of a head that blocks of 32 weights divide."""
 ROWS, IDS = 11, [[3, 10, 0, 3]]
 
 
@@ -84,3 +88,8 @@ def test_other_uses_are_refused_by_name(tmp_path: Path) -> None:
     onnx.save(damaged, tmp_path / "g.onnx")
     with pytest.raises(StudentError, match="blocks of node 'blocks' go to Neg 'negated', and the NPU reads blocks in"):
         api.compile(tmp_path / "g.onnx", "systolic-128")
+
+
+def test_norms_of_heads_read_products_with_blocks() -> None:
+    program = api.compile(QWEN3_32, "systolic-128", prompt=4, options=RunOptions(weights="q4_0", acts="fp16"))
+    assert sum(op.kind == "rms_norm" for op in program.ops) == 2 * QWEN3_32.layers * 2 + 1

@@ -205,7 +205,11 @@ class RawAttention(Rule):
             elif causal:
                 raise UnsupportedView("attention with a mask and causality both: put the causality into the mask")
             else:
-                mask = additive(env[argument], query) if known is None else constant_mask(context, known, query.tokens)
+                mask = (
+                    additive(context, builder, env[argument], query)
+                    if known is None
+                    else constant_mask(context, known, query.tokens)
+                )
         past_at = int(attrs["past_at"])
         past = [env[arg] for arg in call.args[past_at : past_at + 2]] if past_at else [None, None]
         scale = float(attrs["scale"]) or float(query.width) ** -0.5
@@ -275,14 +279,25 @@ def cache_parts(values: dict[Any, Any], value: Any) -> tuple[Any, Any] | None:
     return past, new
 
 
-def additive(mask: View, query: View) -> Any:
-    """A mask `[m, t]`, or `[1, t]` for all tokens, that is added to the scores of every head."""
+def additive(context: Context, builder: Any, mask: View, query: View) -> Any:
+    """A mask `[m, t]`, or `[1, t]` for all tokens, that is added to the scores of every head.
+
+    An input of several rows is copied once, bounded as constants are: every head of every layer reads all of it, and
+    values between operators may lie in the scratchpad.
+    """
     if dtype_of(mask.base) != "float32":
         raise UnsupportedView(f"a {dtype_of(mask.base)} mask that is no constant: pass 0 or a very negative float32")
     base = laid_out(mask, "mn")
     if shape_of(base)[0] not in (1, query.tokens):
         raise UnsupportedView(f"a mask of shape {list(mask.shape)} for {query.tokens} tokens")
-    return base
+    rows, width = shape_of(base)
+    if rows == 1 or context.values.get(base) is not None:
+        return base
+    copies = context.table("masks")
+    if base not in copies:
+        bounded = f"max(s0, {MASKED})"
+        copies[base] = context.emit(builder, "npu.map", [base], expr=bounded, rows=rows, width=width, out="float32")
+    return copies[base]
 
 
 def constant_mask(context: Context, mask: np.ndarray, tokens: int) -> Any:
@@ -363,7 +378,11 @@ def _decomposed_attention(form: str, masked: bool, guarded: bool) -> Rule:
         causal = known is not None and causal_mask(known, query_.tokens)
         mask_ = None
         if "mask" in c and not causal:
-            mask_ = additive(env[c["mask"]], query_) if known is None else constant_mask(context, known, query_.tokens)
+            mask_ = (
+                additive(context, builder, env[c["mask"]], query_)
+                if known is None
+                else constant_mask(context, known, query_.tokens)
+            )
         _check_heads(query_, key_, value_, "hmd")
         output = emit_attention(context, builder, query_, key_, value_, scale=factor, causal=causal, mask=mask_)
         return View(output, "1hmd", query_.tokens, query_.features, query_.heads)

@@ -69,7 +69,7 @@ class _Tables:
 
     def _visit(self, state: Rebuild, _variable: Any, call: Any, args: list[Any]) -> Any:
         if operator_name(call) != "npu.gather" or call.args[0] not in self.kinds or "turned" in call.attrs:
-            return state.emit(Call(call.op, args, call.attrs) if operator_name(call).startswith("npu.") else call)
+            return state.emit(Call(call.op, args, call.attrs))
         table = call.args[0]
         height, k = shape_of(table)
         return BlockRows(

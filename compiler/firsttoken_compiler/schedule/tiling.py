@@ -35,6 +35,12 @@ OF_GROUPS: Final = ("w_scale", "w_zero", "w_min", "w_sum")
 _CORRECTED_SCALE = VectorKernel(("add", "s0", ("mul", ("sub", "s1", ("mul", "s2", "s3")), "s4")))
 _EPILOGUE = VectorKernel(("add", ("mul", ("mul", "s0", "s1"), "s2"), "s3"))
 _SILU = VectorKernel(("mul", ("mul", ("mul", "s0", "s1"), "s2"), ("sigmoid", ("mul", ("mul", "s0", "s1"), "s2"))))
+_SHOWN = VectorKernel(("select", ("le", "i1", ("add", "i0", "i2")), ("mul", "s0", "s1"), "s2"))
+_SOFTMAX: Final = (
+    VectorKernel("s0", "max"), VectorKernel(("f16", ("exp", ("sub", "s0", "s1")))), VectorKernel("s0", "add"),
+)  # fmt: skip
+LARGE_SAVES: Final = 0.75
+"""What a tile of attention beyond half of the scratchpad may cost of the best one within."""
 DRAM_SHARE = 0.9
 """Share of the DRAM's peak that long streams reach, for ranking tiles only; the simulator measures the real one."""
 
@@ -246,17 +252,21 @@ def storing(dram: Dram, run: int, stride: int, rows: int) -> float:
 def choose_attention(
     spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room
 ) -> attention.AttentionTile:
-    """The tile with the most rows, then keys, that fits; raises AllocationError when none does."""
+    """The cheapest tile that fits; raises AllocationError when none does.
+
+    A tile beyond `room.preferred` must save a quarter: it keeps the next operators' loads from overlapping.
+    """
     heads = attention.Heads.of(spec)
     rows = sorted({min(heads.rows, r) for r in (1, 2, 4, 8, 16, 32, 64, 128)}, reverse=True)
     keys = sorted({min(heads.keys, k) for k in (16, 32, 64, 128, 256, 512, 1024, 2048)}, reverse=True)
-    for limit in (room.preferred, room.limit):
-        for r in rows:
-            for t in keys:
-                tile = attention.AttentionTile(r, t)
-                fits = attention.acc_bytes(spec, tile) <= target.scratchpad.accumulator_bytes
-                if fits and attention.scratch_bytes(spec, spaces, tile, target) <= limit:
-                    return tile
+    costs = {}
+    for tile in (attention.AttentionTile(r, t) for r in rows for t in keys):
+        nbytes = attention.scratch_bytes(spec, spaces, tile, target)
+        if attention.acc_bytes(spec, tile) <= target.scratchpad.accumulator_bytes and nbytes <= room.limit:
+            cost = attention_cost(spec, spaces, tile, target)
+            costs[tile] = cost if nbytes <= room.preferred else cost / LARGE_SAVES
+    if costs:
+        return min(costs, key=lambda tile: (costs[tile], -tile.rows, -tile.keys))
     tile = attention.AttentionTile(rows[-1], keys[-1])
     raise AllocationError(
         f"target {target.name}: one row of attention over {heads.keys} keys needs "
@@ -264,6 +274,27 @@ def choose_attention(
         f"{attention.acc_bytes(spec, tile)} of accumulators; {room.limit} and {target.scratchpad.accumulator_bytes} "
         "are free: shorten the prompt, or raise scratchpad.bytes"
     )
+
+
+def attention_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: attention.AttentionTile, target: Target) -> float:
+    """Cycles of an attention with this tile: per tile of keys the slowest engine and its start, per row the softmax."""
+    heads = attention.Heads.of(spec)
+    rate = min(target.dram.peak_bytes_per_s * DRAM_SHARE / target.clock_hz, target.dma.bus_bytes_per_cycle)
+    stored = Dtype.F16 if attention.widens(target) else spec.args[1].dtype
+    pair = pair_name(Dtype.F16, stored)
+    start = target.dma.setup_cycles + target.matrix.issue_cycles + target.vector.startup_cycles
+    load = 0.0
+    if spaces[1] is Space.DRAM:
+        load = spec.args[1].dtype.nbytes(tile.keys * heads.width) / rate + target.dma.setup_cycles
+    scores = max(
+        load,
+        matmul_cost(target, tile.rows, tile.keys, heads.width, pair).cycles,
+        vector_cycles(target, _SHOWN, (1, tile.rows, tile.keys)),
+    )
+    values = max(load, matmul_cost(target, tile.rows, heads.width, tile.keys, pair).cycles)
+    softmax = sum(vector_cycles(target, kernel, (1, tile.rows, heads.keys)) for kernel in _SOFTMAX)
+    tiles = ceil_div(heads.keys, tile.keys)
+    return heads.batches * ceil_div(heads.rows, tile.rows) * (tiles * (scores + values + 2 * start) + softmax)
 
 
 def choose_rows(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> int:
