@@ -171,9 +171,12 @@ def _judged(line: Line, quantities: list[Quantity], open_length: bool, inferred:
         stated is not None and "ttft_ms" in values and "prefill_tok_s" in values
         and abs(values["prefill_tok_s"] * values["ttft_ms"] / 1e3 / float(stated[2]) - 1) <= SAME
     )  # fmt: skip
+    without_dram = re.search(r"no dram power|without dram", line.text("notes").casefold()) is not None
     judged = []
     for quantity in quantities:
         apart = quantity.apart
+        if without_dram and quantity.kind in ("power", "energy"):
+            apart = apart or "measured without the DRAM, predicted with it"
         if everything or quantity.kind in unreliable:
             apart = f"the table calls it unreliable: {confidence}"
         elif open_length and quantity.kind == "prefill":

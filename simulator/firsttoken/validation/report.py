@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 ROW_COLUMNS: Final = (
     "file", "line", "chip", "target", "model", "setting", "quantity", "unit", "measured", "bound", "predicted",
-    "error_pct", "counted", "why_apart", "confidence", "assumed", "source",
+    "predicted_low", "predicted_high", "verdict", "error_pct", "counted", "why_apart", "confidence", "assumed",
+    "source",
 )  # fmt: skip
 SUMMARY_COLUMNS: Final = (
     "chip", "kind", "n", "mape_pct", "median_pct", "mean_pct", "worst_pct", "within_10_pct", "within_20_pct",
@@ -88,10 +89,16 @@ def row_cells(validation: Validation) -> list[list[object]]:
             error = None if predicted is None else round(100 * (predicted / quantity.value - 1), 3)
             found.append([
                 row.file, row.line, row.chip, row.target, row.model, row.setting, quantity.name, UNITS[quantity.name],
-                quantity.value, quantity.bound, None if predicted is None else float(f"{predicted:.6g}"), error,
+                quantity.value, quantity.bound, _rounded(predicted),
+                *map(_rounded, outcome.bands.get(quantity.name, (None, None))), outcome.verdict(quantity.name), error,
                 quantity.counted, apart(outcome, quantity.name), row.confidence, "; ".join(row.assumed), row.source,
             ])  # fmt: skip
     return found
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six digits."""
+    return None if value is None else float(f"{value:.6g}")
 
 
 def summary_cells(summary: Summary) -> list[object]:

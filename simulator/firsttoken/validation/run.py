@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row with what is predicted for it, by the names of its quantities; what is not predicted is missing."""
+    """A row with what is predicted for it, by the names of its quantities; what is not predicted is missing.
+
+    `bands` has low and high of power and energy, whose parameters are not known better.
+    """
 
     row: Measurement
     predicted: dict[str, float]
+    bands: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def verdict(self, name: str) -> str:
+        """How a measured bound, power or energy agrees with the prediction; empty for times."""
+        quantity = next(q for q in self.row.quantities if q.name == name)
+        low, high = self.bands.get(name, (self.predicted.get(name),) * 2)
+        if low is None or high is None:
+            return ""
+        if quantity.bound:
+            return "keeps the bound" if high <= quantity.value else "may keep it" if low <= quantity.value else "above"
+        if name not in self.bands:
+            return ""
+        return "within the band" if low <= quantity.value <= high else "outside the band"
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,7 @@ def validate(rows: Sequence[Row], jobs: int = 2, progress: Progress | None = Non
             skipped.append(Skipped(row.file, row.line, row.chip, row.model, refused[at]))
         else:
             try:
-                outcomes.append(Outcome(row, predicted(row, targets[row.target], clock)))
+                outcomes.append(outcome_of(row, targets[row.target], clock))
             except FirsttokenError as error:
                 skipped.append(Skipped(row.file, row.line, row.chip, row.model, str(error)))
     used = dict.fromkeys(outcome.row.target for outcome in outcomes)
@@ -123,11 +139,24 @@ def validate(rows: Sequence[Row], jobs: int = 2, progress: Progress | None = Non
     )
 
 
-def predicted(row: Measurement, target: Target, clock: Any) -> dict[str, float]:
-    """What `latency` predicts for the quantities of a row; raises FirsttokenError."""
+def outcome_of(row: Measurement, target: Target, clock: Any) -> Outcome:
+    """A row with what `latency` predicts for its quantities; raises FirsttokenError."""
     from firsttoken import latency
 
     found = latency.predict(row.work, target, clock)
+    names = {q.name for q in row.quantities}
+    bands = {"power_w": found.power_band_w, "energy_mj": found.energy_band_mj}
+    return Outcome(
+        row, _values(row, found), {name: band for name, band in bands.items() if band is not None and name in names}
+    )
+
+
+def predicted(row: Measurement, target: Target, clock: Any) -> dict[str, float]:
+    """What `latency` predicts for the quantities of a row; raises FirsttokenError."""
+    return outcome_of(row, target, clock).predicted
+
+
+def _values(row: Measurement, found: Any) -> dict[str, float]:
     names = {"inference_ms": "ttft_ms"}
     values = {q.name: getattr(found, names.get(q.name, q.name), None) for q in row.quantities}
     return {name: float(value) for name, value in values.items() if value is not None and value > 0}

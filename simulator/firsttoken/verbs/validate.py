@@ -120,5 +120,5 @@ def _cells(line: dict[str, Any]) -> list[str]:
     return [
         f"{line['file']}:{line['line']}", line["target"], line["model"], line["setting"], line["quantity"],
         f"{line['bound']}{line['measured']:.4g}", "" if predicted is None else f"{predicted:.4g}",
-        "" if error is None else f"{error:+.1f}",
+        "" if error is None else f"{error:+.1f}{', ' if line['verdict'] else ''}{line['verdict']}",
     ]  # fmt: skip
