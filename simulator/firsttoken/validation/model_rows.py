@@ -86,8 +86,8 @@ def _work(
         return EncoderWork(student, options, tokens, runtime), f"{where}, {formats}"
     found = _NEW.search(line.text("notes"))
     new = int(found[1]) if found else 1 if "short context" in line.text("notes") else ANSWER
-    work = LlmWork(student, options, tokens, context or tokens + new, new, runtime)
-    return work, f"{tokens} tokens, context {work.context}, {formats}"
+    rows = context if context is not None and context > tokens else tokens + new
+    return LlmWork(student, options, tokens, rows, new, runtime), f"{tokens} tokens, context {rows}, {formats}"
 
 
 def _prompt(line: Line) -> tuple[int, str]:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from firsttoken_compiler.target.target import Target
 
+CPU_HEAD: Final = "onnx_cpu_head"
+"""ONNX with embedding and head on the CPU."""
 _RULES: Final = (
+    (r"onnx.*\n?.*(?:lm )?head.* on (?:the )?cpu|(?:lm )?head.* on (?:the )?cpu.*\n?.*onnx", CPU_HEAD),
     (r"geniex_llama\.?cpp|ggml.hexagon|llama\.cpp|\bq4_0\b|\bgguf\b", "geniex_llamacpp"),
     (r"geniex_qairt|geniex", "geniex_qairt"),
     (r"\bgenie\b", "genie"),
