@@ -1,4 +1,4 @@
-"""The package's own figures: sources, forms, and equality with the tables that they were taken from, where these are."""
+"""The package's own figures: sources, forms, and equality with the tables that they were taken from."""
 
 from __future__ import annotations
 
