@@ -15,6 +15,7 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "matrix.arrays": (1, 256),
     "matrix.macs_per_cycle": (1, 1 << 24),
     "matrix.fill_cycles": (0, 100_000),
+    "matrix.weight_cycles": (0, 100_000),
     "matrix.issue_cycles": (0, 100_000),
     "matrix.tile_bytes": (0, 1 << 16),
     "vector.lanes": (1, 65536),
@@ -154,6 +155,9 @@ def _matrix(unit: dict[str, Any], energy: dict[str, float]) -> Iterator[str]:
         yield "matrix.macs_per_cycle is empty, must name at least one pair such as int8xint8"
     if tile and unit["arrays"] != 1:
         yield f"matrix.arrays is {unit['arrays']}, must be 1 for kind tile: its extents are those of one issue"
+    for pair in unit["weight_cycles"]:
+        if not tile or pair not in unit["macs_per_cycle"]:
+            yield f"matrix.weight_cycles.{pair} has no rate, must name a pair of matrix.macs_per_cycle of a unit of tiles"
     most = unit["rows"] * unit["columns"] * (unit["tile_m"] if tile else unit["arrays"])
     for pair, rate in unit["macs_per_cycle"].items():
         if rate > most:

@@ -181,7 +181,8 @@ def _schema() -> type[BaseModel]:
             path = f"{name}.{field}"
             kind = _LISTS.get(kind, kind)
             if kind in (dict[str, int], dict[str, float]):
-                members[field] = (GenericAlias(dict, (str, entry(path, kind.__args__[1]))), ...)
+                table = GenericAlias(dict, (str, entry(path, kind.__args__[1])))
+                members[field] = (table, None if field in defaults else ...)
             elif field in defaults:
                 members[field] = (entry(path, kind), None)
             else:
@@ -225,7 +226,8 @@ def _validate(document: dict[str, Any], origin: str) -> dict[str, Any]:
 
 def _defaults(cls: type) -> dict[str, Any]:
     """Values of the fields that a file may leave out."""
-    return {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+    made = {field.name: field.default_factory() for field in fields(cls) if field.default_factory is not MISSING}
+    return made | {field.name: field.default for field in fields(cls) if field.default is not MISSING}
 
 
 def _refuse(origin: str, problems: list[str]) -> Any:

@@ -5,6 +5,7 @@ weight-stationary, per tile of the array: 2R + C + M - 2 (R to load the weights,
 output-stationary, per tile: R + C + K - 2.
 """
 
+import math
 from dataclasses import dataclass
 
 from firsttoken_compiler.errors import OptionError
@@ -61,8 +62,8 @@ def matmul_cost(target: Target, m: int, n: int, k: int, pair: str) -> MatmulCost
     if unit.kind == "tile":
         block = unit.tile_m * unit.rows * unit.columns
         per_issue = max(1, ceil_div(block, unit.macs_per_cycle[pair]))
-        rows = ceil_div(m, unit.tile_m)
-        return MatmulCost(ceil_div(n, unit.columns) * ceil_div(k, unit.rows), rows * per_issue, unit.fill_cycles, 0)
+        each = ceil_div(m, unit.tile_m) * per_issue + math.ceil(unit.weight_cycles.get(pair, 0.0))
+        return MatmulCost(ceil_div(n, unit.columns) * ceil_div(k, unit.rows), each, unit.fill_cycles, 0)
     # An array that is narrower than its peak for a pair repeats every step.
     r, c, width = unit.rows, unit.columns, unit.columns * unit.arrays
     repeat = max(1, ceil_div(r * width, unit.macs_per_cycle[pair]))

@@ -43,6 +43,9 @@ class Matrix:
     """Systolic: arrays of rows x columns side by side, which divide the columns of a product (its rows with `is`)."""
     tile_bytes: int = 0
     """Boundary on which the weights that the unit reads begin, in scratchpad and DRAM; 0: none of its own."""
+    weight_cycles: dict[str, float] = field(default_factory=dict)
+    """Tile: cycles by pair to turn rows x columns weights into what the unit multiplies, each time they are read, while
+    it waits; a pair that is absent takes none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,9 @@ class Dma:
     """Requests in flight per engine."""
     bus_bytes_per_cycle: int
     bus_latency_cycles: int
+    decoupled: bool = True
+    """Every engine of a core has a queue of its own; false: one sequencer issues all instructions in program order, so
+    that loads, products and stores overlap only where one is issued before another one ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +340,12 @@ class Target:
             document.pop(key)
         if self.dram_commands is None:
             document.pop("dram_commands")
+        if self.dma.decoupled:
+            document["dma"].pop("decoupled")
         if self.matrix.arrays == 1:
             document["matrix"].pop("arrays")
+        if not self.matrix.weight_cycles:
+            document["matrix"].pop("weight_cycles")
         if not self.bounds:
             document.pop("bounds")
         for key in OPTIONAL_ENERGY:
