@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: case-study blocks memory help demo test fuzz lint bench gemm dram bad-input precision kv-cache norm-cache smollm2 clean onnx-backend docs formats format-bench quality validate
+.PHONY: case-study blocks memory help demo test fuzz lint bench gemm dram bad-input precision kv-cache norm-cache smollm2 clean onnx-backend docs formats format-bench quality validate power
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ gemm: .venv/installed ## Set up, then write reports/gemm: four products beside o
 
 dram: .venv/installed ## Set up, then write reports/dram: what a stream gets of the DRAM, and what takes the rest.
 	$(PY) reports/dram.py
+
+power: .venv/installed ## Set up, then write reports/power: predicted power beside published figures.
+	$(PY) reports/power.py
 
 bad-input: .venv/installed ## Set up, then write reports/bad-input: what is said about every bad file, how soon, in how much memory.
 	$(PY) tests/bad_input/check.py

@@ -11,15 +11,21 @@ from firsttoken_compiler.isa.program import FORMAT, FORMAT_VERSION
 from firsttoken_compiler.isa.vector_kernel import OPERATIONS
 from firsttoken_compiler.tvm import dialect
 from firsttoken_simulator.report.document import (
+    EnergyBands,
+    EnergyRow,
     HostCallRow,
     LayerRow,
     OpRow,
     PathLink,
+    Range,
     RunDocument,
     Rung,
     TargetValue,
 )
 
+MODELS = [
+    OpRow, RunDocument, LayerRow, PathLink, Rung, HostCallRow, TargetValue, EnergyBands, EnergyRow, Range,
+]  # fmt: skip
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -28,7 +34,7 @@ def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("model", [OpRow, RunDocument, LayerRow, PathLink, Rung, HostCallRow, TargetValue])
+@pytest.mark.parametrize("model", MODELS)
 def test_every_field_is_described(model: type[RunDocument]) -> None:
     described = set(re.findall(r"`(\w+)`", text("docs/reports.md")))
     assert set(model.model_fields) <= described

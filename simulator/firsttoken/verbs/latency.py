@@ -76,7 +76,7 @@ def _show(found: Prediction, title: str) -> None:
         ("prefill", found.prefill_tok_s, "tokens/s", None),
         ("TPOT", found.tpot_ms, "ms", None), ("decode", found.decode_tok_s, "tokens/s", None),
         ("energy per token" if found.tpot_ms else "energy", found.energy_mj, "mJ", found.energy_band_mj),
-        ("host that polls, beside it", typical, "mJ", (low, high)), ("power", found.power_w, "W", found.power_band_w),
+        ("host polling, beside it", typical, "mJ", (low, high)), ("power", found.power_w, "W", found.power_band_w),
     ]  # fmt: skip
     shown = [[name, f"{value:,.2f}", unit, _width(band)] for name, value, unit, band in lines if value]
     table(["quantity", "value", "unit", "low to high"], shown)

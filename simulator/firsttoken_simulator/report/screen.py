@@ -109,7 +109,7 @@ ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
     ("  NPU + host", lambda r: f"{r.npu_ms:.2f} ms + {r.host_ms:.2f} ms"),
     ("time per output token", _tpot),
     ("energy per prompt", _energy),
-    ("  host that polls, beside it", _polling),
+    ("  host polling, beside", _polling),
     ("energy per token", _token_energy),
     ("average power", _power),
     ("DRAM read / written", lambda r: f"{amount(r.dram_read_bytes)} / {amount(r.dram_write_bytes)}"),

@@ -70,7 +70,7 @@ def test_screen_and_page_show_the_band(make_case) -> None:
     shown = banded(run.energy_mj, table.npu_mj, "mJ")
     assert re.search(rf"energy per prompt\s*│ {re.escape(shown)} ", out.getvalue())
     polling = banded(table.host_mj.typical, table.host_mj, "mJ")
-    assert re.search(rf"host that polls.*│ {re.escape(polling)} ", out.getvalue())
+    assert re.search(rf"host polling, beside.*│ {re.escape(polling)} ", out.getvalue())
     html = page(run)
     assert html.count('<th class="n">low</th><th class="n">typical</th><th class="n">high</th>') == 2
     for row in table.rows:
@@ -84,7 +84,7 @@ def test_screen_and_page_show_the_band(make_case) -> None:
 def test_a_host_that_is_not_modelled_is_said_so(make_case) -> None:
     out = io.StringIO()
     show(Console(file=out, width=200), [document(make_case(60, 1), host_poll_w=0.0)])
-    assert re.search(r"host that polls.*│ not modelled ", out.getvalue())
+    assert re.search(r"host polling, beside.*│ not modelled ", out.getvalue())
 
 
 def test_a_document_of_before_has_no_bands_and_is_shown(make_case) -> None:
