@@ -34,5 +34,5 @@ def test_every_tile_of_weights_costs_its_cycles(m: int) -> None:
 
 @pytest.mark.parametrize(("name", "pair"), [("systolic-128", "int8xint8"), ("snapdragon-8-gen3", "fp32xfp32")])
 def test_cycles_without_tiles_or_rate_are_refused(name: str, pair: str) -> None:
-    with pytest.raises(TargetError, match=f"matrix.weight_cycles.{pair} has no rate, must name a pair of matrix.macs"):
+    with pytest.raises(TargetError, match=f"matrix.weight_cycles.{pair} has no rate, must be a pair of matrix.macs"):
         parse_target(given(preset(name), pair, "4.0"), "t")

@@ -157,7 +157,7 @@ def _matrix(unit: dict[str, Any], energy: dict[str, float]) -> Iterator[str]:
         yield f"matrix.arrays is {unit['arrays']}, must be 1 for kind tile: its extents are those of one issue"
     for pair in unit["weight_cycles"]:
         if not tile or pair not in unit["macs_per_cycle"]:
-            yield f"matrix.weight_cycles.{pair} has no rate, must name a pair of matrix.macs_per_cycle of a unit of tiles"
+            yield f"matrix.weight_cycles.{pair} has no rate, must be a pair of matrix.macs_per_cycle, of tiles"
     most = unit["rows"] * unit["columns"] * (unit["tile_m"] if tile else unit["arrays"])
     for pair, rate in unit["macs_per_cycle"].items():
         if rate > most:
