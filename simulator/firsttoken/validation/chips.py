@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from firsttoken_compiler.errors import FirsttokenError
+
 if TYPE_CHECKING:
     from firsttoken_compiler.target.target import Target
 
@@ -35,7 +37,7 @@ _NVDLA: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """A chip's target: the name of a preset, or a variant of one that its name describes; or why there is none."""
+    """A chip's target: the name of a preset, and the variant of it that its name describes; or why there is none."""
 
     target: str
     variant: Target | None = None
@@ -61,4 +63,10 @@ def _nvdla(words: str) -> Chip:
     missing = [name for name, match in found.items() if match is None]
     if missing:
         return Chip("", None, f"an NVDLA whose description lacks {', '.join(missing)}")
-    return Chip("", None, "an NVDLA of a size that no target has")
+    from firsttoken.validation.chips_nvdla import nvdla_variant
+
+    macs, cbuf, rate = (float(match[1]) for match in found.values() if match is not None)
+    try:
+        return Chip("nvdla-full", nvdla_variant(int(macs), int(cbuf) << 10, rate * 1e9))
+    except FirsttokenError as error:
+        return Chip("", None, str(error))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from firsttoken.api import target_of
 from firsttoken.validation.chips import chip_of
+from firsttoken.validation.kernel_graphs import Operator
 from firsttoken.validation.kernel_works import work_of
 from firsttoken.validation.measurements import Measurement, Quantity, Row, Skipped
 from firsttoken.validation.runtimes import on, runtime_of
@@ -38,30 +39,6 @@ _DIMENSIONS: Final = {
     "matmul": 3, "gemv": 2, "layer_norm": 2, "rms_norm": 2, "softmax": 2, "silu_mul": 1, "add": 1, "rope": 2,
 }  # fmt: skip
 _ATTENTION: Final = re.compile(r"lq(\d+) lk(\d+) d(\d+) q(\d+)/kv(\d+)(?: causal ?= ?(\S+))?")
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """One operator as a table gives it.
-
-    Attributes:
-        op: matmul, gemv, layer_norm, rms_norm, softmax, silu_mul, add, rope, attention, bert.
-        shape: (M, K, N) of a matmul; (outputs, K) of a gemv; (rows, width) of norms and softmax; (elements,) of add and
-            silu_mul; (rows, head width) of rope; (rows of queries, rows of keys, head width, heads of queries, heads of
-            keys) of attention; nothing for bert.
-        dtypes: "bf16>fp32", operands and result, or one word for both.
-        causal: of attention.
-    """
-
-    op: str
-    shape: tuple[int, ...]
-    dtypes: str
-    causal: bool = False
-
-    @property
-    def text(self) -> str:
-        """As reports show it."""
-        return f"{self.op} {'x'.join(map(str, self.shape))} {self.dtypes}{' causal' if self.causal else ''}"
 
 
 def cycles(line: Line) -> Row:
@@ -149,7 +126,7 @@ def _row(
     if kind in _DIMENSIONS and len(shape) != _DIMENSIONS[kind]:
         raise line.error(column, f"{_DIMENSIONS[kind]} extents, which {kind} has")
     found = Operator(kind, shape, dtypes, causal)
-    runtime = runtime_of(chip.target, line.text("source"), line.text("used_by/source"))
+    runtime = runtime_of(chip.target, name, line.text("source"), line.text("used_by/source"), operator=True)
     known, unknown = on(target_of(chip.target), runtime)
     try:
         work = work_of(found, known)

@@ -59,8 +59,8 @@ class Measurement:
         file: name of the file.
         line: line of the file.
         chip: as the table calls it.
-        target: name of the target.
-        variant: the target itself where it is no preset, else None.
+        target: name of the preset.
+        variant: the preset in another size, else None.
         model: student or operator; rows of one model are left out together.
         work: what `latency` runs.
         setting: the row in words: lengths, number formats, runtime.

@@ -109,13 +109,16 @@ def validate(rows: Sequence[Row], jobs: int = 2, progress: Progress | None = Non
     """
     from firsttoken import latency
     from firsttoken.api import target_of
-    targets: dict[str, Target] = {}
+    presets: dict[str, Target] = {}
+    targets: dict[int, Target] = {}
     planned: list[tuple[Measurement, Target, tuple[Any, ...]]] = []
     refused: dict[int, str] = {}
     for at, row in enumerate(rows):
         if isinstance(row, Measurement):
             try:
-                target = targets.setdefault(row.target, target_of(row.machine))
+                if row.target not in presets:
+                    presets[row.target] = target_of(row.target)
+                target = targets[at] = row.variant or presets[row.target]
                 planned.append((row, target, latency.steps(row.work, target)))
             except FirsttokenError as error:
                 refused[at] = str(error)
@@ -129,13 +132,13 @@ def validate(rows: Sequence[Row], jobs: int = 2, progress: Progress | None = Non
             skipped.append(Skipped(row.file, row.line, row.chip, row.model, refused[at]))
         else:
             try:
-                outcomes.append(outcome_of(row, targets[row.target], clock))
+                outcomes.append(outcome_of(row, targets[at], clock))
             except FirsttokenError as error:
                 skipped.append(Skipped(row.file, row.line, row.chip, row.model, str(error)))
     used = dict.fromkeys(outcome.row.target for outcome in outcomes)
     files = tuple(dict.fromkeys(row.file for row in rows))
     return Validation(
-        version("firsttoken"), files, tuple(outcomes), tuple(skipped), tuple(targets[name] for name in used)
+        version("firsttoken"), files, tuple(outcomes), tuple(skipped), tuple(presets[name] for name in used)
     )
 
 
@@ -157,6 +160,8 @@ def predicted(row: Measurement, target: Target, clock: Any) -> dict[str, float]:
 
 
 def _values(row: Measurement, found: Any) -> dict[str, float]:
-    names = {"inference_ms": "ttft_ms"}
-    values = {q.name: getattr(found, names.get(q.name, q.name), None) for q in row.quantities}
+    times = {"inference_ms": found.ttft_ms}
+    if found.time_us is None and found.ttft_ms is not None:
+        times["time_us"] = found.ttft_ms * 1e3
+    values = {q.name: times.get(q.name, getattr(found, q.name, None)) for q in row.quantities}
     return {name: float(value) for name, value in values.items() if value is not None and value > 0}

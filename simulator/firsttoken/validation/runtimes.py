@@ -27,22 +27,27 @@ _RULES: Final = (
 """Qualcomm's hub without a runtime: its language models are run by Genie."""
 OF_TARGET: Final = (("rk", "rkllm"), ("xdna", "mlir_air"), ("tpu", "xla"), ("snapdragon", "genie"))
 """What runs on a target where a row says nothing, by the beginning of the target's name."""
+OF_OPERATORS: Final = (("snapdragon", "qnn_dlc"),)
+"""The same for single operators."""
 DEFAULT: Final = "default"
 
 
-def runtime_of(target: str, *texts: str) -> str:
+def runtime_of(target: str, *texts: str, operator: bool = False) -> str:
     """The runtime that texts name, by the first rule that fits; what is usual on the target where they name none."""
     words = "\n".join(texts).casefold()
     for pattern, runtime in _RULES:
         if re.search(pattern, words):
             return runtime
-    return next((runtime for prefix, runtime in OF_TARGET if target.startswith(prefix)), DEFAULT)
+    known = (*OF_OPERATORS, *OF_TARGET) if operator else OF_TARGET
+    return next((runtime for prefix, runtime in known if target.startswith(prefix)), DEFAULT)
 
 
 def on(target: Target, name: str) -> tuple[str | None, str]:
     """(the target's runtime of that name, or None for its first or only one, what is assumed by that)."""
     if name in target.runtimes:
         return name, ""
+    if name == CPU_HEAD and "onnx" in target.runtimes:
+        return "onnx", f"{name} is not described for {target.name}: run as by onnx"
     first = next(iter(target.runtimes), None)
     if first is None:
         return None, "" if name == DEFAULT else f"{name} is not described for {target.name}: each graph is one dispatch"
