@@ -25,6 +25,8 @@ OF_BITS: Final = {4: "int4", 8: "int8", 16: "fp16"}
 MATRICES: Final = tuple(role for role in ROLES if role != "norm")
 """Roles whose format can be chosen."""
 EMBEDDING: Final = "token_embd"
+HOST_ROLES: Final = (EMBEDDING, "output")
+"""What a CPU can compute beside the NPU because that was asked for."""
 HALF: Final = "fp16"
 
 
@@ -85,6 +87,7 @@ class Precision:
     scale; without any, each token has a scale of its own.
     `kv_cache` is the type in which keys and values are kept: int8 with a scale per token and head, or fp16.
     `storage` is the type of floating-point values between operators; with fp32 only what the matrix unit reads is fp16.
+    `host_roles`, of `HOST_ROLES`: what the host computes, on weights of `host_weight_bits` there, scales included.
     """
 
     weights: str = "int4"
@@ -99,6 +102,8 @@ class Precision:
     rules: tuple[WeightRule, ...] = ()
     norm_cache_place: str = "auto"
     residual_spill: str = "fp32"
+    host_roles: tuple[str, ...] = ()
+    host_weight_bits: float = 16.0
 
     def __post_init__(self) -> None:
         """Raises OptionError naming the option, the value, and what is possible."""
@@ -113,6 +118,11 @@ class Precision:
                 raise OptionError(f"{name} {value!r} is not one of {', '.join(known)}")
         if any(bits not in (0, *OF_BITS) for bits in self.layer_bits):
             raise OptionError(f"bits per layer {self.layer_bits}: each must be 4, 8 or 16 (0 keeps --weights)")
+        unknown = [role for role in self.host_roles if role not in HOST_ROLES]
+        if unknown:
+            raise OptionError(f"--host-roles has {unknown[0]!r}: the host computes {', '.join(HOST_ROLES)}, or nothing")
+        if not 1 <= self.host_weight_bits <= 32:
+            raise OptionError(f"--host-weight-bits {self.host_weight_bits}: from 1 to 32")
         self._check_pairs()
 
     def _check_pairs(self) -> None:

@@ -98,7 +98,10 @@ class _Run:
         self.done("specialise", student)
         student = prepare(add_masks(student))
         static = StaticRanges(dict(precision.ranges), multiplied(student.graph.node, student.initializers))
-        imported, canonical = split(student, self.fallback, self.done, frozenset(target.matrix.macs_per_cycle))
+        imported, canonical = split(
+            student, self.fallback, self.done, frozenset(target.matrix.macs_per_cycle), precision.host_roles,
+            precision.host_weight_bits,
+        )  # fmt: skip
         canonical = block_tables(canonical, imported.weights, precision, target)
         quantised = Quantise(precision, target).run(canonical, imported.weights)
         self.done("quantise", quantised.module)
@@ -162,9 +165,11 @@ def _lowered(
     from firsttoken_compiler.passes.fuse_windows import FuseWindows
     from firsttoken_compiler.passes.lower import Lower
     from firsttoken_compiler.passes.place import Place
+    from firsttoken_compiler.passes.quantise_images import QuantiseImages
 
     cached, decisions = norms.run(quantised)
-    fused, nodes = static.run(*FuseNorms().run(*FuseWindows().run(*Fuse().run(cached, canonical))))
+    fused, nodes = FuseNorms().run(*FuseWindows().run(*Fuse().run(cached, canonical)))
+    fused, nodes = FuseWindows().run(*static.run(*QuantiseImages(bool(static.ranges)).run(fused, nodes)))
     launches = Lower().run(fused)
     names = {variable: module_path(behind[0]) for variable, behind in nodes.nodes.items() if behind}
     return Lowered(cached, fused, nodes, launches, Place(target, names).run(launches), decisions)

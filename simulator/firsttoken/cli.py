@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 import typer
 
 from firsttoken.progress import Bar
+from firsttoken.verbs.calibrate import calibrate
 from firsttoken.verbs.footprint import footprint
 from firsttoken.verbs.latency import latency
 from firsttoken.verbs.mix import mix as mix_command
@@ -53,6 +54,7 @@ app.command()(ranges)
 app.command()(quality)
 app.command("mix")(mix_command)
 app.command()(validate)
+app.command()(calibrate)
 
 Student = Annotated[str, typer.Argument(help="An ONNX or GGUF file, or a built-in student.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", help="A preset (see 'firsttoken targets') or a .toml file.")]
@@ -104,6 +106,12 @@ NormPlace = Annotated[
 ]
 Spill = Annotated[
     Literal["fp32", "fp16"], typer.Option("--residual-spill", help="Type of the residual stream where it lies in DRAM.")
+]
+HostRoles = Annotated[
+    str, typer.Option("--host-roles", metavar="ROLES", help="What the host computes: 'token_embd,output', or one.")
+]
+HostBits = Annotated[
+    float, typer.Option("--host-weight-bits", help="Bits per weight of these on the host, scales included.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of every random choice.")]
 Fallback = Annotated[
@@ -159,6 +167,8 @@ def run(
     residual_spill: Spill = "fp32",
     kv_cache: KvCache = "fp16",
     acts_range: ActsRange = "dynamic",
+    host_roles: HostRoles = "",
+    host_weight_bits: HostBits = 16.0,
     seed: Seed = 0,
     fallback: Fallback = True,
     weights_absent: WeightsAbsent = False,
@@ -174,7 +184,7 @@ def run(
     options = _options(
         mix, acts_range, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
         kv_cache=kv_cache, norm_cache_place=norm_cache_place, residual_spill=residual_spill, seed=seed,
-        fallback=fallback, weights_absent=weights_absent,
+        fallback=fallback, weights_absent=weights_absent, host=(host_roles, host_weight_bits),
     )  # fmt: skip
     documents = []
     with Bar() as bar:
@@ -212,6 +222,8 @@ def compile_command(
     residual_spill: Spill = "fp32",
     kv_cache: KvCache = "fp16",
     acts_range: ActsRange = "dynamic",
+    host_roles: HostRoles = "",
+    host_weight_bits: HostBits = 16.0,
     seed: Seed = 0,
     fallback: Fallback = True,
     weights_absent: WeightsAbsent = False,
@@ -230,7 +242,7 @@ def compile_command(
     options = _options(
         mix, acts_range, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
         kv_cache=kv_cache, norm_cache_place=norm_cache_place, residual_spill=residual_spill, seed=seed,
-        fallback=fallback, weights_absent=weights_absent,
+        fallback=fallback, weights_absent=weights_absent, host=(host_roles, host_weight_bits),
     )  # fmt: skip
     written: dict[Path, Program] = {}
     with Bar() as bar:
@@ -238,16 +250,14 @@ def compile_command(
             several = length is not None and len(lengths) > 1
             folder = dump_dir / f"prompt-{length}" if several else dump_dir
             program = api.compile(
-                student, target, prompt=length, past=past, bind=_bindings(bind), options=options,
+                student, target, prompt=length, past=past, bind=_bindings(bind), options=options, progress=bar.update,
                 stop_after=stop_after, dump_after=dump_after, dump_dir=None if dump_after is None else folder,
-                progress=bar.update,
             )  # fmt: skip
             if program is not None:
                 written[bucket_path(out, length) if several and length is not None else out] = program
     for path, program in written.items():
         write_file(path, program.encode())
-    dump = None if dump_after is None else str(dump_dir)
-    facts: dict[str, Any] = {"program": None, "stopped_after": stop_after, "dump": dump}
+    facts: dict[str, Any] = {"program": None, "stopped_after": stop_after, "dump": dump_after and str(dump_dir)}
     if len(written) > 1:
         facts |= {"program": [str(path) for path in written]} | weight_bytes([*written.values()])
         programs = [_program_facts(program) | {"program": str(path)} for path, program in written.items()]
@@ -311,6 +321,8 @@ def generate(
     residual_spill: Spill = "fp32",
     kv_cache: KvCache = "fp16",
     acts_range: ActsRange = "dynamic",
+    host_roles: HostRoles = "",
+    host_weight_bits: HostBits = 16.0,
     seed: Seed = 0,
     compare: Annotated[
         Literal["onnxruntime"] | None, typer.Option("--compare", help="Print its answer too, and how far they agree.")
@@ -328,6 +340,7 @@ def generate(
             options=_options(
                 mix, acts_range, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
                 norm_cache_place=norm_cache_place, residual_spill=residual_spill, kv_cache=kv_cache, seed=seed,
+                host=(host_roles, host_weight_bits),
             ),
             target=target,
             compare=compare,
@@ -454,12 +467,14 @@ def students_show(name: Annotated[str, typer.Argument(show_default=False)], as_j
     _print_facts(student_document(name), as_json)
 
 
-def _options(mix: str | None, acts_range: str, **chosen: Any) -> RunOptions:
-    """The options of these names, with the rules of `--mix` and the ranges of `--acts-range`."""
+def _options(mix: str | None, acts_range: str, *, host: tuple[str, float], **chosen: Any) -> RunOptions:
+    """The options of these names, with the rules of `--mix`, the ranges of `--acts-range`, what the host has."""
     from firsttoken.act_ranges import ranges_of
     from firsttoken.options import RunOptions
     from firsttoken.weight_rules import rules_of
 
+    roles = tuple(role.strip() for role in host[0].split(",") if role.strip())
+    chosen |= {"host_roles": roles, "host_weight_bits": host[1]}
     return RunOptions(rules=() if mix is None else rules_of(mix), ranges=ranges_of(acts_range), **chosen)
 
 

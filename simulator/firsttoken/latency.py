@@ -353,7 +353,8 @@ class _Steps:
         context = next((bucket for bucket in self.buckets if bucket >= rows), max(rows, tokens))
         options, roles = self.work.options, self.runtime.host_roles
         if HEAD in roles or EMBEDDING in roles:
-            options = replace(options, rules=tuple(rule for rule in options.rules if rule.role not in roles))
+            rules = tuple(rule for rule in options.rules if rule.role not in roles)
+            options = replace(options, rules=rules, host_roles=())
         logits = self.runtime.all_logits and tokens > 1 and HEAD not in roles
         return Step(self.work.student, tokens, max(0, context - tokens), options, roles, logits)
 

@@ -35,6 +35,8 @@ class RunOptions:
         rules: formats for some of the matrices, before `layer_bits` and `weights`; the first that covers one decides.
         norm_cache_place: where normalised rows that are kept lie, "scratchpad", "dram" or "auto".
         residual_spill: "fp32" or "fp16", type of those sums of the residual stream that do not fit the scratchpad.
+        host_roles: what the host computes, "token_embd", "output" or both.
+        host_weight_bits: bits per weight of these as they lie on the host, scales included.
     """
 
     weights: str = "int4"
@@ -51,12 +53,15 @@ class RunOptions:
     rules: tuple[WeightRule, ...] = ()
     norm_cache_place: str = "auto"
     residual_spill: str = "fp32"
+    host_roles: tuple[str, ...] = ()
+    host_weight_bits: float = 16.0
 
     def __post_init__(self) -> None:
         """Raises OptionError for a combination that does not exist."""
         object.__setattr__(self, "layer_bits", tuple(self.layer_bits))
         object.__setattr__(self, "rules", tuple(self.rules))
         object.__setattr__(self, "ranges", tuple(self.ranges))
+        object.__setattr__(self, "host_roles", tuple(self.host_roles))
         self.precision()
 
     def precision(self, student_bits: tuple[int, ...] = ()) -> Precision:
@@ -74,6 +79,7 @@ class RunOptions:
         return replace(
             chosen, layer_bits=bits if any(bits) else (), kv_cache=self.kv_cache, ranges=self.ranges,
             norm_cache_place=self.norm_cache_place, residual_spill=self.residual_spill,
+            host_roles=self.host_roles, host_weight_bits=self.host_weight_bits,
         )  # fmt: skip
 
     def meta(self) -> dict[str, Any]:
@@ -90,4 +96,5 @@ class RunOptions:
             "acts_range": "static" if chosen.ranges else "dynamic",
             "seed": self.seed,
             **({"mix": [rule.text() for rule in self.rules]} if self.rules else {}),
+            **({"host_roles": list(self.host_roles)} if self.host_roles else {}),
         }

@@ -11,7 +11,6 @@ from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.dma import Gather, Load, Store
 from firsttoken_compiler.isa.host import HostLoad, HostRun, HostStore
-from firsttoken_compiler.isa.instruction import columns
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.program import Program
 from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Space, queue_name
@@ -104,9 +103,32 @@ def build(program: Program, target: Target) -> Table:
         else:
             bursts += _copy(rows, account, index, code[index], target, kind)
     _host(rows, account, np.flatnonzero(np.isin(opcode, HOST_OPCODES)), program, target)
-    order = np.argsort(code[:, word.QUEUE], kind="stable")
-    first = np.searchsorted(code[order, word.QUEUE], np.arange(queues + 1))
+    queue = code[:, word.QUEUE]
+    if not target.dma.decoupled:
+        queue = _one_queue(rows, queue)
+    order = np.argsort(queue, kind="stable")
+    first = np.searchsorted(queue[order], np.arange(queues + 1))
     return Table(rows, order.astype(np.int64), first.astype(np.int64), bursts, account)
+
+
+def _one_queue(rows: np.ndarray, queue: np.ndarray) -> np.ndarray:
+    """The queue of each instruction where one sequencer per core issues all; waits in `rows` become those on it.
+
+    A wait for the n-th signal of an engine is one for all signals of the core up to that one, in program order.
+    """
+    core = queue - queue % ENGINES_PER_CORE
+    signals = rows[:, T_SIGNAL] != 0
+    ranks = np.zeros(len(rows), np.int64)
+    for first in np.unique(core):
+        ranks[core == first] = np.cumsum(signals[core == first])
+    of_engine = {int(q): ranks[signals & (queue == q)] for q in np.unique(queue)}
+    for column in range(T_WAITS, rows.shape[1], 2):
+        for row in np.flatnonzero(rows[:, column] >= 0):
+            other, count = int(rows[row, column]), int(rows[row, column + 1])
+            if count > 0:
+                rows[row, column + 1] = of_engine[other][count - 1]
+            rows[row, column] = other - other % ENGINES_PER_CORE
+    return np.asarray(core)
 
 
 def _compute(
@@ -135,7 +157,7 @@ def _host(rows: np.ndarray, account: Account, index: np.ndarray, program: Progra
     rows[index, T_KIND] = COMPUTE
     rows[index, T_SLICES] = 1
     rows[index, T_HEAD] = account.busy_fs[index] = host.durations_fs(code, program.hosts, target)
-    nbytes = columns(code, 0)[2]
+    nbytes = host.traffic(code, program.hosts)
     account.dram_read_bytes[index] = nbytes * (code[:, word.OPCODE] == HostLoad.OPCODE)
     account.dram_write_bytes[index] = nbytes * (code[:, word.OPCODE] == HostStore.OPCODE)
 

@@ -38,3 +38,13 @@ def test_int4_answers_readably() -> None:
     options = RunOptions(weights="int4", acts="int8", group="32")
     found = generate(STUDENT, "What is the capital of France?", max_new_tokens=8, options=options)
     assert "capital of France" in found.text
+
+
+def test_table_and_head_on_the_host_give_the_reference_tokens() -> None:
+    options = RunOptions(weights="fp16", host_roles=("token_embd", "output"), host_weight_bits=32)
+    found = generate(
+        STUDENT, "What is the capital of France?", max_new_tokens=3, options=options, compare="onnxruntime"
+    )
+    assert found.ids == found.reference_ids
+    assert found.agreement is not None
+    assert found.agreement.logits_cosine_min >= 0.9999

@@ -9,7 +9,7 @@ import numpy as np
 from firsttoken_compiler.frontend.partition import Segment
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.host import HostLoad, HostRun, HostStore, host_flags
-from firsttoken_compiler.isa.host_call import HostCall, HostValue
+from firsttoken_compiler.isa.host_call import COPIED, HostCall, HostValue
 from firsttoken_compiler.isa.types import Dtype, Engine, Operand, Space
 from firsttoken_compiler.passes.host import HostSite
 
@@ -36,9 +36,10 @@ def _transfer(kind: type[HostLoad] | type[HostStore], call: int, op: int, slot: 
 
 def host_call(segment: Segment, site: HostSite, loaded: list[Dtype], stored: list[Dtype]) -> HostCall:
     """The program's entry: how the subgraph's operands lie in memory, and what the call costs."""
+    reads = {name: segment.reads.get(name, COPIED) for name in (*segment.inputs, *segment.weights)}
     layouts = [*site.operands, *((segment.types[n].shape, row_major(segment.types[n].shape)) for n in segment.weights)]
     inputs = tuple(
-        HostValue(name, segment.types[name].elem_type, shape, dtype, strides)
+        HostValue(name, segment.types[name].elem_type, shape, dtype, strides, reads[name])
         for name, (shape, strides), dtype in zip((*segment.inputs, *segment.weights), layouts, loaded, strict=True)
     )
     outputs = tuple(

@@ -6,8 +6,8 @@ and back. In the graph that goes on to the importer each segment is one node of 
 
 import heapq
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from firsttoken_compiler.errors import StudentError
@@ -44,17 +44,33 @@ class Segment:
     flops: int
     nbytes: int
     model: bytes
+    reads: Mapping[str, int] = field(default_factory=dict)
+    """Of weights that lie on the host's own side: bytes of them that the call reads, in place of a copy."""
 
 
-def extract(student: OnnxStudent, reasons: Mapping[str, str]) -> tuple[OnnxStudent, tuple[Segment, ...]]:
+@dataclass(frozen=True)
+class Placed:
+    """Nodes that the host computes because that was asked for, on weights that it has in a format of its own."""
+
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """Name → reason."""
+    bits: float = 32
+    """Of one weight, scales included."""
+
+
+def extract(
+    student: OnnxStudent, reasons: Mapping[str, str], placed: Placed | None = None
+) -> tuple[OnnxStudent, tuple[Segment, ...]]:
     """The student with every node named in `reasons` replaced by calls of segments, and the segments.
 
+    Nodes of `placed` are among those of `reasons`.
     Raises StudentError when a value between host and NPU has no static shape, as the memory map needs one.
     """
     if not reasons:
         return student, ()
     reasons = _absorbed(student, reasons)
-    groups = _groups(student, reasons)
+    placed = placed or Placed()
+    groups = _groups(student, reasons, placed)
     types = value_types(student)
     readers: dict[str, set[int]] = {}
     home = {node: index for index, members in enumerate(groups) for node in members}
@@ -64,7 +80,8 @@ def extract(student: OnnxStudent, reasons: Mapping[str, str]) -> tuple[OnnxStude
     for value in student.graph.output:
         readers.setdefault(value.name, set()).add(-1)
     segments = tuple(
-        _segment(student, index, members, reasons, readers, types) for index, members in enumerate(groups)
+        _segment(student, index, members, reasons, readers, types, placed)
+        for index, members in enumerate(groups)
     )
     return _replaced(student, groups, segments), segments
 
@@ -85,8 +102,11 @@ def _absorbed(student: OnnxStudent, reasons: Mapping[str, str]) -> dict[str, str
     return joined
 
 
-def _groups(student: OnnxStudent, reasons: Mapping[str, str]) -> list[list[int]]:
-    """Node numbers of each segment: nodes of the host with as many changes from NPU to host before them."""
+def _groups(student: OnnxStudent, reasons: Mapping[str, str], placed: Placed) -> list[list[int]]:
+    """Node numbers of each segment: nodes of the host with as many changes from NPU to host before them.
+
+    What a placed node makes of weights alone goes where it is read first, so that weights stay where they lie.
+    """
     depth: dict[str, tuple[int, bool]] = {}
     groups: dict[int, list[int]] = {}
     for number, node in enumerate(student.graph.node):
@@ -99,12 +119,22 @@ def _groups(student: OnnxStudent, reasons: Mapping[str, str]) -> list[list[int]]
             depth[name] = (level, host)
         if host:
             groups.setdefault(level, []).append(number)
-    return [groups[level] for level in sorted(groups)]
+    first: dict[str, int] = {}
+    for number, node in reversed(list(enumerate(student.graph.node))):
+        level = depth[node.output[0]][0] if node.name in reasons else 0
+        wanted = min((first[name] for name in node.output if name in first), default=level)
+        if node.name in placed.nodes and wanted > level and set(read_names(node)) <= set(student.initializers):
+            groups[level].remove(number)
+            groups[wanted] = sorted([*groups[wanted], number])
+            level = wanted
+        if node.name in reasons:
+            first |= {name: min(level, first.get(name, level)) for name in read_names(node)}
+    return [groups[level] for level in sorted(groups) if groups[level]]
 
 
 def _segment(
     student: OnnxStudent, index: int, members: list[int], reasons: Mapping[str, str],
-    readers: Mapping[str, set[int]], types: Mapping[str, TensorType],
+    readers: Mapping[str, set[int]], types: Mapping[str, TensorType], placed: Placed,
 ) -> Segment:  # fmt: skip
     nodes = restored(student.graph.node[number] for number in members)
     made = {name for node in nodes for name in node.output if name}
@@ -122,11 +152,11 @@ def _segment(
     given = {name: types[name] for name in (*inputs, *weights, *outputs)}
     model = _model(student, nodes, read, inputs, weights, outputs, types)
     inner = {name: types[name] for node in nodes for name in (*read_names(node), *node.output) if name in types}
-    nbytes = sum(inner[name].nbytes for node in nodes for name in (*node.input, *node.output) if name in inner)
+    cost = cost_of(nodes, inner, student.initializers, placed)
     return Segment(
         f"host.{index}", tuple(node.name for node in nodes), _why(nodes, reasons),
-        tuple(inputs), tuple(weights), tuple(outputs), given, sum(operations(node, inner) for node in nodes), nbytes,
-        model,
+        tuple(inputs), tuple(weights), tuple(outputs), given, cost.flops, cost.nbytes, model,
+        {name: nbytes for name, nbytes in cost.reads.items() if name in weights},
     )  # fmt: skip
 
 
@@ -187,6 +217,42 @@ def _operator_sets(student: OnnxStudent, nodes: list[Any]) -> list[Any]:
     if not student.model.functions and all(defs.has(node.op_type, version) for node in plain):
         version = max((defs.get_schema(node.op_type, version).since_version for node in plain), default=version)
     return [helper.make_opsetid("", version), *sets]
+
+
+@dataclass
+class _Cost:
+    """What a call costs the host; see `Segment`."""
+
+    flops: int = 0
+    nbytes: int = 0
+    reads: dict[str, int] = field(default_factory=dict)
+
+
+def cost_of(nodes: list[Any], types: Mapping[str, TensorType], weights: Collection[str], placed: Placed) -> _Cost:
+    """Operations of the nodes, and bytes that they read and write.
+
+    Weights of placed nodes are read as they are stored on the host: a gather reads its rows, other operators all. What
+    is made of such weights alone (a transposition, floats out of integers) is how they are stored.
+    """
+    cost, behind = _Cost(), {name: {name} for name in weights}
+    for node in nodes:
+        read = list(read_names(node))
+        if node.name not in placed.nodes:
+            cost.flops += operations(node, types)
+            cost.nbytes += sum(types[name].nbytes for name in (*node.input, *node.output) if name in types)
+            continue
+        if read and all(name in behind for name in read):
+            behind |= {name: set().union(*(behind[source] for source in read)) for name in node.output}
+            continue
+        cost.flops += operations(node, types)
+        cost.nbytes += sum(types[n].nbytes for n in (*read, *node.output) if n in types and n not in behind)
+        for name in (name for name in read if name in behind and name in types):
+            stored = types[node.output[0]] if node.op_type == "Gather" else types[name]
+            nbytes = math.ceil(stored.elements * placed.bits / 8)
+            cost.nbytes += nbytes
+            for number, weight in enumerate(sorted(behind[name])):  # the first stands for its scales too
+                cost.reads[weight] = cost.reads.get(weight, 0) + (0 if number else nbytes)
+    return cost
 
 
 def operations(node: Any, types: Mapping[str, TensorType]) -> int:

@@ -17,6 +17,10 @@ def is_bits(name: str) -> bool:
     return name.startswith(("bfloat16", "float8", "float4", "int2", "uint2"))
 
 
+COPIED: Final = -1
+"""An operand that the host copies whole before it computes."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostValue:
     """An operand or result of a call: a tensor of the subgraph, and how its elements lie in the program's memory."""
@@ -30,6 +34,8 @@ class HostValue:
     """Element type in memory."""
     strides: tuple[int, ...]
     """In elements; 0 along repeats. Results are row-major."""
+    reads: int = COPIED
+    """Bytes of a weight on the host's own side that the call reads there; its load moves nothing and takes no time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,11 @@ decoder (no logits as wide as a gathered table is long, or attention that looks 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.tvm.api import Call, operator_name, relax, shape_of
 
@@ -53,11 +55,20 @@ def roles_of(canonical: Canonical) -> Roles:
     return _Graph(canonical).roles()
 
 
+def nodes_of(canonical: Canonical, roles: Collection[str]) -> dict[str, str]:
+    """ONNX nodes that gather rows of the token table (`token_embd`) or make the logits (`output`), each with its role.
+
+    Raises StudentError for a graph that has none of a role.
+    """
+    graph = _Graph(canonical)
+    return {node: role for role in roles for node in graph.nodes(role)}
+
+
 class _Graph:
     """The module's calls, and how many attentions lie behind each value."""
 
     def __init__(self, canonical: Canonical) -> None:
-        function = canonical.module["main"]
+        function, self.known = canonical.module["main"], canonical.nodes
         bindings = [b for block in function.body.blocks for b in block.bindings]
         self.results = list(getattr(bindings[-1].value, "fields", ()))
         self.calls: dict[Any, Any] = {}
@@ -88,11 +99,24 @@ class _Graph:
             self._after_attention(product)
         self._feed_forward()
         vocabulary = int(self.calls[head].attrs["n"])
-        for gather in self._all("npu.gather"):
-            table = self.calls[gather].args[0]
-            if vocabulary in shape_of(table):
-                self.places.setdefault(str(table.name), Place("token_embd"))
+        for gather in self._tables(vocabulary):
+            self.places.setdefault(str(self.calls[gather].args[0].name), Place("token_embd"))
         return Roles(max(self.behind[attention] for attention in attentions), self.places)
+
+    def nodes(self, role: str) -> tuple[str, ...]:
+        """See `nodes_of`."""
+        head = self._head()
+        if head is None:
+            raise StudentError(
+                f"--host-roles {role}: the graph returns no product as wide as a table of which it gathers rows is "
+                "long; leave the option out"
+            )
+        places = [head] if role == "output" else self._tables(int(self.calls[head].attrs["n"]))
+        return tuple(node for place in places for node in self.known.get(str(place.name), ()))
+
+    def _tables(self, vocabulary: int) -> list[Any]:
+        """Gathers of rows of the token table."""
+        return [value for value in self._all("npu.gather") if vocabulary in shape_of(self.calls[value].args[0])]
 
     def _all(self, name: str) -> list[Any]:
         return [value for value, call in self.calls.items() if operator_name(call) == name]

@@ -1,7 +1,8 @@
 """Which ONNX nodes the NPU runs and which the host: tried, not guessed.
 
 The graph is imported and canonicalised; the nodes that no converter reads and no rule covers are left to the host as
-segments; what remains is tried again until nothing more is left over.
+segments; what remains is tried again until nothing more is left over. What was asked of the host is a segment from the
+first attempt on.
 """
 
 from collections.abc import Callable
@@ -12,23 +13,27 @@ from firsttoken_compiler.frontend.blocks import refuse_left
 from firsttoken_compiler.frontend.importer import Imported, import_onnx, unsupported_message
 from firsttoken_compiler.frontend.masks import without_masks
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
-from firsttoken_compiler.frontend.partition import extract
+from firsttoken_compiler.frontend.partition import Placed, extract
 from firsttoken_compiler.passes.canonicalise import Canonical, Canonicalise
+from firsttoken_compiler.passes.roles import nodes_of
 
 Done = Callable[[str, object], None]
 
 
 def split(
-    student: OnnxStudent, fallback: bool, done: Done = lambda _name, _made: None, pairs: frozenset[str] | None = None
-) -> tuple[Imported, Canonical]:
+    student: OnnxStudent, fallback: bool, done: Done = lambda _name, _made: None, pairs: frozenset[str] | None = None,
+    host_roles: tuple[str, ...] = (), host_weight_bits: float = 32,
+) -> tuple[Imported, Canonical]:  # fmt: skip
     """The graph as it is imported at last, with its segments, and its canonical form.
 
     `done` hears of the passes `import` and `canonicalise`. Without `fallback` a StudentError lists what is left over.
-    `pairs`: types that the target multiplies.
+    `pairs`: types that the target multiplies. `host_roles`: what the host computes in any case, with weights of
+    `host_weight_bits` there.
     """
-    reasons: dict[str, str] = {}
+    placed = Placed(_asked(student, host_roles), host_weight_bits)
+    reasons = dict(placed.nodes)
     while True:
-        staged, segments = extract(without_masks(student, reasons), reasons)
+        staged, segments = extract(without_masks(student, reasons), reasons, placed)
         imported = replace(import_onnx(staged, segments), pairs=pairs)
         canonical = Canonicalise().attempt(imported)
         own = {segment.name for segment in segments}
@@ -43,3 +48,13 @@ def split(
             done("canonicalise", canonical.module)
             return imported, canonical
         reasons |= left
+
+
+def _asked(student: OnnxStudent, roles: tuple[str, ...]) -> dict[str, str]:
+    """ONNX nodes of these roles, each with the reason why it is the host's; raises StudentError for blocks."""
+    if not roles:
+        return {}
+    nodes = nodes_of(Canonicalise().attempt(import_onnx(student)), roles)
+    reasons = {node: f"asked for by --host-roles {role}" for node, role in nodes.items()}
+    refuse_left(student, reasons)
+    return reasons
