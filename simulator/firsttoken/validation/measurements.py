@@ -119,13 +119,14 @@ def parse(data: bytes, file: str) -> tuple[Row, ...]:
 
 
 def rows_of(table: Table) -> tuple[Row, ...]:
-    """The rows of a table, fastest first among those of the same operator; raises MeasurementError."""
+    """The rows of a table; raises MeasurementError."""
     from firsttoken.validation import kernel_rows, model_rows
 
     if table.form == "models":
         return tuple(model_rows.row_of(line) for line in table.lines)
     readers = {"cycles": kernel_rows.cycles, "products": kernel_rows.product, "operators": kernel_rows.operator}
-    return kernel_rows.slower_apart([readers[table.form](line) for line in table.lines])
+    found = [readers[table.form](line) for line in table.lines]
+    return kernel_rows.slower_apart(found) if table.form == "operators" else tuple(found)
 
 
 __all__ = ["KINDS", "TIMES", "UNITS", "Measurement", "MeasurementError", "Quantity", "Row", "Skipped", "parse", "read"]
