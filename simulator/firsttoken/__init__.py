@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from firsttoken import latency as latency
     from firsttoken.api import compile, execute, generate, quality, run, simulate
     from firsttoken.cost import CostModel, Estimate
+    from firsttoken.latency import EncoderWork, LlmWork, Prediction
     from firsttoken.options import RunOptions
     from firsttoken_compiler.target.target import Target
 
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "CostModel": "firsttoken.cost",
+    "EncoderWork": "firsttoken.latency",
     "Estimate": "firsttoken.cost",
+    "LlmWork": "firsttoken.latency",
+    "Prediction": "firsttoken.latency",
     "RunOptions": "firsttoken.options",
     "Target": "firsttoken_compiler.target.target",
     "compile": "firsttoken.api",
@@ -30,8 +35,8 @@ _HOMES: Final = {
 }
 
 __all__ = [
-    "CostModel", "Estimate", "RunOptions", "Target", "__version__", "compile", "execute", "generate", "quality",
-    "run", "simulate",
+    "CostModel", "EncoderWork", "Estimate", "LlmWork", "Prediction", "RunOptions", "Target", "__version__", "compile",
+    "execute", "generate", "latency", "quality", "run", "simulate",
 ]  # fmt: skip
 
 
@@ -40,6 +45,8 @@ def __getattr__(name: str) -> Any:
     value: Any
     if name == "__version__":
         value = _version()
+    elif name == "latency":  # the module: its function of that name times a work
+        value = import_module("firsttoken.latency")
     elif name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     else:

@@ -36,3 +36,24 @@ def test_an_encoder_has_one_inference() -> None:
     found = json.loads(CliRunner().invoke(app, ["latency", "minilm-l6", "--target", "systolic-128", "--json"]).output)
     assert list(found["parts"]) == ["inference"]
     assert found["tpot_ms"] is None
+
+
+def test_number_formats_are_those_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from firsttoken import latency
+
+    steps: list[latency.Step] = []
+    monkeypatch.setattr(latency, "compile_step", lambda step, target: steps.append(step) or step)
+    asked = "--asymmetric --norm-cache off --residual-spill fp16 --kv-cache int8 --mix output=int8 --acts int16"
+    done = CliRunner().invoke(app, [*RUN, *asked.split(), "--group", "channel", "--json"])
+    assert done.exit_code == 0, done.output
+    (options,) = {step.options for step in steps}
+    assert (options.asymmetric, options.norm_cache, options.residual_spill) == (True, "off", "fp16")
+    assert (options.acts, options.group, options.kv_cache) == ("int16", "channel", "int8")
+    assert [rule.text() for rule in options.rules] == ["output=int8"]
+
+
+def test_unknown_runtimes_are_named_with_those_that_there_are() -> None:
+    from firsttoken_compiler.errors import TargetError
+
+    with pytest.raises(TargetError, match="no runtime 'nothing', it has default"):
+        CliRunner().invoke(app, [*RUN, "--runtime", "nothing"], catch_exceptions=False)

@@ -28,13 +28,21 @@ def latency(
     acts: Annotated[Literal["int8", "int16", "fp16"] | None, typer.Option(help="As in 'run'.")] = None,
     group: Annotated[Literal["32", "64", "128", "channel"], typer.Option(help="As in 'run'.")] = "128",
     mix: Annotated[str | None, typer.Option(metavar="RULES", help="As in 'run'.")] = None,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="As in 'run'.")] = False,
+    norm_cache: Annotated[
+        Literal["int8", "int16", "fp16", "off", "statistics", "auto"] | None, typer.Option(help="As in 'run'.")
+    ] = None,
+    norm_cache_place: Annotated[Literal["auto", "scratchpad", "dram"], typer.Option(help="As in 'run'.")] = "auto",
+    residual_spill: Annotated[Literal["fp32", "fp16"], typer.Option(help="As in 'run'.")] = "fp32",
     kv_cache: Annotated[Literal["fp16", "int8"], typer.Option(help="As in 'run'.")] = "fp16",
+    acts_range: Annotated[str, typer.Option(metavar="dynamic|FILE", help="As in 'run'.")] = "dynamic",
     cache: Annotated[bool, typer.Option(help="Use results kept from earlier runs.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Time a prompt in chunks and the tokens after it, with what the runtime's launches cost."""
     from firsttoken import api
     from firsttoken import latency as rooms
+    from firsttoken.act_ranges import ranges_of
     from firsttoken.cli import print_json
     from firsttoken.options import RunOptions
     from firsttoken.subject import Encoder, subject_of
@@ -42,8 +50,10 @@ def latency(
 
     machine, subject = api.target_of(target), subject_of(student)
     options = RunOptions(
-        weights=weights, acts=acts, group=group, rules=() if mix is None else rules_of(mix), kv_cache=kv_cache
-    )
+        weights=weights, acts=acts, group=group, rules=() if mix is None else rules_of(mix), kv_cache=kv_cache,
+        asymmetric=asymmetric, norm_cache=norm_cache, norm_cache_place=norm_cache_place,
+        residual_spill=residual_spill, ranges=ranges_of(acts_range),
+    )  # fmt: skip
     asked = student if subject.kind != "an ONNX file" else Path(student)
     work: Work = (
         rooms.EncoderWork(asked, options, prompt, runtime)
