@@ -197,10 +197,24 @@ def markdown(rows: Iterable[Found]) -> str:
     lines += [
         f"| {row.figure.job} | {' | '.join(f'{row.parts[name].typical:.2f}' for name in names)} |" for row in rows
     ]
-    lines += ["", "How the jobs differ, and who published the figures:", ""]
+    lines += ["", *WHY, "", "How the jobs differ, and who published the figures:", ""]
     lines += [f"- {row.figure.job}: {row.figure.differs} ({row.figure.source})." for row in rows]
     return "\n".join([*lines, ""])
 
+
+WHY: Final = (
+    "What the differences come from, as far as it can be told from here:",
+    "",
+    "- **Decode is DRAM power**: bits per second times 8 pJ. A model that streams weights faster than the part does takes as much",
+    "  more power, with the energy of a token unchanged; so a figure of power alone does not tell the two apart.",
+    "- **Polling** is 30 % of another chip's system under another runtime, which takes 7 to 10 W there. A phone that stays below 5 W as",
+    "  a whole cannot have that host as well: the two sources contradict each other, and NPU with DRAM alone is what remains below.",
+    "- **Prefill** is multipliers and scratchpad. Every operand is counted as one access of the 8 MB scratchpad per tile; registers and",
+    "  small buffers between, which would take most of it back, are not public and not modelled. The published 2.23 W is also that of a",
+    "  device whose clock is governed by its power, while the preset runs at its highest clock all the time.",
+    "- **The A15's figure** is 0.28 pJ per fp16 multiply-accumulate with everything in it, below what the sources give for the multiplier",
+    "  alone at 4 to 5 nm. What it covers is not published.",
+)
 
 COLUMNS: Final = (
     "job", "target", "phase", "covers", "bound", "published_w", "low_w", "typical_w", "high_w", "npu_w", "dram_w",
