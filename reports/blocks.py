@@ -81,7 +81,8 @@ def main() -> None:
     lines = [
         "# Products on blocks", "",
         f"[m, {K}] x [{K}, {N}], fp16 activations, weights in every format; `int4` has a scale per column. Redrawn by",
-        "`python reports/blocks.py`. The methods are described in [numerics](../../docs/numerics.md#products-on-blocks).", "",
+        "`python reports/blocks.py`. The methods are described in [numerics](../../docs/numerics.md#products-on-blocks).",
+        "Energies are typical ones; [energy](../../docs/energy.md) has how far their sources disagree.", "",
     ]  # fmt: skip
     for target in TARGETS:
         for tokens in TOKENS:

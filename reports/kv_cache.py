@@ -33,6 +33,7 @@ Redraw: `make kv-cache`.
 
 Weights int4 in groups of 128, activations int8, one token. *Cache* are keys and values in DRAM with their scales, *traffic* what
 the token moves of them. Attention reads the whole cache once; everything else is weights, which the option does not touch.
+Energies are typical ones; [energy](../../docs/energy.md) has how far their sources disagree.
 
 | student | target | keys and values | cycles | attention, cycles | quantised appends, cycles | cache MB | traffic MB | energy mJ |
 |---|---|---|---|---|---|---|---|---|"""

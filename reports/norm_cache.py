@@ -57,6 +57,7 @@ A page for each student and target has bytes, cycles and energy; presets with le
 the residual stream and with tiles of weights, are among them. Weights int4 in groups of 128, activations int8. A place
 of `scratchpad` is the program of `auto` where that keeps all rows there. The cycles are those of the whole prompt on the
 timing machine.
+Energies are typical ones; [energy](../../docs/energy.md) has how far their sources disagree.
 `against off`: time of `off` over the row's, above 1 where keeping pays. Last column: how many norms keep rows in the
 scratchpad and how many in DRAM, and the bytes of the largest one with its scales."""
 NUMBERS: Final = """Logits of all tokens on the functional machine. KL is the divergence of the next token's distribution, mean over

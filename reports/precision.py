@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firsttoken import RunOptions, run
+from firsttoken_simulator.report.energy_table import low_high
 
 STUDENT: Final = "deepseek-r1-distill-qwen-1.5b"
 PROMPT: Final = 64
@@ -54,16 +55,17 @@ def table(target: str, documents: dict[str, Any]) -> list[str]:
     rows = [
         f"## {target}",
         "",
-        "| weights / activations | TTFT ms | against fp16 | DRAM MB | NPU cycles | bound (ms) | MAC util % | energy mJ |",
-        "|---|---|---|---|---|---|---|---|",
+        "| weights / activations | TTFT ms | against fp16 | DRAM MB | NPU cycles | bound (ms) | MAC util % | energy mJ | low to high |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, run_ in documents.items():
         moved = (run_.dram_read_bytes + run_.dram_write_bytes) / 1e6
         bound = sorted(run_.time_by_bound_ms.items(), key=lambda item: -item[1])[:2]
         words = ", ".join(f"{cause} {ms:.1f}" for cause, ms in bound)
+        low, high = low_high(run_)
         rows.append(
             f"| {name} | {run_.ttft_ms:.2f} | {base.ttft_ms / run_.ttft_ms:.2f}x | {moved:.0f} | {run_.ttft_cycles:,} | {words} "
-            f"| {run_.mac_util_pct:.1f} | {run_.energy_mj:.0f} |"
+            f"| {run_.mac_util_pct:.1f} | {run_.energy_mj:.0f} | {low:.0f} to {high:.0f} |"
         )
     bytes_ratio = base.dram_read_bytes / best.dram_read_bytes
     rows += [

@@ -438,6 +438,9 @@ def targets_show(name: Annotated[str, typer.Argument(show_default=False)], as_js
         return
     print(f"{document['name']}: {document['description']} (hash {document['hash']})")
     columns = ["path", "value", "unit", "grade", "source"]
+    for row in document["values"]:
+        if row["low"] is not None:
+            row["value"] = f"{row['value']} ({row['low']} to {row['high']})"
     table(columns, [[str(row[column]) for column in columns] for row in document["values"]])
     print("not modelled:")
     for line in document["not_modelled"]:

@@ -12,7 +12,7 @@ _UNITS: Final = (
     ("macs_per_cycle", "MAC/cycle"), ("bytes_per_cycle", "B/cycle"), ("bytes_per_s", "B/s"), ("pj_per_byte", "pJ/B"),
     ("pj_per_bit", "pJ/bit"), ("_pj", "pJ"), ("_ns", "ns"), ("_us", "us"), ("_hz", "Hz"), ("_mtps", "MT/s"),
     ("_cycles", "cycles"), ("vector.cycles", "cycles"), ("bytes", "B"), ("_bits", "bit"), ("flops", "FLOP/s"),
-    ("static_w", "W"), ("outstanding", "requests"), ("queue_depth", "requests"),
+    ("_w", "W"), ("outstanding", "requests"), ("queue_depth", "requests"),
 )  # fmt: skip
 
 
@@ -24,14 +24,20 @@ def unit_of(path: str) -> str:
 
 
 def target_document(name: str) -> dict[str, Any]:
-    """Every value of a target with unit, grade and source; raises TargetError for an unknown or malformed one."""
+    """Every value of a target with unit, grade and source, and the bounds of an energy (None where it has none).
+
+    Raises TargetError for an unknown or malformed one.
+    """
     target = load_target(name)
     rows = []
     for path, provenance in target.provenance.items():
+        low, high = target.bounds.get(path, (None, None))
         rows.append(
             {
                 "path": path,
                 "value": target.value(path),
+                "low": low,
+                "high": high,
                 "unit": unit_of(path),
                 "grade": provenance.grade,
                 "source": provenance.source,

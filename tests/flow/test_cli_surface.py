@@ -56,6 +56,8 @@ def test_targets(firsttoken: Run) -> None:
     assert values["dram.tcl_ns"]["unit"] == "ns"
     assert values["matrix.macs_per_cycle.int8xint4"]["unit"] == "MAC/cycle"
     assert values["energy.mac_pj.int8xint4"]["unit"] == "pJ"
+    assert values["energy.static_w"]["unit"] == "W"
+    assert [values[path]["low"] for path in ("energy.static_w", "npu.clock_hz")] == [0.0, None]
     assert all(row["grade"] and row["source"] for row in shown["values"])
     text = firsttoken("targets", "show", "snapdragon-x-elite").stdout
     assert "derived" in text
