@@ -45,6 +45,21 @@ def test_floats_compute_what_onnxruntime_does(tiny: StudentConfig, kind: str, tm
     np.testing.assert_allclose(results["logits"], expected, atol=0.02 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("role", ["token_embd", "output"])
+def test_the_host_takes_floats_and_no_blocks(llama: StudentConfig, role: str, tmp_path: Path) -> None:
+    options = RunOptions(weights="fp16", host_roles=(role,))
+    blocks = written(tmp_path / "blocks.gguf", llama, "q8_0")
+    with pytest.raises(StudentError, match=f"--host-roles {role}: weights of node .* are blocks.*leave {role} out"):
+        api.compile(blocks, TARGET, prompt=4, options=options)
+    halves = written(tmp_path / "halves.gguf", llama, "f16")
+    feeds = token_feeds(IDS)
+    plain, placed = (
+        api.execute(halves, TARGET, feeds, prompt=len(IDS), options=some)["logits"]
+        for some in (RunOptions(weights="fp16"), options)
+    )
+    np.testing.assert_allclose(placed, plain, atol=0.01 * np.abs(plain).max())
+
+
 def test_by_its_path_and_in_every_spelling(llama: StudentConfig, tmp_path: Path) -> None:
     path = written(tmp_path / "s.gguf", llama)
     plain = path.rename(tmp_path / "plain")

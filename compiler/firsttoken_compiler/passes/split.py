@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from firsttoken_compiler.errors import StudentError
-from firsttoken_compiler.frontend.blocks import refuse_left
+from firsttoken_compiler.frontend.blocks import is_blocks, refuse_left
+from firsttoken_compiler.frontend.check_graph import label
 from firsttoken_compiler.frontend.importer import Imported, import_onnx, unsupported_message
 from firsttoken_compiler.frontend.masks import without_masks
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
@@ -55,6 +56,11 @@ def _asked(student: OnnxStudent, roles: tuple[str, ...]) -> dict[str, str]:
     if not roles:
         return {}
     nodes = nodes_of(Canonicalise().attempt(import_onnx(student)), roles)
-    reasons = {node: f"asked for by --host-roles {role}" for node, role in nodes.items()}
-    refuse_left(student, reasons)
-    return reasons
+    blocks = next((node for node in student.graph.node if node.name in nodes and is_blocks(node)), None)
+    if blocks is not None:
+        role = nodes[blocks.name]
+        raise StudentError(
+            f"{student.name}: --host-roles {role}: weights of node {label(blocks)} are blocks, which the host does not "
+            f"read: leave {role} out, or take a student that stores that weight as floats"
+        )
+    return {node: f"asked for by --host-roles {role}" for node, role in nodes.items()}
