@@ -235,3 +235,23 @@ def test_what_the_npu_does_not_convolve_runs_on_the_host(
     assert reason in ready.program.hosts[0].reason
     (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
     np.testing.assert_allclose(ready.run({"x": x})["y"], expected, atol=1e-4)
+
+
+def test_convolutions_of_integers_with_static_scales_have_no_matrix_of_windows() -> None:
+    """Two 3 x 3 convolutions, the second of stride 2: int8 images, windows made tile by tile, close to float32."""
+    x, shape = random(1, 8, 14, 14), [1, 8, 14, 14]
+    weights = {"w": random(16, 8, 3, 3, seed=1) / 8, "b": random(16, seed=2), "v": random(8, 16, 3, 3, seed=3) / 12}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Conv", ["r", "v"], ["y"], pads=[1, 1, 1, 1], strides=[2, 2]),
+    ]
+    model = graph(nodes, weights, tuple(shape), "y")
+    session = graph(nodes, weights, tuple(shape), "y", "r")
+    _, between = onnxruntime.InferenceSession(session.SerializeToString()).run(["y", "r"], {"x": x})
+    ranges = (("r", float(np.abs(between).max())), ("x", float(np.abs(x).max())))
+    static = check(model, x, 3e-2, Precision("int8", "int8", "channel", "int8", ranges=ranges))
+    dynamic = check(model, x, 3e-2, Precision("int8", "int8", "channel", "int8"))
+    assert [op.kind for op in static.ops].count("conv") == 2
+    assert "windows" not in {op.kind for op in static.ops}
+    assert "windows" in {op.kind for op in dynamic.ops}

@@ -1,6 +1,7 @@
 """Windows move into the products that read them: npu.windows and npu.linear become npu.conv.
 
-Only for fp16 activations. Integer ones have a scale per row of windows, so that these rows have to be there, quantised.
+Integer activations with a scale per row of windows are quantised windows: these rows have to be there. With static
+scales the image is quantised before its windows are made (`quantise_images`), and they move like those of fp16.
 """
 
 from __future__ import annotations
@@ -24,11 +25,8 @@ class FuseWindows:
         bindings = [binding for block in quantised.module["main"].body.blocks for binding in block.bindings]
         values = {binding.var: binding.value for binding in bindings}
         products = [value for value in values.values() if operator_name(value) == "npu.linear"]
-        fused = {
-            product.args[0]
-            for product in products
-            if operator_name(values.get(product.args[0])) == "npu.windows" and str(product.attrs["acts"]) == "fp16"
-        }
+        read_by_products = (product.args[0] for product in products)
+        fused = {source for source in read_by_products if operator_name(values.get(source)) == "npu.windows"}
         for value in values.values():  # what anything else reads has to be there
             read = list(value.args) if isinstance(value, Call) else list(getattr(value, "fields", ()))
             fused -= {part for i, part in enumerate(read) if i > 0 or operator_name(value) != "npu.linear"}

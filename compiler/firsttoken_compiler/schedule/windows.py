@@ -144,9 +144,9 @@ class Windows:
 
 
 def product_of(spec: KernelSpec) -> KernelSpec:
-    """A convolution's product of the matrix of windows, in fp16, with the weight."""
+    """A convolution's product of the matrix of windows, in the image's type, with the weight."""
     params = tuple((name, value) for name, value in spec.params if name not in GEOMETRY)
-    matrix = Arg((Windows.of(spec).pixels, int(spec["k"])), Dtype.F16)
+    matrix = Arg((Windows.of(spec).pixels, int(spec["k"])), spec.args[0].dtype)
     return KernelSpec("linear", params, (matrix, *spec.args[1:]), spec.outs)
 
 
