@@ -24,7 +24,7 @@ SUMMARY_COLUMNS: Final = (
     "chip", "kind", "n", "mape_pct", "median_pct", "mean_pct", "worst_pct", "within_10_pct", "within_20_pct",
     "rank_correlation", "leave_one_model_out_mape_pct",
 )  # fmt: skip
-FILES: Final = ("index.html", "rows.csv", "summary.csv", "skipped.csv")
+FILES: Final = ("rows.csv", "summary.csv", "skipped.csv", "README.md", "index.html")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class ChipNotes:
 
 def write(folder: Path, validation: Validation, causes: dict[str, tuple[str, ...]]) -> list[Path]:
     """Writes the files, the page last; raises ReportError where the folder cannot be written."""
+    from firsttoken.validation.summary_page import summary_page
     from firsttoken_simulator.report.folder import write_file
 
     files = {
@@ -61,6 +62,7 @@ def write(folder: Path, validation: Validation, causes: dict[str, tuple[str, ...
             ("file", "line", "chip", "model", "reason"),
             [[s.file, s.line, s.chip, s.model, s.reason] for s in validation.skipped],
         ),
+        "README.md": summary_page(validation, causes),
         "index.html": page(validation, causes),
     }
     for name, text in files.items():

@@ -124,7 +124,7 @@ def test_no_cell_becomes_a_formula(clock: Recorder, tmp_path: Path) -> None:
 def test_the_report_holds_every_row(clock: Recorder, tmp_path: Path) -> None:
     found = validate(rows({}, {"confidence": "LOW for decode"}, {"chip": "Apple M4"}))
     paths = write(tmp_path, found, {"rk3588": ("the bus is wide",)})
-    assert [path.name for path in paths] == ["rows.csv", "summary.csv", "skipped.csv", "index.html"]
+    assert [path.name for path in paths] == ["rows.csv", "summary.csv", "skipped.csv", "README.md", "index.html"]
     text = paths[-1].read_text(encoding="utf-8")
     assert "the bus is wide" in text
     assert "no target for the chip" in text
