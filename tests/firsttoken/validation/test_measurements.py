@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from measurement_tables import models, operators, table
 
 from firsttoken.validation import kernel_rows
@@ -12,6 +14,7 @@ from firsttoken.validation.model_rows import energy, power
 from firsttoken.validation.number_formats import HEAD_INT8, formats_of
 from firsttoken.validation.runtimes import runtime_of
 from firsttoken.validation.students import student_of
+from firsttoken.validation.table import FORMS
 
 FACTS = Path(__file__).parents[4] / "shared" / "facts"
 
@@ -285,7 +288,39 @@ def test_cycles_and_products() -> None:
     cell = {"chip": "TPU v4", "op": "layer_norm", "M": "12", "N": "128", "K": "2560", "time_us": "3"}
     (row,) = parse(table(columns, cell), "t.csv")
     assert isinstance(row, Measurement)
-    assert row.model == "layer_norm 1536x2560 fp32"
+    assert row.model.startswith("layer_norm 1536x2560 ")
+
+
+WORDS = st.one_of(
+    st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=12),
+    st.sampled_from([
+        "Snapdragon 8 Elite", "NVDLA 2048 MACs, 512 KB, 20 GB/s", "NVDLA 7 MACs, 1 KB, 0 GB/s", "RK3588", "qwen3_1_7b",
+        "MiniLM-L6-v2", "ResNet-50 INT8", "1.7B", "w4a16_g128", "q4_0", "<64", "seq 128", "224x224", "999999", "0",
+        "1e308", "LOW for decode", "no DRAM power", "5 W", "<5", "1/2 (peak/avg)", "7 mJ", "prompt length inferred",
+    ]),
+)  # fmt: skip
+MATMULS = st.sampled_from(["GEMM bf16", "GEMV", "RoPE", "FlashAttention", "softmax", "bert", "layernorm", "bandwidth"])
+
+
+def outcome(data: bytes) -> bool:
+    """Whether the only row is a measurement, skipped with a reason, or refused by its line."""
+    try:
+        (row,) = parse(data, "t.csv")
+    except MeasurementError as error:
+        return "t.csv, line 2" in str(error)
+    return isinstance(row, Measurement) or bool(row.reason)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from([*FORMS["models"]]), WORDS, max_size=6))
+def test_whatever_stands_in_a_row_is_run_skipped_or_refused(change: dict[str, str]) -> None:
+    assert outcome(models(change))
+
+
+@settings(deadline=None)
+@given(WORDS, MATMULS, WORDS, WORDS)
+def test_whatever_stands_in_a_row_of_an_operator(chip: str, op: str, shape: str, time: str) -> None:
+    assert outcome(operators((chip, op, shape, time)))
 
 
 @pytest.mark.usefixtures("operators_as_works")
