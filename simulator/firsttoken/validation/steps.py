@@ -6,9 +6,10 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
-from firsttoken_compiler.errors import FirsttokenError
+from firsttoken_compiler.errors import FirsttokenError, OptionError
 
 if TYPE_CHECKING:
     from firsttoken.options import Progress
@@ -58,6 +59,11 @@ def times(
         futures = {pool.submit(timed, key[1], distinct[key]): key for key in open_keys}
         for future in as_completed(futures):
             done(futures[future], future.result())
+    except BrokenProcessPool:
+        raise OptionError(
+            f"a process that compiles ended by itself, most likely for want of memory; give fewer than {jobs} --jobs, "
+            "what was finished is kept"
+        ) from None
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
@@ -75,6 +81,8 @@ def timed(step: Any, target: Target, measure: Callable[[Any, Target], Any] | Non
         return ExactClock().seconds(step, target)
     except FirsttokenError as error:
         return str(error)
+    except Exception as error:  # one row of many: a defect that it meets must not take the others with it
+        return f"a defect of the compiler or simulator, please report it: {type(error).__name__}: {error!s:.300}"
 
 
 def cost(step: Any) -> float:

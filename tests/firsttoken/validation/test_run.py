@@ -39,6 +39,8 @@ class Recorder:
         self.seen.append((target.name, step))
         if step.tokens == 13:
             raise OptionError("thirteen tokens")
+        if step.tokens == 14:
+            raise KeyError("fourteen")
         return StepTime(step.tokens / 1e3, 10, 1.0)
 
 
@@ -70,9 +72,11 @@ def test_the_prediction_is_the_sum_of_launches(clock: Recorder) -> None:
 
 
 def test_what_cannot_be_compiled_is_skipped_with_the_reason(clock: Recorder) -> None:
-    found = validate(rows({"prompt_tokens": "13"}, {}, {"chip": "Apple M4"}))
+    found = validate(rows({"prompt_tokens": "13"}, {}, {"chip": "Apple M4"}, {"prompt_tokens": "14"}))
     reasons = [(s.line, s.reason) for s in found.skipped]
-    assert reasons == [(2, "thirteen tokens"), (4, "no target for the chip 'Apple M4'")]
+    assert reasons[:2] == [(2, "thirteen tokens"), (4, "no target for the chip 'Apple M4'")]
+    assert reasons[2][0] == 5
+    assert "please report it: KeyError: 'fourteen'" in reasons[2][1]
     assert [o.row.line for o in found.outcomes] == [3]
 
 
