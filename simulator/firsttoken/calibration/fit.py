@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 AGREE: Final = 0.01
 """Fresh programs and kept ones agree when no prediction differs by more."""
-GENERATIONS: Final = 4
-"""Most compilations of all steps."""
+GENERATIONS: Final = 3
+"""Most sets of programs that rounds are made on; the best place by freshly compiled programs is taken."""
 NOISE: Final = 0.02
 """Smallest standard deviation assumed of a residual: no measurement is better."""
 FAINT: Final = 0.01
@@ -67,7 +67,7 @@ class Outcome:
         after: errors of the fitted target, freshly compiled.
         left_out: errors of every row by a fit to the other models' rows; None where nobody asked or there is one model.
         disagreement: largest difference of a prediction between fresh programs and those of the last rounds.
-        generations: how often all steps were compiled.
+        generations: sets of programs that rounds were made on.
     """
 
     target: Target
@@ -95,30 +95,39 @@ def fit(
         raise OptionError("no row can be fitted: every one is of another target, unreliable or not modelled")
     start = problem.start
     before = problem.residuals(start, clock)
-    x, worst, generation, kept = start, 0.0, 0, clock
+    kept, best, generation = clock, None, 0
+    place = start
     while True:
         generation += 1
-        x, free, lines = _settled(problem, kept, x, say)
-        if generation == GENERATIONS or not _recompiles(problem, x, start):
-            break
-        fresh = replace_clock(kept, problem.target(x))
-        worst = float(np.abs(problem.residuals(x, fresh) - problem.residuals(x, kept)).max())
+        place, free, lines = _settled(problem, kept, place, say)
+        fresh = kept.anew(problem.target(place)) if _recompiles(problem, place, start) else kept
+        after = problem.residuals(place, fresh)
+        worst = float(np.abs(after - problem.residuals(place, kept)).max())
         say(f"compiled for the fitted values: predictions move by at most {worst:.1%}")
-        kept = fresh
-        if worst <= AGREE:
+        found = _Place(place, free, lines, fresh, after, worst)
+        if best is None or problem.cost(after) < problem.cost(best.after):
+            best = found
+        if worst <= AGREE or generation == GENERATIONS:
             break
-    after = problem.residuals(x, kept)
-    found = _judged(problem, Search(problem, kept, x, free, lines), after)
-    outside = _left_out(problem, kept, x, lines, say) if leave_one_out else None
+        kept = fresh
+    judged = _judged(problem, Search(problem, best.clock, best.x, best.free, best.lines), best.after)
+    outside = _left_out(problem, best.clock, best.x, best.lines, say) if leave_one_out else None
     return Outcome(
-        problem.target(x), found, np.expm1(before), np.expm1(after),
-        None if outside is None else np.expm1(outside), worst, generation,
+        problem.target(best.x), judged, np.expm1(before), np.expm1(best.after),
+        None if outside is None else np.expm1(outside), best.disagreement, generation,
     )  # fmt: skip
 
 
-def replace_clock(clock: KeptClock, target: Target) -> KeptClock:
-    """A clock that has compiled nothing yet, for another target."""
-    return KeptClock(target, clock.machinery, clock.progress)
+@dataclass(frozen=True)
+class _Place:
+    """Where rounds ended, and what freshly compiled programs say there."""
+
+    x: Vector
+    free: NDArray[np.bool_]
+    lines: Lines
+    clock: KeptClock
+    after: Vector
+    disagreement: float
 
 
 def _recompiles(problem: Problem, x: Vector, start: Vector) -> bool:

@@ -77,6 +77,10 @@ class KeptClock:
         short, longer = SHORT
         return _line(times[0], times[1], (self.machinery.layers(step) - short) / (longer - short))
 
+    def anew(self, target: Target) -> KeptClock:
+        """A clock that has compiled nothing yet, for another target."""
+        return type(self)(target, self.machinery, self.progress)
+
     def pieces(self, step: Any) -> tuple[Any, ...]:
         """The steps that are compiled for a step: itself, or its student cut twice."""
         if self.machinery.layers(step) <= WHOLE_BELOW:

@@ -91,7 +91,7 @@ def document(found: Calibration) -> dict[str, Any]:
             for entry in outcome.parameters
         ],
         "disagreement_pct": round(100 * outcome.disagreement, 3),
-        "compilations": outcome.generations,
+        "sets_of_programs": outcome.generations,
         "cut_students": [
             {"student": c.student, "tokens": c.tokens, "past": c.past, "layers": c.layers, "whole_ms": c.whole_s * 1e3,
              "line_ms": c.line_s * 1e3, "error_pct": round(100 * c.error, 3)}
@@ -136,7 +136,7 @@ def show(found: Calibration) -> None:
             f"students of {check.layers} layers are lines through 2 and 4 layers: {check.student}, {check.tokens} rows "
             f"after {check.past}: {check.line_s * 1e3:.3f} ms, whole {check.whole_s * 1e3:.3f} ms ({check.error:+.2%})"
         )
-    print(f"programs compiled {outcome.generations} times; fresh and kept ones differ by {outcome.disagreement:.2%}")
+    print(f"rounds on {outcome.generations} sets of programs; fresh and kept ones differ by {outcome.disagreement:.2%}")
     outside = found.fit.leave_one_model_out_mape_pct
     print(
         f"MAPE {found.mape_before:.2f} % before, {found.fit.mape_pct:.2f} % after"
