@@ -125,8 +125,9 @@ def _one_queue(rows: np.ndarray, queue: np.ndarray) -> np.ndarray:
     for column in range(T_WAITS, rows.shape[1], 2):
         for row in np.flatnonzero(rows[:, column] >= 0):
             other, count = int(rows[row, column]), int(rows[row, column + 1])
+            raised = of_engine.get(other, ranks[:0])
             if count > 0:
-                rows[row, column + 1] = of_engine[other][count - 1]
+                rows[row, column + 1] = raised[count - 1] if count <= len(raised) else len(rows) + 1  # never
             rows[row, column] = other - other % ENGINES_PER_CORE
     return np.asarray(core)
 

@@ -87,6 +87,33 @@ def test_waits_for_a_count_not_for_the_last_signal() -> None:
     assert line.end_fs[0] <= line.start_fs[2] < line.end_fs[1]
 
 
+def test_one_sequencer_issues_in_program_order() -> None:
+    program = make_program(*pipeline(6, 4096, 64))
+    own, one = make_target(), make_target(dma_decoupled=False)
+    line = simulate_program(program, one)
+    assert np.all(line.start_fs[1:] >= line.issue_end_fs[:-1])
+    for i in range(0, 24, 4):
+        assert np.all(line.end_fs[i : i + 3] <= line.start_fs[i + 1 : i + 4])
+    assert line.total_fs > simulate_program(program, own).total_fs
+    single = make_program(*pipeline(1, 4096, 64))
+    assert simulate_program(single, one).total_fs == simulate_program(single, own).total_fs, "nothing overlaps in one"
+    assert one.content_hash != own.content_hash
+
+
+def test_one_sequencer_waits_for_what_comes_before_and_never_for_what_does_not_come() -> None:
+    one = make_target(dma_decoupled=False)
+    program = make_program(load(64), load(1 << 16), vector(1, 1, 64, waits=((DMA_IN, 1),)))
+    line = simulate_program(program, one)
+    assert line.end_fs[0] <= line.start_fs[2] < line.end_fs[1]
+    late = make_program(load(64, signal=False), matmul(1, 1, 1, waits=((DMA_IN, 1),)), vector(1, 1, 1))
+    with pytest.raises(ProgramError, match=r"(?s)deadlock: 1 queues.*1: core0.matrix matmul"):
+        simulate_program(late, one)
+    cores = make_program(*pipeline(3, 4096, 64), *pipeline(3, 4096, 64, core=1), cores=2)
+    both = simulate_program(cores, make_target(dma_decoupled=False, cores=2))
+    assert np.all(both.start_fs[1:12] >= both.issue_end_fs[:11])
+    assert both.start_fs[12] < both.end_fs[11], "another core has a sequencer of its own"
+
+
 def test_deadlock_names_the_blocked_instructions() -> None:
     program = make_program(
         load(64, signal=False), matmul(1, 1, 1, waits=((DMA_IN, 1),)), vector(1, 1, 1, waits=((MATRIX, 1),))

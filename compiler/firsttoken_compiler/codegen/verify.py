@@ -23,9 +23,8 @@ from firsttoken_compiler.isa.vector import KERNEL_SHIFT
 from firsttoken_compiler.target.target import Target
 
 MAX_REPORTED: Final = 5
-MAX_EXTENT: Final = 1 << 22
 MAX_OFFSET: Final = 1 << 38
-"""Bounds of extents and of addresses and strides, so that no footprint overflows 64 bits."""
+"""Bound of addresses and strides; with that of extents no footprint overflows 64 bits."""
 
 _LOAD, _STORE, _GATHER, _MATMUL, _VECTOR, _HOST_LOAD, _HOST_RUN, _HOST_STORE = (
     BY_MNEMONIC[name].OPCODE
@@ -141,7 +140,7 @@ def _check_fields(found: _Findings, target: Target) -> None:
     bad = (waits[:, :, 0] < 0) | (waits[:, :, 0] > queues) | ((waits[:, :, 0] > 0) & (waits[:, :, 1] < 1))
     found.rows(bad.any(axis=1), "a wait names none of {} queues or a count below 1", queues)
     dims = code[:, word.DIMS : word.DIMS + 3]
-    found.rows(((dims < 1) | (dims > MAX_EXTENT)).any(axis=1), "an extent lies outside 1 to {}", MAX_EXTENT)
+    found.rows(((dims < 1) | (dims > word.MAX_EXTENT)).any(axis=1), "an extent lies outside 1 to {}", word.MAX_EXTENT)
 
 
 def _check_operands(found: _Findings, _: Target) -> None:

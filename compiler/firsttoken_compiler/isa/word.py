@@ -18,6 +18,8 @@ MAX_WAITS: Final = 4
 FLAGS: Final = WAITS + 2 * MAX_WAITS
 DIMS: Final = FLAGS + 1
 """Three extents; their meaning belongs to the instruction."""
+MAX_EXTENT: Final = 1 << 22
+"""Largest extent."""
 OPERANDS: Final = DIMS + 3
 """`MAX_OPERANDS` groups of (kind, address, s0, s1, s2); a 0 in the first column marks an absent one."""
 OPERAND_WIDTH: Final = 5

@@ -119,7 +119,7 @@ class _State:
         if not dtype.startswith("float") or parameter in self.angles or any(parameter in mask for mask in masks):
             return dtype
         uses = self.uses.get(parameter, set())
-        if uses & VECTOR and uses <= WIDE:
+        if uses & VECTOR and uses <= WIDE and self.precision.residual_spill == "fp32":
             return dtype
         return self._type(parameter)
 
@@ -127,6 +127,8 @@ class _State:
         """Whether a vector operator's result goes nowhere but to vector operators, the host or out of the graph."""
         uses = self.uses.get(variable, set())
         if name not in VECTOR | {"npu.add", "npu.rms_norm"} or not uses or not uses <= WIDE:
+            return False
+        if "output" in uses and self.precision.residual_spill == "fp16":
             return False
         return name in VECTOR or bool(uses & (VECTOR | {"output"}))
 

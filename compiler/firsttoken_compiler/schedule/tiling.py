@@ -14,6 +14,7 @@ from typing import Final
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import Expr, VectorKernel
+from firsttoken_compiler.isa.word import MAX_EXTENT
 from firsttoken_compiler.schedule import attention, rowwise
 from firsttoken_compiler.schedule.layout import fetch_bytes
 from firsttoken_compiler.schedule.linear import Shape, Tile, corrected_apart, operand_names, panel_of
@@ -72,6 +73,7 @@ class Room:
 
 def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Tile:
     """The cheapest tile of a product; raises AllocationError when not even the smallest fits."""
+    shape, panel = Shape.of(spec), panel_of(target)
     for limit, rows in ((room.preferred, ROWS), (room.limit, ROWS), (room.limit, FEW_ROWS)):
         costs = {
             tile: linear_cost(spec, spaces, tile, target)
@@ -79,6 +81,7 @@ def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, r
             for tile in ((plain, replace(plain, whole=True)) if spaces[0] is Space.DRAM else (plain,))
             if linear_bytes(spec, spaces, tile, target)[0] <= limit
             and linear_bytes(spec, spaces, tile, target)[1] <= target.scratchpad.accumulator_bytes
+            and max(shape.w.nbytes(tile.k * tile.panels * panel), tile.m * tile.panels * panel) <= MAX_EXTENT
         }
         if costs:
             return min(costs, key=lambda tile: (costs[tile], -tile.m, -tile.k, -tile.panels))
@@ -186,6 +189,8 @@ def linear_cost(
         vector += products * vector_cycles(target, _scaling(spec), (m, tile.panels, panel))
     elif corrected_apart(spec):
         vector += across * down * vector_cycles(target, _CORRECTED, (m, tile.panels, panel))
+    if not target.dma.decoupled:
+        return dma + products * product + vector
     return max(dma + product, first + products * product, first + product + vector) + epilogue
 
 

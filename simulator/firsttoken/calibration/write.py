@@ -21,6 +21,8 @@ _GRADE: Final = re.compile(r'grade\s*=\s*"([^"]*)"')
 _SOURCE: Final = re.compile(r'source\s*=\s*"((?:[^"\\]|\\.)*)"')
 MOST_SOURCE: Final = 1000
 """Characters that a source may have."""
+NAMED: Final = 8
+"""Models that a source names one by one."""
 
 
 def source_text(target: str) -> tuple[str, str]:
@@ -130,12 +132,17 @@ def check_bounds(text: str, origin: str, parameters: Sequence[Parameter]) -> Non
                 ) from error
 
 
+def _listed(models: Sequence[str]) -> str:
+    """The models, or how many there are of more than `NAMED`."""
+    return ", ".join(models) if len(models) <= NAMED else f"{len(models)} models"
+
+
 def note_of(file_names: Sequence[str], models: Sequence[str], rows: int, fit: Fit, slopes: Mapping[str, float]) -> str:
     """What a source says of a fit, without a date: equal fits give equal text."""
     left_out = fit.leave_one_model_out_mape_pct
     outside = "" if left_out is None else f", {left_out:.1f} % with each model left out"
     felt = ", ".join(f"{name} {slope:+.2f}" for name, slope in slopes.items())
     return (
-        f"{rows} rows of {', '.join(file_names)} ({', '.join(models)}), MAPE {fit.mape_pct:.1f} %{outside}; "
+        f"{rows} rows of {', '.join(file_names)} ({_listed(models)}), MAPE {fit.mape_pct:.1f} %{outside}; "
         f"d log time / d log value: {felt}"
     )
