@@ -14,7 +14,8 @@ def preset(name: str) -> str:
 
 
 def given(text: str, pair: str, cycles: str) -> bytes:
-    """The file with one value of `matrix.weight_cycles`, in place of those that it has."""
+    """The file with one value of `matrix.weight_cycles`, in place of those that it has, and nothing to fit."""
+    text = text.partition("\n[[calibration]]")[0]
     head, _, rest = text.partition("[matrix.weight_cycles]")
     head, tail = (head, rest[rest.index("\n[") :]) if rest else text.split("\n[vector]\n", 1)
     tail = tail if rest else f"\n[vector]\n{tail}"
