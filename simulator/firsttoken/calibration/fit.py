@@ -12,7 +12,7 @@ import numpy as np
 from firsttoken.calibration.forward import KeptClock
 from firsttoken.calibration.parameters import Parameter
 from firsttoken.calibration.problem import Problem
-from firsttoken.calibration.search import Lines, Search
+from firsttoken.calibration.search import FAINT, Lines, Search
 from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.target.target import Target
 
@@ -27,8 +27,6 @@ GENERATIONS: Final = 3
 """Most sets of programs that rounds are made on; the best place by freshly compiled programs is taken."""
 NOISE: Final = 0.02
 """Smallest standard deviation assumed of a residual: no measurement is better."""
-FAINT: Final = 0.01
-"""A parameter along which no residual slopes more plays no part."""
 AT_BOUND: Final = 1e-3
 LEFT_OUT_ROUNDS: Final = 4
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 STEP: Final = 0.08
 """Relative step of a difference: well above what rounding to whole cycles and rates does."""
+FAINT: Final = 0.01
+"""A slope below which a step does not feel a parameter."""
+FAR: Final = math.log(2.0)
+"""How far down a parameter is looked for that no step feels, because another value decides."""
 REGION: Final = (math.log(2.0), math.log(1.02))
 """First and smallest half-width of the region that straight lines are trusted in."""
 WIDTH: Final = 1e-5
@@ -169,22 +173,35 @@ class Search:
             touched = [step for step in steps if self.clock.depends(step, paths)]
             if not touched:
                 continue
-            beside = self.beside(at)
-            there = self.measure(beside, touched)
-            width = beside[at] - self.x[at]
-            for step in touched:
-                slopes[step][at] = math.log(there[step].device_s / times[step].device_s) / width
+            for size in (STEP, -STEP, -FAR):
+                found = self._slopes_along(at, size, touched, times)
+                if found is None:
+                    continue
+                for step, slope in found.items():
+                    slopes[step][at] = slope
+                if max(map(abs, found.values())) >= FAINT:
+                    break
         return Lines(self.x.copy(), times, slopes)
 
-    def beside(self, at: int) -> Vector:
-        """The present place with one parameter moved by `STEP`, or by as little as changes its values."""
+    def _slopes_along(
+        self, at: int, size: float, steps: Sequence[Any], times: dict[Any, Any]
+    ) -> dict[Any, float] | None:
+        """Slopes of steps between here and about `size` away along one parameter; None beyond a bound."""
+        beside = self.beside(at, size)
+        if beside is None:
+            return None
+        there, width = self.measure(beside, steps), beside[at] - self.x[at]
+        return {step: math.log(there[step].device_s / times[step].device_s) / width for step in steps}
+
+    def beside(self, at: int, size: float) -> Vector | None:
+        """The present place with one parameter moved, by as much more as changes its values; None beyond a bound."""
         parameter = self.problem.parameters[at]
         here = float(self.x[at])
-        size = STEP if here + STEP <= parameter.high else -STEP
-        while True:
+        while parameter.low - STEP <= here + size <= parameter.high + STEP:
             there = parameter.rounded(here + size)
             if there != here:
                 x = self.x.copy()
                 x[at] = there
                 return x
             size *= 1.5
+        return None
