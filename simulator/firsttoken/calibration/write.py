@@ -21,8 +21,6 @@ _GRADE: Final = re.compile(r'grade\s*=\s*"([^"]*)"')
 _SOURCE: Final = re.compile(r'source\s*=\s*"((?:[^"\\]|\\.)*)"')
 MOST_SOURCE: Final = 1000
 """Characters that a source may have."""
-MOST_NAMES: Final = 6
-"""Models that a source names; of more it says how many."""
 NAMED: Final = 8
 """Models that a source names one by one."""
 
@@ -142,7 +140,6 @@ def _listed(models: Sequence[str]) -> str:
 def note_of(file_names: Sequence[str], models: Sequence[str], rows: int, fit: Fit, slopes: Mapping[str, float]) -> str:
     """What a source says of a fit, without a date: equal fits give equal text."""
     left_out = fit.leave_one_model_out_mape_pct
-    which = ", ".join(models) if len(models) <= MOST_NAMES else f"{len(models)} models or operators"
     outside = "" if left_out is None else f", {left_out:.1f} % with each model left out"
     felt = ", ".join(f"{name} {slope:+.2f}" for name, slope in slopes.items())
     return (
