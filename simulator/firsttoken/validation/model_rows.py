@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from firsttoken.api import target_of
 from firsttoken.student import StudentConfig
 from firsttoken.validation.chips import chip_of
+from firsttoken.validation.image_graphs import ResNet50
 from firsttoken.validation.measurements import Measurement, Quantity, Row, Skipped
 from firsttoken.validation.number_formats import formats_of
 from firsttoken.validation.runtimes import on, runtime_of
 from firsttoken.validation.students import student_of
+from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.options import INTEGERS
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ ANSWER: Final = 128
 SAME: Final = 0.02
 """A rate that is the prompt's tokens over the time to the first token, this closely, is not a second measurement."""
 _LENGTH: Final = re.compile(r"(?:seq(?:uence)?\.? ?)?(<=?|~)? ?(\d{1,7})(?: tokens)?")
+_IMAGE: Final = re.compile(r"(\d{1,5}) ?[x\u00d7] ?\d{1,5}(?: ?[x\u00d7] ?\d{1,3})?")
 _INFERRED: Final = re.compile(r"prompt(?:'s)? length (?:is )?inferred", re.IGNORECASE)
 _REPEATED: Final = (3072, 1792)
 """GenieX measures graphs of this context with a prompt of so many tokens, that of its context of 2048: it comes with
@@ -61,7 +64,10 @@ def row_of(line: Line) -> Row:
         why = f"{needed} tokens, and {student.name} has {limit} positions"
         return Skipped(line.file, line.number, line.text("chip"), line.text("model"), why)
     known, unknown = on(target_of(chip.variant or chip.target), runtime)
-    work, setting = _work(line, student, formats.options, tokens, context, known)
+    try:
+        work, setting = _work(line, student, formats.options, tokens, context, known)
+    except OptionError as error:
+        return Skipped(line.file, line.number, line.text("chip"), line.text("model"), str(error))
     setting = f"{setting}, {runtime}"
     if not decoder:
         quantities = [replace(q, name="inference_ms") if q.name == "ttft_ms" else q for q in quantities]
@@ -76,14 +82,17 @@ def _work(
     line: Line, student: Any, options: RunOptions, tokens: int, context: int | None, runtime: str | None
 ) -> tuple[Any, str]:
     """(what is run, in words)."""
-    from firsttoken.latency import EncoderWork, LlmWork
+    from firsttoken.latency import EncoderWork, KernelWork, LlmWork
 
     scales = f" by {options.group}" if options.weights in INTEGERS else ""
     formats = f"{options.weights}{scales}, {options.acts} activations"
     if not isinstance(student, StudentConfig):
-        image = re.fullmatch(r"(\d+) ?[x\u00d7] ?\d+.*", line.text("prompt_tokens"))
-        where = f"image of {image[0]}" if image else f"{tokens} tokens"
-        return EncoderWork(student, options, tokens, runtime), f"{where}, {formats}"
+        if isinstance(student, ResNet50):
+            sides = _IMAGE.match(line.text("prompt_tokens"))
+            network = ResNet50(int(sides[1])) if sides else student
+            kept = network.options(options.weights, options.acts or "fp16")
+            return KernelWork(network, kept, runtime), f"image of {network.side} pixels a side, {formats}"
+        return EncoderWork(student, options, tokens, runtime), f"{tokens} tokens, {formats}"
     found = _NEW.search(line.text("notes"))
     new = int(found[1]) if found else 1 if "short context" in line.text("notes") else ANSWER
     rows = context if context is not None and context > tokens else tokens + new
@@ -95,7 +104,7 @@ def _prompt(line: Line) -> tuple[int, str]:
     text = line.text("prompt_tokens").casefold()
     if not text or text.startswith(("unstated", "unknown", "n/a")):
         return ASSUMED_PROMPT, f"the prompt's length is not stated: {ASSUMED_PROMPT} tokens"
-    if re.fullmatch(r"\d{1,5} ?[x\u00d7] ?\d{1,5}(?: ?[x\u00d7] ?\d{1,3})?", text):
+    if _IMAGE.fullmatch(text):
         return 1, ""
     found = _LENGTH.fullmatch(text)
     if found is None or int(found[2]) < 1:

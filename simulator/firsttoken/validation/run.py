@@ -161,6 +161,8 @@ def predicted(row: Measurement, target: Target, clock: Any) -> dict[str, float]:
 
 def _values(row: Measurement, found: Any) -> dict[str, float]:
     times = {"inference_ms": found.ttft_ms}
+    if found.ttft_ms is None and found.time_us is not None:
+        times["inference_ms"] = found.time_us / 1e3
     if found.time_us is None and found.ttft_ms is not None:
         times["time_us"] = found.ttft_ms * 1e3
     values = {q.name: times.get(q.name, getattr(found, q.name, None)) for q in row.quantities}

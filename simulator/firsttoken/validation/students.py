@@ -6,6 +6,7 @@ import re
 from typing import Any, Final
 
 from firsttoken.student import UnknownStudent, find_any
+from firsttoken.validation.image_graphs import ResNet50
 
 _SIZE: Final = r"(?P<size>\d+(?:[.-]\d+)?[bm])\b"
 _FAMILIES: Final = tuple(
@@ -31,6 +32,8 @@ _REFUSED: Final = (
     (re.compile(r"(?:^|-)ssd(?:-|$)|speculative|eagle"), "speculative decoding is not modelled"),
     (re.compile(r"(?:^|-)vl(?:-|$)|vision|whisper|clip|stable-diffusion"), "no student of this kind"),
 )
+IMAGES: Final = ResNet50()
+"""The network for images; the image's size is that of its row."""
 TOLERANCE: Final = 0.2
 """How far a stated number of parameters may be from a student's."""
 
@@ -48,6 +51,8 @@ def student_of(model: str, params: str = "") -> tuple[Any, str]:
         return None, f"model {model!r:.80}: {refusal}"
     count = parameters(params)
     for known in _spellings(name, params):
+        if known == IMAGES.name:
+            return IMAGES, ""
         try:
             config = find_any(known)[1]
         except UnknownStudent:
