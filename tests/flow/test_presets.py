@@ -76,16 +76,21 @@ def test_the_page_of_targets_has_every_preset() -> None:
 def test_peaks_are_the_published_ones(name: str) -> None:
     target, published = load_target(name), PUBLISHED[name]
     peak = 2 * target.cores * target.matrix.macs_per_cycle[published.pair] * target.clock_hz
-    assert peak * 1e-12 == pytest.approx(published.tera * published.share, rel=0.03)
+    nominal = published.tera * published.share
+    effective = any(f"matrix.macs_per_cycle.{published.pair}" in entry.paths for entry in target.calibration)
+    assert peak * 1e-12 < 1.03 * nominal if effective else peak * 1e-12 == pytest.approx(nominal, rel=0.03)
     assert target.dram.peak_bytes_per_s * 1e-9 == pytest.approx(published.gigabytes * published.share, rel=0.01)
     assert target.dram_commands is None
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_what_is_not_known_is_not_said_to_be_fitted(name: str) -> None:
-    grades = {path: provenance.grade for path, provenance in load_target(name).provenance.items()}
-    assert "fitted" not in grades.values()
-    assert grades["host.dispatch_us"] == grades["host.bytes_per_s"] == grades["energy.static_w"] == "assumed"
+def test_what_is_fitted_is_declared_and_has_a_record(name: str) -> None:
+    target = load_target(name)
+    grades = {path: provenance.grade for path, provenance in target.provenance.items()}
+    fitted = {path for path, grade in grades.items() if grade == "fitted"}
+    assert fitted <= {path for entry in target.calibration for path in entry.paths}
+    assert bool(fitted) == (target.fit is not None)
+    assert grades["host.bytes_per_s"] == grades["energy.static_w"] == "assumed"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
