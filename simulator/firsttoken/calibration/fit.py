@@ -144,7 +144,7 @@ def _settled(
         search.run()
         assert search.lines is not None
         residuals = search.on(search.lines, search.x)
-        known = determined(search.slopes(search.lines, search.x), residuals, problem, search.free)
+        known = determined(search.slopes(search.lines, search.x), residuals, problem, search.x, search.free)
         if np.array_equal(known, search.free):
             return search.x, search.free, search.lines
         for at in np.flatnonzero(search.free & ~known).tolist():
@@ -168,16 +168,22 @@ def errors_of(slopes: Vector, residuals: Vector, free: NDArray[np.bool_]) -> Vec
     return found
 
 
-def determined(slopes: Vector, residuals: Vector, problem: Problem, free: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def determined(
+    slopes: Vector, residuals: Vector, problem: Problem, x: Vector, free: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
     """Which free parameters the data say more of than their bounds do; the least known go first, one by one.
 
-    Bounds alone know a parameter as well as a uniform distribution between them does. At a bound the same holds: there
-    it stays only where the data pull it hard enough.
+    Bounds alone know a parameter as well as a uniform distribution between them does. One that stopped at a bound also
+    stays where the data would take it further beyond than its standard error.
     """
     known = free & (np.abs(slopes).max(axis=0, initial=0.0) > FAINT)
+    bound = np.isclose(x, problem.low, atol=AT_BOUND) | np.isclose(x, problem.high, atol=AT_BOUND)
     width = (problem.high - problem.low) / math.sqrt(12)
     while known.any():
-        share = np.where(known, errors_of(slopes, residuals, known) / width, 0.0)
+        pull = np.zeros(len(x))
+        pull[known] = np.linalg.lstsq(slopes[:, known], -residuals, rcond=None)[0]
+        outwards = np.where(bound & ((pull > 0) == (x > (problem.low + problem.high) / 2)), np.abs(pull), 0.0)
+        share = np.where(known, errors_of(slopes, residuals, known) / np.maximum(width, outwards), 0.0)
         if share.max() <= 1:
             break
         known[int(share.argmax())] = False
@@ -221,7 +227,7 @@ def _one_left_out(
     rest, alone = problem.without(model), problem.only(model)
     search = Search(rest, clock, x, np.ones(len(x), bool))
     residuals = search.on(lines, x)
-    known = determined(search.slopes(lines, x), residuals, rest, search.free)
+    known = determined(search.slopes(lines, x), residuals, rest, x, search.free)
     place = np.where(known, x, problem.start)
     search = Search(rest, clock, place, known)
     steps = search.steps()
