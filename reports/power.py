@@ -236,7 +236,7 @@ WHY: Final = (
     "- **Decode is DRAM power**: bits per second times 8 pJ. A model that streams weights faster than the part does takes as much",
     "  more power, with the energy of a token unchanged; so a figure of power alone does not tell the two apart.",
     "- **Polling** is 30 % of another chip's system under another runtime, which takes 7 to 10 W there. A phone that stays below 5 W as",
-    "  a whole cannot have that host as well: the two sources contradict each other, and NPU with DRAM alone is what remains below.",
+    "  a whole cannot have that host as well: the two sources contradict each other, so look at NPU and DRAM alone too.",
     "- **Prefill** is multipliers and scratchpad. Every operand is counted as one access of the 8 MB scratchpad per tile; registers and",
     "  small buffers between, which would take most of it back, are not public and not modelled. The published 2.23 W is also that of a",
     "  device whose clock is governed by its power, while the preset runs at its highest clock all the time.",
