@@ -144,9 +144,10 @@ class Windows:
 
 
 def product_of(spec: KernelSpec) -> KernelSpec:
-    """A convolution's product of the matrix of windows, in the image's type, with the weight."""
+    """A convolution's product of the matrix of windows, floats in fp16 and integers as they are, with the weight."""
     params = tuple((name, value) for name, value in spec.params if name not in GEOMETRY)
-    matrix = Arg((Windows.of(spec).pixels, int(spec["k"])), spec.args[0].dtype)
+    image = spec.args[0].dtype
+    matrix = Arg((Windows.of(spec).pixels, int(spec["k"])), Dtype.F16 if image is Dtype.F32 else image)
     return KernelSpec("linear", params, (matrix, *spec.args[1:]), spec.outs)
 
 
