@@ -46,10 +46,11 @@ def test_every_value_of_a_preset_has_a_grade_and_a_source(name: str) -> None:
     assert target.not_modelled
 
 
-BELOW_THE_PEAK = ("ethos-u85-2048", "snapdragon-x-elite", "snapdragon-x2-elite", "tpu-v4", "xdna2-strix")
-"""Parts whose own figures keep them from it: 64 reads in flight at 500 ns; reads in flight by the fit; copies of one operator
-at a third of the HBM's peak; columns of the array that pass 100 GB/s; of the laptops' Hexagons, what they were measured at while they
-decode."""
+BELOW_THE_PEAK = (
+    "ethos-u85-2048", "snapdragon-8-gen3", "snapdragon-x-elite", "snapdragon-x2-elite", "tpu-v4", "xdna2-strix",
+)  # fmt: skip
+"""Parts whose own figures keep them from it: 64 reads in flight at 500 ns; copies of one operator at a third of the
+HBM's peak; columns of the array that pass 100 GB/s; of the Hexagons, what they were measured at while they decode."""
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if name not in BELOW_THE_PEAK])
