@@ -305,8 +305,10 @@ def _phase(planned: Plan, name: str, runtime: Runtime, target: Target, clock: Cl
         rows += launch.count * launch.step.tokens
     launch_s, node_s = count * runtime.launch_us / 1e6, nodes * runtime.node_us / 1e6
     on_host = 0.0
-    if isinstance(planned.work, LlmWork) and isinstance(subject := subject_of(planned.work.student), Built):
-        on_host = host_s(subject.config, rows, planned.heads.get(name, 0), runtime, target.host)
+    if planned.heads and isinstance(planned.work, LlmWork):
+        subject = subject_of(planned.work.student)
+        if isinstance(subject, Built):
+            on_host = host_s(subject.config, rows, planned.heads[name], runtime, target.host)
     # The NPU is on while the host works; one watt for a second is a thousand millijoules.
     energy += standing_w(target)[0].scaled((launch_s + node_s + on_host) * 1e3)
     return PhaseTime(count, device, launch_s, node_s, on_host, energy.typical, energy.low, energy.high)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from firsttoken.options import RunOptions
-from firsttoken.subject import StudentLike
+from firsttoken.validation.fixed_graph import FixedGraph, absent_weight
 from firsttoken_compiler.errors import OptionError
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ OPSET: Final = 17
 
 
 @dataclass(frozen=True, slots=True)
-class ResNet50:
+class ResNet50(FixedGraph):
     """ResNet-50 for one square image; satisfies `latency.Kernel` and `firsttoken.subject.Subject`."""
 
     side: int = 224
@@ -41,16 +40,6 @@ class ResNet50:
         """See `Subject`."""
         return "an image network"
 
-    @property
-    def layer_bits(self) -> tuple[int, ...]:
-        """See `Subject`."""
-        return ()
-
-    @property
-    def packages(self) -> tuple[str, ...]:
-        """See `Subject`."""
-        return ()
-
     def subject(self) -> ResNet50:
         """What is compiled."""
         return self
@@ -60,21 +49,9 @@ class ResNet50:
         ranges = tuple((name, 1.0) for name in _network(self.side).read) if acts != "fp16" else ()
         return RunOptions(weights=weights, acts=acts, group="channel", ranges=ranges)
 
-    def portable(self) -> StudentLike:
-        """See `Subject`; raises OptionError, as no name stands for it."""
-        raise OptionError(f"{self.name} has no name that another process could make it of")
-
     def content(self) -> str:
         """See `Subject`."""
         return f"image network {self}"
-
-    def lengths(self, prompt: int | None, past: int | None) -> tuple[int, int]:
-        """See `Subject`; an image has its own size."""
-        return 1, 0
-
-    def phase(self, past: int) -> str:
-        """See `Subject`."""
-        return "encode"
 
     def open(self, tokens: int, past: int) -> OnnxStudent:
         """See `Subject`."""
@@ -102,12 +79,7 @@ class _Network:
 
     def weight(self, name: str, *shape: int) -> str:
         """A weight whose bytes need not be there."""
-        from onnx import TensorProto
-
-        made = TensorProto(name=name, data_type=1, dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", "resnet50.bin"), ("offset", "0"), ("length", str(4 * math.prod(shape)))):
-            made.external_data.add(key=key, value=value)
-        self.weights.append(made)
+        self.weights.append(absent_weight(name, 1, shape, 4, "resnet50.bin"))
         return name
 
     def conv(self, x: str, name: str, shape: tuple[int, int], kernel: int, stride: int, *, relu: bool = True) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from firsttoken.options import RunOptions
-from firsttoken.subject import StudentLike
+from firsttoken.validation.fixed_graph import FixedGraph, absent_weight
 from firsttoken_compiler.errors import OptionError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Operator:
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorSubject:
+class OperatorSubject(FixedGraph):
     """An operator as something to compile; satisfies `firsttoken.subject.Subject`."""
 
     operator: Operator
@@ -81,31 +81,9 @@ class OperatorSubject:
         """See `Subject`."""
         return "an operator"
 
-    @property
-    def layer_bits(self) -> tuple[int, ...]:
-        """See `Subject`."""
-        return ()
-
-    @property
-    def packages(self) -> tuple[str, ...]:
-        """See `Subject`."""
-        return ()
-
-    def portable(self) -> StudentLike:
-        """See `Subject`; raises OptionError, as no name stands for an operator."""
-        raise OptionError(f"{self.name} has no name that another process could make it of")
-
     def content(self) -> str:
         """See `Subject`."""
         return f"operator {self.operator}"
-
-    def lengths(self, prompt: int | None, past: int | None) -> tuple[int, int]:
-        """See `Subject`; an operator has its own."""
-        return 1, 0
-
-    def phase(self, past: int) -> str:
-        """See `Subject`."""
-        return "encode"
 
     def open(self, tokens: int, past: int) -> OnnxStudent:
         """See `Subject`."""
@@ -149,13 +127,8 @@ class _Graph:
 
     def weight(self, name: str, shape: Sequence[int]) -> str:
         """A weight whose values nobody reads."""
-        from onnx import TensorProto
-
-        made = TensorProto(name=name, data_type=self.operand, dims=shape, data_location=TensorProto.EXTERNAL)
-        size = math.prod(shape) * (4 if self.operand == FLOAT else 2)
-        for key, value in (("location", f"{name}.bin"), ("offset", "0"), ("length", str(size))):
-            made.external_data.add(key=key, value=value)
-        self.weights.append(made)
+        nbytes = 4 if self.operand == FLOAT else 2
+        self.weights.append(absent_weight(name, self.operand, shape, nbytes, f"{name}.bin"))
         return name
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
