@@ -6,7 +6,7 @@ last tile are cut to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule.spec import Arg
@@ -47,7 +47,7 @@ def pitch_bits(arg: Arg, space: Space, target: Target) -> int:
     """
     row = arg.dtype.nbytes(arg.shape[-1])
     if space is not Space.SPAD or len(arg.shape) != 2 or arg.shape[0] == 1:
-        return arg.shape[-1] * arg.dtype.bits
+        return (arg.whole or arg.shape[-1]) * arg.dtype.bits
     fetch = fetch_bytes(arg.dtype, target)
     if row < fetch:
         return row * 8
@@ -91,9 +91,33 @@ def panels(count: int, rows: int, panel: int, dtype: Dtype, real_rows: int, colu
     return Layout((count, rows, panel), (per_panel, full, dtype.bits), (per_panel, narrow, dtype.bits))
 
 
+def of_whole(layout: Layout, arg: Arg) -> Layout:
+    """The layout of packed weights that are rows of larger ones: panels are as far apart as those of the whole."""
+    if not arg.whole:
+        return layout
+    apart = arg.whole * layout.bits[1]
+    return replace(layout, bits=(apart, *layout.bits[1:]), narrow=(apart, *layout.narrow[1:]))
+
+
 def by_panel(rows: int, count: int, panel: int, dtype: Dtype, pitch: int) -> Layout:
     """A matrix whose rows are `pitch` bits apart, seen as `[rows, panels, columns of a panel]`."""
     return Layout((rows, count, panel), (pitch, panel * dtype.bits, dtype.bits))
+
+
+@dataclass(frozen=True, slots=True)
+class Diagonal:
+    """Elements of row r beyond r + `past` along `across` count for nothing: a tile of rows ends with its last row."""
+
+    down: str
+    across: str
+    rows: int
+    """Rows of a tile."""
+    past: int
+
+    def end(self, origins: dict[str, int], extents: dict[str, int]) -> int:
+        """How far the tile of rows that begins at the origin reaches along `across`."""
+        last = origins.get(self.down, 0) + self.rows
+        return min(last, extents.get(self.down, last)) + self.past
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +127,16 @@ class Ragged:
     extents: dict[str, int]
     columns: int = 0
     panel: int = 0
+    diagonal: Diagonal | None = None
 
-    def left(self, axis: str, origin: int) -> int | None:
-        """How far an axis goes from `origin`; None for an axis without a limit."""
+    def left(self, axis: str, origins: dict[str, int]) -> int | None:
+        """How far an axis goes from its origin, which is 0 unless stated; None for an axis without a limit."""
+        origin = origins.get(axis, 0)
         if axis == "p":
             return -(-self.columns // self.panel) - origin
         total = self.extents.get(axis)
+        if self.diagonal is not None and axis == self.diagonal.across and total is not None:
+            total = min(total, self.diagonal.end(origins, self.extents))
         return None if total is None else total - origin
 
     @property
