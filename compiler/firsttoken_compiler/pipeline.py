@@ -17,6 +17,8 @@ from firsttoken_compiler.options import Precision
 from firsttoken_compiler.target.target import Target
 
 if TYPE_CHECKING:
+    from firsttoken_compiler.codegen.assemble import Templates
+    from firsttoken_compiler.codegen.memory_map import Compiled
     from firsttoken_compiler.codegen.norm_choice import Lowered
     from firsttoken_compiler.passes.cache_norms import CacheNorms
     from firsttoken_compiler.passes.canonicalise import Canonical
@@ -40,22 +42,24 @@ PIPELINE: Final = (
 """Names for --stop-after and --dump-after."""
 
 Progress = Callable[[str, float, float], None]
+Observer = Callable[["Compiled", "Templates"], None]
 
 
 def compile_onnx(
     student: OnnxStudent, target: Target, precision: Precision, *, meta: dict[str, Any] | None = None,
     stop_after: str | None = None, dump_after: str | None = None, dump_dir: Path | None = None,
-    progress: Progress | None = None, fallback: bool = True,
+    progress: Progress | None = None, fallback: bool = True, observe: Observer | None = None,
 ) -> Program | None:  # fmt: skip
     """The program of a student on a target; None when stopped early.
 
-    `fallback`: nodes that the NPU cannot run go to the host; without it they are a StudentError.
+    `fallback`: nodes that the NPU cannot run go to the host; without it they are a StudentError. `observe` is called
+    once before assembly, with the placed launches and the templates of their kernels.
     Raises StudentError (the graph), OptionError (precision, pass names), AllocationError (the target is too small).
     """
     for option, name in (("--stop-after", stop_after), ("--dump-after", dump_after)):
         if name is not None and name not in PIPELINE and not (option == "--dump-after" and name == "all"):
             raise OptionError(f"{option} {name!r} is no pass; passes are {', '.join(PIPELINE)}")
-    run = _Run(stop_after, dump_after, dump_dir, progress, fallback)
+    run = _Run(stop_after, dump_after, dump_dir, progress, fallback, observe)
     return run.all(student, target, precision, dict(meta or {}))
 
 
@@ -67,9 +71,11 @@ class _Run:
     """One compilation; `done` is called after every pass with what it made."""
 
     def __init__(
-        self, stop: str | None, dump: str | None, folder: Path | None, progress: Progress | None, fallback: bool
-    ) -> None:
+        self, stop: str | None, dump: str | None, folder: Path | None, progress: Progress | None, fallback: bool,
+        observe: Observer | None = None,
+    ) -> None:  # fmt: skip
         self.stop, self.dump, self.folder, self.progress, self.fallback = stop, dump, folder, progress, fallback
+        self.observe = observe
 
     def all(self, student: OnnxStudent, target: Target, precision: Precision, meta: dict[str, Any]) -> Program | None:
         """Every pass in order."""
@@ -130,6 +136,8 @@ class _Run:
         compiled = Compiled(*parts)
         templates = schedule_all(compiled, target, lambda part: self._show("schedule", part), plan.templates)
         self.done("schedule", templates)
+        if self.observe is not None:
+            self.observe(compiled, templates)
         notes = {"norm_decisions": plan.lines, "stored_weights": stored_lines(launches)}
         program = assemble(compiled, templates, target, {**meta, **signature(imported), **notes})
         program.meta["weight_formats"] = rows = format_rows(quantised.formats, program.tensors)
