@@ -131,7 +131,7 @@ class _Unroller:
             self.env[loop.depth] = index
             if loop.axis:
                 self.origin[loop.axis] = before + index * loop.step
-                left = self.ragged.left(loop.axis, self.origin[loop.axis])
+                left = self.ragged.left(loop.axis, self.origin)
                 if left is not None and left <= 0:
                     break
             self.run(loop.body)
@@ -140,7 +140,7 @@ class _Unroller:
         self.env.pop()
 
     def _cut(self, extent: int, axis: str) -> int:
-        left = self.ragged.left(axis, self.origin.get(axis, 0)) if axis else None
+        left = self.ragged.left(axis, self.origin) if axis else None
         return extent if left is None else min(extent, left)
 
     def _pieces(self, nest: Nest) -> Iterator[Piece]:
@@ -154,7 +154,7 @@ class _Unroller:
             yield tuple(extents), zero, False
             return
         p, j = nest.axes.index("p"), nest.axes.index("j")
-        if extents[p] < (self.ragged.left("p", self.origin.get("p", 0)) or 0):
+        if extents[p] < (self.ragged.left("p", self.origin) or 0):
             yield tuple(extents), zero, False
             return
         if extents[p] > 1:

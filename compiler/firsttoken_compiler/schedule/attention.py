@@ -18,7 +18,7 @@ from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule import intrinsics, layout
 from firsttoken_compiler.schedule.definitions import MASKED
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
-from firsttoken_compiler.schedule.layout import Layout, Ragged
+from firsttoken_compiler.schedule.layout import Diagonal, Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.target.rates import pair_name
 from firsttoken_compiler.target.target import Target
@@ -74,8 +74,15 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, t
     layouts += [_scale_layout(given[name], keys) for name in ("ks", "vs") if name in given]
     layouts += [layout.dense((1, 1), Dtype.F32)] if spec.get("narrow") else []
     layouts.append(_query_layout(spec.outs[0], heads, rows, out))
-    ragged = Ragged({"r": heads.rows, "t": heads.keys})
+    ragged = Ragged({"r": heads.rows, "t": heads.keys, "u": heads.keys}, diagonal=_diagonal(spec, heads, tile))
     return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys")
+
+
+def _diagonal(spec: KernelSpec, heads: Heads, tile: AttentionTile) -> Diagonal | None:
+    """Where a tile of rows stops: keys that are masked for all of them weigh exactly 0, so nothing is done for them."""
+    if not spec["causal"] or spec["mask"] or heads.one_token:
+        return None
+    return Diagonal("r", "t", tile.rows, int(spec["past"]))
 
 
 def operand_names(spec: KernelSpec) -> list[str]:
@@ -308,15 +315,15 @@ class _Scheduling:
         return intrinsics.SPAD if self.widened or self.where[name] is Space.DRAM else "global"
 
     def _scales(self, r0: Any) -> None:
-        """Factors per key of a row of scores, from the scales of the whole cache."""
+        """Factors per key of a row of scores; the largest scale is that of the whole cache (axis u), seen or not."""
         s = self.s
-        for name, reader in (("ks", "KS"), ("vs", "top")):
+        for name, reader, axis in (("ks", "KS", "t"), ("vs", "top", "u")):
             if self.where[name] is Space.DRAM:
-                fetch(s, s.get_sblock(reader), name, r0, "one,t")
+                fetch(s, s.get_sblock(reader), name, r0, f"one,{axis}")
         for name in ("KS", "VS", "top"):
             block = s.get_sblock(name)
             loops = s.get_loops(block)[2:]
-            annotate(s, {loops[1]: "t"})
+            annotate(s, {loops[1]: "u" if name == "top" else "t"})
             if name == "top":
                 s.decompose_reduction(block, loops[0])
 

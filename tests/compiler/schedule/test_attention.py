@@ -15,6 +15,7 @@ from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.tir_reader import read
 from firsttoken_compiler.codegen.unroll import Place, unroll
 from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.dma import Load
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule import attention
@@ -159,4 +160,16 @@ def test_large_scores_do_not_overflow() -> None:
 def test_key_tiles_cover_every_product_once() -> None:
     case = Case(5, 8, 2, 2, 6, AttentionTile(2, 5))
     matmuls = [row for row in case.template().code if row[word.OPCODE] == Matmul.OPCODE]
-    assert sum(int(np.prod(row[word.DIMS : word.DIMS + 3])) for row in matmuls) == 2 * 4 * 5 * 13 * 6
+    assert sum(int(np.prod(row[word.DIMS : word.DIMS + 3])) for row in matmuls) == 2 * 4 * (2 * 10 + 2 * 12 + 13) * 6
+
+
+@pytest.mark.parametrize("mask", ["", "mask", "none"])
+def test_only_a_causal_attention_stops_at_its_diagonal(mask: str) -> None:
+    """16 rows in tiles of 4 over tiles of 4 keys: 1 + 2 + 3 + 4 of 16 pairs of tiles have keys that are seen."""
+    case = Case(16, 0, 1, 1, 8, AttentionTile(4, 4), mask=mask)
+    code = case.template().code
+    products = [row for row in code if row[word.OPCODE] == Matmul.OPCODE]
+    read = sum(int(np.prod(row[word.DIMS : word.DIMS + 3])) for row in code if row[word.OPCODE] == Load.OPCODE)
+    tiles = 10 if mask == "" else 16
+    assert len(products) == 2 * tiles
+    assert read == (16 + 2 * tiles * 4) * 8 * 2 + (mask == "mask") * 16 * 16 * 4

@@ -11,7 +11,7 @@ from kernel_bench import small_target
 from firsttoken_compiler.codegen.weights import pack_panels
 from firsttoken_compiler.isa.types import Dtype, Space, unpack_int4
 from firsttoken_compiler.schedule import layout
-from firsttoken_compiler.schedule.layout import Layout, Ragged
+from firsttoken_compiler.schedule.layout import Diagonal, Layout, Ragged
 from firsttoken_compiler.schedule.spec import Arg
 
 TARGET = small_target(8, 8)
@@ -77,8 +77,15 @@ def test_the_last_panel_has_what_is_left(columns: int, width: int) -> None:
 
 def test_an_axis_goes_as_far_as_it_really_does() -> None:
     ragged = Ragged({"m": 10}, 19, 8)
-    assert ragged.left("m", 8) == 2
-    assert ragged.left("m", 12) == -2
-    assert ragged.left("p", 0) == 3
-    assert ragged.left("p", 2) == 1
-    assert ragged.left("j", 4) is None
+    assert ragged.left("m", {"m": 8}) == 2
+    assert ragged.left("m", {"m": 12}) == -2
+    assert ragged.left("p", {}) == 3
+    assert ragged.left("p", {"p": 2}) == 1
+    assert ragged.left("j", {"j": 4}) is None
+
+
+def test_a_causal_axis_ends_with_the_last_row_of_its_tile() -> None:
+    ragged = Ragged({"r": 7, "t": 9}, diagonal=Diagonal("r", "t", 4, 2))
+    assert ragged.left("t", {}) == 6
+    assert ragged.left("t", {"r": 4, "t": 5}) == 4
+    assert ragged.left("r", {"r": 4}) == 3
