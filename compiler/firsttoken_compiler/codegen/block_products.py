@@ -18,17 +18,11 @@ from firsttoken_compiler.codegen.tir_reader import read
 from firsttoken_compiler.codegen.unroll import Place, unroll
 from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.schedule import layout, linear
-from firsttoken_compiler.schedule.block_linear import Choice, choose, planes_of, slots
+from firsttoken_compiler.schedule.block_linear import Choice, planes_of, slots
 from firsttoken_compiler.schedule.block_trees import Blocks, Tree, leaves
 from firsttoken_compiler.schedule.linear import Shape, operand_names, panel_of
 from firsttoken_compiler.schedule.spec import KernelSpec
-from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.target.target import Target
-
-
-def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Template:
-    """The template of a product on blocks; raises AllocationError when no tile fits."""
-    return build_choice(spec, choose(spec, spaces, target, room), target)
 
 
 def build_choice(spec: KernelSpec, choice: Choice, target: Target) -> Template:

@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from firsttoken_compiler.codegen import block_products, concat, convolve, images, normed
 from firsttoken_compiler.codegen.staging import over_rows
 from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.tir_reader import read
 from firsttoken_compiler.codegen.unroll import Place, unroll
+from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.types import Space
-from firsttoken_compiler.schedule import attention, linear, rowwise, windows
+from firsttoken_compiler.schedule import attention, block_linear, linear, rowwise, windows
+from firsttoken_compiler.schedule.choice import AttentionChoice, Choice, ProductChoice, RowsChoice
+from firsttoken_compiler.schedule.choosing import attention_tile, check, default_choice, tile_of
 from firsttoken_compiler.schedule.kernel import Scheduled
 from firsttoken_compiler.schedule.spec import KernelSpec
-from firsttoken_compiler.schedule.tiling import Room, choose_attention, choose_linear, choose_rows
+from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.target.target import Target
 
 
-def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Template:
-    """The template of a kernel whose operands and results lie in `spaces`; raises AllocationError when nothing fits."""
-    if spec.kind == "linear" and spec.get("blocks"):
-        return block_products.build(spec, spaces, target, room)
-    if spec.kind == "linear":
-        tile = choose_linear(spec, spaces, target, room)
-        return _template(linear.schedule(spec, spaces, tile, target), spaces, target)
-    if spec.kind == "attention":
-        chosen = choose_attention(spec, spaces, target, room)
-        return _template(attention.schedule(spec, spaces, chosen, target), spaces, target)
-    if spec.kind == "conv":
-        return convolve.build(spec, spaces, target, room)
-    if spec.kind == "normed":
-        return normed.build(spec, spaces, target, room)
+def build(
+    spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room, choice: Choice | None = None
+) -> Template:
+    """The template of a kernel whose operands and results lie in `spaces`, by a choice or by the compiler's own.
+
+    Raises AllocationError when nothing fits, or the choice does not, and OptionError for another choice that the kernel
+    does not have.
+    """
+    if choice is None:
+        choice = default_choice(spec, spaces, target, room)
+    else:
+        check(spec, spaces, target, room, choice)
+    if isinstance(choice, ProductChoice):
+        return _product(spec, spaces, target, choice)
+    if isinstance(choice, AttentionChoice):
+        tile = attention_tile(choice, spec, target)
+        return _template(attention.schedule(spec, spaces, tile, target), spaces, target)
+    if isinstance(choice, RowsChoice):
+        return _rows(spec, spaces, target, choice.rows)
     if spec.kind == "concat":
         return concat.build(spec, spaces, target, (room.preferred, room.limit))
     if spec.kind in windows.KINDS:
         return images.build(spec, spaces, target, (room.preferred, room.limit))
-    rows = choose_rows(spec, spaces, target, room)
+    raise ProgramError(f"internal: no schedule for a kernel of kind {spec.kind}")
+
+
+def _product(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, choice: ProductChoice) -> Template:
+    tile = tile_of(choice, target)
+    if spec.kind == "conv":
+        return convolve.build(spec, spaces, target, tile)
+    if spec.kind == "normed":
+        return normed.build(spec, spaces, target, choice.block, tile)
+    plan = block_linear.plan(spec, spaces, choice.method, target) if spec.get("blocks") else None
+    if plan is not None:
+        return block_products.build_choice(spec, replace(plan, tile=tile), target)
+    return _template(linear.schedule(spec, spaces, tile, target), spaces, target)
+
+
+def _rows(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, rows: int) -> Template:
     scheduled = rowwise.schedule(spec, spaces, rows, target)
     body, params = read(scheduled.lowered(), outer=1)
     copies = spec.kind in rowwise.COPIES

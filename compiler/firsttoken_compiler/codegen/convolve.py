@@ -19,7 +19,6 @@ from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.schedule import conv, layout, linear
 from firsttoken_compiler.schedule.linear import Tile
 from firsttoken_compiler.schedule.spec import KernelSpec
-from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.schedule.windows import Windows, product_of
 from firsttoken_compiler.target.target import Target
 
@@ -27,9 +26,8 @@ STAGES = (0, 1, 0, 2)
 """Software pipeline over tiles of k: the vector unit's windows and the weights are there one stage before products."""
 
 
-def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Template:
-    """The template of a convolution; raises AllocationError when no tile fits."""
-    tile = conv.choose(spec, spaces, target, room)
+def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, tile: Tile) -> Template:
+    """The template of a convolution with this tile."""
     product = product_of(spec)
     scheduled = linear.schedule(product, (Space.DRAM, *spaces[1:]), tile, target)
     body, params = read(scheduled.lowered())

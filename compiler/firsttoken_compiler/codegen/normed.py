@@ -6,7 +6,6 @@ Both are scheduled as kernels of their own; the matrix between them is a buffer 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from firsttoken_compiler.codegen.loops import (
     Access,
@@ -25,35 +24,14 @@ from firsttoken_compiler.codegen.tir_reader import read
 from firsttoken_compiler.codegen.unroll import Place, unroll
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.types import Space
-from firsttoken_compiler.schedule import layout, linear, normed, rowwise, tiling
+from firsttoken_compiler.schedule import layout, linear, normed, rowwise
 from firsttoken_compiler.schedule.linear import Tile
 from firsttoken_compiler.schedule.spec import KernelSpec
-from firsttoken_compiler.schedule.tiling import Room
-from firsttoken_compiler.target.rates import ceil_div
 from firsttoken_compiler.target.target import Target
 
-STAGING: Final = 4
-"""A quarter of the room is for the norm's input and its numbers on their way out of DRAM."""
 
-
-def choose(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> tuple[int, Tile]:
-    """(rows of a block that is normalised at a time, tile of the product).
-
-    Raises AllocationError when rows, blocks and tile do not fit.
-    """
-    first, then = normed.spaces_of(spec, spaces)
-    apply, align = normed.normalise_of(spec), target.alignment(Space.SPAD)
-    taken = ceil_div(layout.resident_bytes(normed.rows_of(spec), target), align) * align
-    share = Room(room.preferred // STAGING, max(0, room.limit - taken) // STAGING)
-    block = tiling.choose_rows(apply, first, target, share)
-    taken += tiling.row_bytes(apply, first, block, target)
-    left = Room(room.preferred - taken, room.limit - taken)
-    return block, tiling.choose_linear(normed.product_of(spec), then, target, left)
-
-
-def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Template:
-    """The template; raises AllocationError when rows and tiles do not fit into the room."""
-    block, tile = choose(spec, spaces, target, room)
+def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, block: int, tile: Tile) -> Template:
+    """The template, with this many rows normalised at a time and this tile of the product."""
     first, then = normed.spaces_of(spec, spaces)
     apply, product, count = normed.normalise_of(spec), normed.product_of(spec), int(spec["operands"])
     made = rowwise.schedule(apply, first, block, target)

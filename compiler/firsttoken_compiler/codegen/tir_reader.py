@@ -1,7 +1,8 @@
 """Lowered TIR → plain loops: every chain of loops around one store becomes a nest, every intrinsic call a statement.
 
 Loop annotations made by the schedules: `npu.axis` (the kernel's axis and step, `m:64`) on sequential and inner loops,
-`software_pipeline_stage` on pipelined loops. A loop is sequential when it is annotated with a step.
+`software_pipeline_stage` on pipelined loops, `npu.slots` (`w=3,a=3`) on loops that fetch tiles of these operands.
+A loop is sequential when it is annotated with a step.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class _Reader:
         self.alias: dict[Any, Any] = {}
         self.sequential: list[Any] = [None] * outer
         self.params: list[Buffer] = []
+        self.slots: dict[str, int] = {}
 
     def run(self) -> tuple[list[Statement], list[Buffer]]:
         for index, parameter in enumerate(self.function.params):
@@ -75,7 +77,8 @@ class _Reader:
         if kind == "SeqStmt":
             return [statement for child in node.seq for statement in self.statements(child)]
         if kind == "AllocBuffer":
-            return [Alloc(self._local(node.buffer))]
+            made = self._local(node.buffer)
+            return [Alloc(made, self.slots.get(made.name.rpartition("_global")[0], 0))]
         if kind == "DeclBuffer":
             self.alias[node.buffer] = self._source(node.data)
             return []
@@ -115,6 +118,7 @@ class _Reader:
         if int(node.min) != 0:
             raise ProgramError("internal: a loop that does not start at 0")
         axis, step = _axis(node)
+        self.slots |= _slots(node)
         stages = node.annotations.get("software_pipeline_stage", None)
         if not step and stages is None:
             chain, body = [node], node.body
@@ -273,6 +277,12 @@ def _combine(
     if kind == "FloorMod":
         return (lambda env: a(env) % b(env)), p
     return ((lambda env: max(a(env), b(env))) if kind == "Max" else (lambda env: min(a(env), b(env)))), p
+
+
+def _slots(node: Any) -> dict[str, int]:
+    """Slots that a loop demands for tiles of operands."""
+    text = str(node.annotations.get("npu.slots", ""))
+    return {name: int(count) for name, _, count in (part.partition("=") for part in text.split(",") if part)}
 
 
 def _axis(loop: Any) -> tuple[str, int]:

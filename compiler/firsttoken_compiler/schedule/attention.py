@@ -17,7 +17,7 @@ from typing import Any
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule import intrinsics, layout
 from firsttoken_compiler.schedule.definitions import MASKED
-from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
+from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, demand_slots, fetch, spill
 from firsttoken_compiler.schedule.layout import Diagonal, Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.target.rates import pair_name
@@ -31,6 +31,8 @@ class AttentionTile:
 
     rows: int
     keys: int
+    buffers: int = 0
+    """Tiles of keys, and of values, that exist at a time; 0: as many as the pipeline asks for."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, t
     layouts += [layout.dense((1, 1), Dtype.F32)] if spec.get("narrow") else []
     layouts.append(_query_layout(spec.outs[0], heads, rows, out))
     ragged = Ragged({"r": heads.rows, "t": heads.keys, "u": heads.keys}, diagonal=_diagonal(spec, heads, tile))
-    return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys")
+    slots = f" {tile.buffers}-buffered" if tile.buffers else ""
+    return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys{slots}")
 
 
 def _diagonal(spec: KernelSpec, heads: Heads, tile: AttentionTile) -> Diagonal | None:
@@ -99,6 +102,11 @@ def quantised_cache(spec: KernelSpec) -> bool:
 def widens(target: Target) -> bool:
     """Whether int8 keys and values become fp16 before they are multiplied."""
     return pair_name(Dtype.F16, Dtype.I8) not in target.matrix.macs_per_cycle
+
+
+def pipelined(spec: KernelSpec, target: Target) -> int:
+    """Tiles of keys and values that the pipeline asks for: one is read or widened while the next one comes."""
+    return 3 if quantised_cache(spec) and widens(target) else 2
 
 
 def scratch_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, target: Target) -> int:
@@ -278,6 +286,8 @@ class _Scheduling:
             self._scales(r0)
         self._softmax()
         self._values()
+        if self.tile.buffers:
+            demand_slots(s, (b, r0), {"k": self.tile.buffers, "v": self.tile.buffers})
 
     def _scores(self, r0: Any) -> None:
         s, tile = self.s, self.tile

@@ -45,12 +45,12 @@ class Choice:
 
 def choose(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Choice:
     """The cheapest method and tile; raises AllocationError when none fits."""
-    plans = [found for method in METHODS if (found := plan(spec, spaces, method, target)) is not None]
+    plans = plans_of(spec, spaces, target)
     accumulators = target.scratchpad.accumulator_bytes
     for limit, rows in ((room.preferred, tiling.ROWS), (room.limit, tiling.ROWS), (room.limit, tiling.FEW_ROWS)):
         costs: dict[tuple[int, Tile], float] = {}
         for index, each in enumerate(plans):
-            for tile in _tiles(each, spec, target, rows):
+            for tile in tiles_of(each, spec, target, rows):
                 scratch, acc = tile_bytes(each, spec, tile, target)
                 if scratch <= limit and acc <= accumulators:
                     costs[index, tile] = tile_cost(each, spec, tile, target)
@@ -77,7 +77,12 @@ def _moved(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> int:
     return weights + spec.args[0].nbytes * across
 
 
-def _tiles(plan: Choice, spec: KernelSpec, target: Target, rows: tuple[int, ...]) -> list[Tile]:
+def plans_of(spec: KernelSpec, spaces: tuple[Space, ...], target: Target) -> list[Choice]:
+    """The methods that there are, without tiles yet."""
+    return [found for method in METHODS if (found := plan(spec, spaces, method, target)) is not None]
+
+
+def tiles_of(plan: Choice, spec: KernelSpec, target: Target, rows: tuple[int, ...]) -> list[Tile]:
     """Tiles of the product that cut through no block."""
     unit = Blocks.of(spec).kind.block
     tiles = tiling.linear_tiles(plan.product, target, rows, unit)
@@ -136,7 +141,7 @@ def slots(product: KernelSpec, tile: Tile, target: Target) -> int:
     """Tiles of planes, and of what is made of them, that exist at a time: the next ones are made early."""
     shape, panels = Shape.of(product), Shape.of(product).panels(panel_of(target))
     once = tile.m >= shape.m and tile.panels >= panels and tile.k >= shape.k
-    return 1 if once else 2
+    return 1 if once else max(2, tile.buffers)
 
 
 def tile_bytes(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> tuple[int, int]:

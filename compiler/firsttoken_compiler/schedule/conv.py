@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Space
@@ -40,14 +40,13 @@ def choose(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Ro
     Raises AllocationError when none fits.
     """
     shape, product = Windows.of(spec), product_of(spec)
-    where = (Space.DRAM, *spaces[1:])
     accumulators = target.scratchpad.accumulator_bytes
     for limit in (room.preferred, room.limit):
         costs: dict[Tile, float] = {}
-        for tile in _tiles(product, shape, target):
-            scratch, acc = tiling.linear_bytes(product, where, tile, target)
-            if scratch + _band_bytes(spec, shape, spaces[0], tile) <= limit and acc <= accumulators:
-                costs[tile] = _cost(spec, product, where, shape, tile, target)
+        for tile in tiles_of(product, shape, target):
+            scratch, acc = tile_bytes(spec, spaces, tile, target)
+            if scratch <= limit and acc <= accumulators:
+                costs[tile] = tile_cost(spec, spaces, tile, target)
         if costs:
             return min(costs, key=lambda tile: (costs[tile], -tile.m, -tile.k, -tile.panels))
     raise AllocationError(
@@ -57,7 +56,7 @@ def choose(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Ro
     )
 
 
-def _tiles(product: KernelSpec, shape: Windows, target: Target) -> Any:
+def tiles_of(product: KernelSpec, shape: Windows, target: Target) -> Iterator[Tile]:
     """Whole lines, and parts of lines where one is too long."""
     line = shape.out[1]
     lines = {min(shape.out[0], 1 << i) for i in range(shape.out[0].bit_length() + 1)}
@@ -65,6 +64,12 @@ def _tiles(product: KernelSpec, shape: Windows, target: Target) -> Any:
     rows = {line * count for count in lines if line * count <= 2048} | {min(line, part) for part in (16, 32, 64, 128)}
     rows |= {part for part in range(16, min(line, 512)) if line % part == 0}
     yield from tiling.linear_tiles(product, target, tuple(rows))
+
+
+def tile_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> tuple[int, int]:
+    """(scratchpad, accumulator) bytes of a tile with all its slots, and the frame of lines."""
+    scratch, acc = tiling.linear_bytes(product_of(spec), (Space.DRAM, *spaces[1:]), tile, target)
+    return scratch + _band_bytes(spec, Windows.of(spec), spaces[0], tile), acc
 
 
 def _band_bytes(spec: KernelSpec, shape: Windows, space: Space, tile: Tile) -> int:
@@ -75,10 +80,9 @@ def _band_bytes(spec: KernelSpec, shape: Windows, space: Space, tile: Tile) -> i
     return BAND_SLOTS * (spec.args[0].dtype.nbytes(high * wide * shape.channels) + 64)
 
 
-def _cost(
-    spec: KernelSpec, product: KernelSpec, where: tuple[Space, ...], shape: Windows, tile: Tile, target: Target
-) -> float:
+def tile_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> float:
     """Cycles: the product's, and the vector unit's for the windows, which no other unit's time hides for sure."""
+    shape, product = Windows.of(spec), product_of(spec)
     sizes = Shape.of(product)
     across = ceil_div(sizes.n, tile.panels * panel_of(target))
     cut = ceil_div(sizes.m, tile.m) * ceil_div(sizes.k, tile.k)
@@ -87,7 +91,7 @@ def _cost(
     each = vector_cycles(target, _COPY, (1, tile.m, ceil_div(tile.k, max(1, runs // rects)))) * (runs // rects)
     gathering = across * cut * (each + (runs - runs // rects) * target.vector.startup_cycles)
     # Fetching the windows from the DRAM is not paid for: the lines of the image are, once per tile of rows.
-    resident = (Space.SPAD, *where[1:])
+    resident = (Space.SPAD, *spaces[1:])
     rate = min(target.dram.peak_bytes_per_s / target.clock_hz, target.dma.bus_bytes_per_cycle)
     fetching = across * ceil_div(sizes.m, tile.m) * _band_bytes(spec, shape, Space.DRAM, tile) / BAND_SLOTS / rate
     return tiling.linear_cost(product, resident, tile, target) + gathering + fetching

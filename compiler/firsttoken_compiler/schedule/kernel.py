@@ -44,6 +44,12 @@ def annotate(s: Any, axes: dict[Any, str]) -> None:
         s.annotate(loop, "npu.axis", text)
 
 
+def demand_slots(s: Any, loops: tuple[Any, ...], slots: dict[str, int]) -> None:
+    """Gives the tiles of operands that are fetched inside these loops so many slots each; see `codegen.slots`."""
+    for loop in loops if slots else ():
+        s.annotate(loop, "npu.slots", ",".join(f"{name}={count}" for name, count in slots.items()))
+
+
 def fetch(s: Any, reader: Any, name: str, at: Any, axes: str, scope: str = intrinsics.SPAD, align: int = 0) -> Any:
     """Copies what `reader` reads of operand `name` into the scratchpad inside loop `at`, as one DMA transfer.
 

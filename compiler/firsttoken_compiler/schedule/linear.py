@@ -1,7 +1,8 @@
 """Products with weights: the tiled definition in the weights' panel layout, and its schedule.
 
-Loops: panels of columns (p0), rows (m0), k (k0). Weight tiles stream through the scratchpad, activations are read where
-they are, sums stay in the accumulators; with grouped scales the sums of a group move on, scaled, after each group.
+Loops: panels of columns (p0), rows (m0), k (k0); the first two in either order. Weight tiles stream through the
+scratchpad, activations are read where they are, sums stay in the accumulators; with grouped scales the sums of a group
+move on, scaled, after each group.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import MAX_SOURCES
 from firsttoken_compiler.schedule import expressions, intrinsics, layout
 from firsttoken_compiler.schedule.definitions import linear_names, scaled_sum, without_zero_points
-from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, fetch, spill
+from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, demand_slots, fetch, spill
 from firsttoken_compiler.schedule.layout import Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, KernelSpec
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm.api import Schedule, te
+
+STREAMED: Final = 2
+"""Tiles of a streamed operand: the next one comes while the matrix unit reads one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +33,16 @@ class Tile:
     k: int
     whole: bool = False
     """Activations that lie in DRAM are fetched once, all of them, instead of tile by tile."""
+    rows_outer: bool = False
+    """The loop over rows is outside of the one over panels: a tile of activations stays, if it spans k."""
+    buffers: int = STREAMED
+    """Tiles of weights, and of activations that come tile by tile, that exist at a time."""
 
     def text(self, panel: int) -> str:
         """`m x n x k` for reports."""
-        return f"{self.m}x{self.panels * panel}x{self.k}"
+        order = " rows-outer" if self.rows_outer else ""
+        slots = f" {self.buffers}-buffered" if self.buffers != STREAMED else ""
+        return f"{self.m}x{self.panels * panel}x{self.k}{order}{slots}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,21 @@ class Shape:
     def acc(self) -> str:
         """Type of the sums."""
         return "float32" if self.a in (Dtype.F16, Dtype.F32) else "int32"
+
+
+def fetches_of(shape: Shape, tile: Tile, panel: int) -> tuple[int, int]:
+    """How often a tile of weights and one of activations in DRAM are fetched in all; the latter once if all at once."""
+    across, down = -(-shape.panels(panel) // tile.panels), -(-shape.m // tile.m)
+    deep = -(-shape.k // tile.k)
+    weights = across * deep * (down if deep > 1 or tile.rows_outer else 1)
+    stays = tile.rows_outer and deep == 1
+    return weights, 1 if tile.whole else down * deep * (1 if stays else across)
+
+
+def slots_of(shape: Shape, tile: Tile, panel: int) -> dict[str, int]:
+    """Tiles of weights and activations that exist at a time, where each has more than one."""
+    fetches = zip("wa", fetches_of(shape, tile, panel), strict=True)
+    return {name: min(tile.buffers, count) for name, count in fetches if count > 1}
 
 
 def panel_of(target: Target) -> int:
@@ -239,7 +264,7 @@ class _Scheduling:
         s, out = self.s, self.s.get_sblock("out")
         sums = s.get_sblock("C")
         s.set_scope(sums, 0, intrinsics.ACC)
-        p0, m0 = self._outer(out)
+        p0, m0, inner = self._outer(out)
         total = sums
         if self.shape.group:
             total = s.get_sblock("O")
@@ -248,36 +273,39 @@ class _Scheduling:
         if corrected_apart(self.spec):
             corrected = s.get_sblock("Z")
             s.set_scope(corrected, 0, intrinsics.SPAD)
-            s.compute_at(corrected, m0, preserve_unit_loops=True)
+            s.compute_at(corrected, inner, preserve_unit_loops=True)
             annotate(s, dict(zip(s.get_loops(corrected)[-3:], ("m", "p", "j"), strict=True)))
-        s.compute_at(total, m0, preserve_unit_loops=True)
+        s.compute_at(total, inner, preserve_unit_loops=True)
         self._operands(total, corrected, out, p0, m0)
         k0 = self._grouped(sums, total) if self.shape.group else self._plain(sums)
         self._weights(sums, p0, k0)
-        self._activations(sums, k0)
+        self._activations(sums, m0, k0)
         self._products(sums)
+        self._buffers((p0, m0, k0))
 
-    def _outer(self, out: Any) -> tuple[Any, Any]:
+    def _outer(self, out: Any) -> tuple[Any, Any, Any]:
+        """Loops over tiles of columns and of rows, and the inner one of them."""
         s, tile = self.s, self.tile
         i, c, j = s.get_loops(out)
         p0, p1 = s.split(c, [None, tile.panels])
         m0, m1 = s.split(i, [None, tile.m])
-        s.reorder(p0, m0, m1, p1, j)
+        outer, inner = (m0, p0) if tile.rows_outer else (p0, m0)
+        s.reorder(outer, inner, m1, p1, j)
         annotate(s, {p0: f"p:{tile.panels}", m0: f"m:{tile.m}", m1: "m", p1: "p", j: "j"})
-        for loop in (p0, m0):
+        for loop in (outer, inner):
             s.annotate(loop, "software_pipeline_stage", PIPELINE)
         if self.where["out"] is Space.DRAM:
-            spill(s, out, m0, "m,p,j", NAMES[self.spec.outs[0].dtype])
-        return p0, m0
+            spill(s, out, inner, "m,p,j", NAMES[self.spec.outs[0].dtype])
+        return p0, m0, inner
 
     def _operands(self, total: Any, corrected: Any, out: Any, p0: Any, m0: Any) -> None:
-        """Brings scales, zero points, bias, residual and factor on chip: once, per column tile, or per row tile."""
-        one = self.shape.one_scale
+        """Brings scales, zero points, bias, residual and factor on chip: once, per tile of columns, rows, or both."""
+        one, both = self.shape.one_scale, p0 if self.tile.rows_outer else m0
         for name, axes, at in (
             ("w_scale", "p,g,j", p0), ("w_zero", "p,g,j", p0), ("w_min", "p,g,j", p0), ("w_sum", "p,g,j", p0),
             ("bias", "p,j", p0),
             ("a_scale", "one,one" if one else "m,one", None if one else m0), ("a_zero", "one,one", None),
-            ("a_sum", "m,g", m0), ("residual", "m,p,j", m0), ("factor", "m,p,j", m0), ("inverse", "one,one", None),
+            ("a_sum", "m,g", m0), ("residual", "m,p,j", both), ("factor", "m,p,j", both), ("inverse", "one,one", None),
         ):  # fmt: skip
             if self.where.get(name) is Space.DRAM:
                 reader = corrected if name in ZERO_POINTS else out
@@ -313,9 +341,17 @@ class _Scheduling:
         whole = self.tile.k >= self.padded.k
         fetch(self.s, sums, "w", p0 if whole else k0, "p,k,j", scope=intrinsics.WEIGHTS)
 
-    def _activations(self, sums: Any, k0: Any) -> None:
+    def _activations(self, sums: Any, m0: Any, k0: Any) -> None:
+        """All of them once, a tile for all columns that pass it, or tile by tile."""
         if self.where["a"] is Space.DRAM:
-            fetch(self.s, sums, "a", None if self.tile.whole else k0, "m,k", align=self.align)
+            stays = self.tile.rows_outer and self.tile.k >= self.padded.k
+            at = None if self.tile.whole else m0 if stays else k0
+            fetch(self.s, sums, "a", at, "m,k", align=self.align)
+
+    def _buffers(self, loops: tuple[Any, ...]) -> None:
+        """Demands slots where they are not those that the pipeline asks for."""
+        if self.tile.buffers != STREAMED:
+            demand_slots(self.s, loops, slots_of(self.shape, self.tile, self.panel))
 
     def _products(self, sums: Any) -> None:
         spec, tile, shape = self.spec, self.tile, self.shape

@@ -17,7 +17,16 @@ from firsttoken_compiler.isa.vector_kernel import Expr, VectorKernel
 from firsttoken_compiler.isa.word import MAX_EXTENT
 from firsttoken_compiler.schedule import attention, rowwise
 from firsttoken_compiler.schedule.layout import fetch_bytes
-from firsttoken_compiler.schedule.linear import Shape, Tile, corrected_apart, operand_names, panel_of
+from firsttoken_compiler.schedule.linear import (
+    STREAMED,
+    Shape,
+    Tile,
+    corrected_apart,
+    fetches_of,
+    operand_names,
+    panel_of,
+    slots_of,
+)
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.target.rates import (
     ceil_div,
@@ -119,9 +128,10 @@ def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target
     loops = ceil_div(shape.panels(panel), tile.panels) * ceil_div(shape.m, tile.m)
     deep = ceil_div(shape.k, tile.k)
     two, three = (2, 3) if loops * deep > 1 else (1, 1)
+    slots = {"w": two, "a": two} | (slots_of(shape, tile, panel) if tile.buffers != STREAMED else {})
     rows = ceil_div(tile.k, shape.group) * deep if shape.group else 1
     staged: dict[str, int] = {
-        "w": two * dtypes["w"].nbytes(tile.k * n), "a": _activation_bytes(shape, tile, two, target),
+        "w": slots["w"] * dtypes["w"].nbytes(tile.k * n), "a": _activation_bytes(shape, tile, slots["a"], target),
         "bias": three * dtypes.get("bias", Dtype.F16).nbytes(n), "a_scale": three * tile.m * 4, "a_zero": 4,
         "inverse": 4, "a_sum": three * tile.m * rows * 4,
         **{name: three * dtypes[name].nbytes(rows * n) for name in OF_GROUPS if name in dtypes},
@@ -167,12 +177,13 @@ def linear_cost(
     uneven = camping(target.dram, tile.k * row, shape.k * row, tile.panels) if deep > 1 else 1.0
     weights, scales = weights or Making(shape.w.nbytes(tile.k * n), 1), scales or Making(0, 2)
     weight = weights.nbytes * uneven / rate + weights.transfers * target.dma.setup_cycles
-    loads = across * deep * (down if deep > 1 else 1)
-    dma = loads * weight + across * (scales.nbytes / rate + scales.transfers * target.dma.setup_cycles)
+    loads, brought = fetches_of(shape, tile, panel)
+    again = across * down if tile.rows_outer else across
+    dma = loads * weight + again * (scales.nbytes / rate + scales.transfers * target.dma.setup_cycles)
     first = weight + weights.vector + scales.vector
     if where["a"] is Space.DRAM:
         once = down * deep * (shape.a.nbytes(tile.m * tile.k) / rate + target.dma.setup_cycles)
-        dma += once if tile.whole else once * across
+        dma += once if tile.whole else once * (brought // (down * deep))
         first += once if tile.whole else once / (down * deep)
     m, k = min(tile.m, shape.m), shape.group or tile.k
     if where["out"] is Space.DRAM:
@@ -189,7 +200,7 @@ def linear_cost(
         vector += products * vector_cycles(target, _scaling(spec), (m, tile.panels, panel))
     elif corrected_apart(spec):
         vector += across * down * vector_cycles(target, _CORRECTED, (m, tile.panels, panel))
-    if not target.dma.decoupled:
+    if not target.dma.decoupled or tile.buffers == 1:
         return dma + products * product + vector
     return max(dma + product, first + products * product, first + product + vector) + epilogue
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from image_case import padded_taps, shapes, windows_spec
 from kernel_bench import Bench, small_target
 
-from firsttoken_compiler.codegen import convolve
+from firsttoken_compiler.codegen.build import build
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.matmul import Matmul
@@ -37,7 +37,7 @@ def check(shape: Windows, n: int, spaces: tuple[Space, ...], dtype: Dtype, limit
     """Compares with numpy; returns the tile."""
     spec, random = conv_spec(shape, n, dtype), np.random.default_rng(seed)
     arrays = [random.standard_normal(arg.shape).astype(arg.dtype.numpy) for arg in spec.args]
-    template = convolve.build(spec, spaces, TARGET, Room(limit, 1 << 20))
+    template = build(spec, spaces, TARGET, Room(limit, 1 << 20))
     products = template.code[template.code[:, word.OPCODE] == Matmul.OPCODE][:, word.DIMS : word.DIMS + 3]
     assert products.prod(axis=1).sum() == shape.pixels * n * spec["k"]
     bench = Bench(spec, spaces, TARGET, (*spec.args, *spec.outs), panels=(1,))
@@ -78,4 +78,4 @@ def test_parts_of_a_line_fetch_the_pixels_that_they_need(stride: int) -> None:
 def test_no_tile_that_fits_names_the_remedy() -> None:
     shape = Windows(3, 4096, 64, (3, 3), (1, 1), (1, 1), (1, 1), (3, 4096))
     with pytest.raises(AllocationError, match=r"no tile of a convolution .* raise scratchpad\.bytes"):
-        convolve.build(conv_spec(shape, 8), (Space.DRAM,) * 5, TARGET, Room(4096, 8192))
+        build(conv_spec(shape, 8), (Space.DRAM,) * 5, TARGET, Room(4096, 8192))

@@ -1,0 +1,173 @@
+"""What a schedule chooses, as values that can be kept, compared and tried by hand.
+
+A choice belongs to a kernel: a spec and the memories in which its operands lie. `choosing` makes the choice that costs
+least, lists those that are possible, and refuses what a target cannot do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Final, NewType
+
+from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.schedule.spec import KernelSpec
+
+KernelKey = NewType("KernelKey", str)
+"""Stable name of a kernel, readable up to its hash: `linear-64x8960x1536-5d41c0b2a97e`."""
+ORDERS: Final = ("columns", "rows")
+"""Outer loop of a product. `columns`: a tile of weights stays while all rows pass it; `rows`: a tile of activations
+stays while all columns pass it, and weights come again for each."""
+MOST_BUFFERS: Final = 3
+HASH_DIGITS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ProductChoice:
+    """Of a product, a product on blocks, one of normalised rows, and a convolution (rows are its output pixels).
+
+    Attributes:
+        m: rows of a tile.
+        n: columns of a tile, whole panels.
+        k: elements of a tile along the dimension that is summed over.
+        whole: activations that lie in DRAM are fetched once, all of them, instead of tile by tile.
+        order: one of `ORDERS`.
+        buffers: tiles of what streams (weights, and activations where they come tile by tile) that exist at a time:
+            1 waits for each, with 2 the next one comes while the matrix unit works.
+        method: of a product on blocks, "floats" or "codes".
+        block: rows that a product of normalised rows makes at a time.
+    """
+
+    m: int
+    n: int
+    k: int
+    whole: bool = False
+    order: str = "columns"
+    buffers: int = 2
+    method: str = ""
+    block: int = 0
+
+    def text(self) -> str:
+        """One line for people."""
+        parts = [f"{self.m}x{self.n}x{self.k}", f"{self.order} outside", f"{self.buffers} buffers"]
+        parts += ["activations whole"] if self.whole else []
+        parts += [self.method] if self.method else []
+        return ", ".join([*parts, f"{self.block} rows normalised at a time"] if self.block else parts)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionChoice:
+    """Of an attention: query rows and keys of a tile, and tiles of keys and of values that exist at a time."""
+
+    rows: int
+    keys: int
+    buffers: int = 2
+
+    def text(self) -> str:
+        """One line for people."""
+        return f"{self.rows} rows x {self.keys} keys, {self.buffers} buffers"
+
+
+@dataclass(frozen=True, slots=True)
+class RowsChoice:
+    """Of a kernel that works row by row: rows of a block."""
+
+    rows: int
+
+    def text(self) -> str:
+        """One line for people."""
+        return f"{self.rows} rows"
+
+
+Choice = ProductChoice | AttentionChoice | RowsChoice
+
+
+def kinds_of(spec: KernelSpec) -> type[ProductChoice] | type[AttentionChoice] | type[RowsChoice] | None:
+    """What a kernel's choice is; None for a kernel that has none (those over images, concatenations, the host's)."""
+    if spec.kind in ("linear", "conv", "normed"):
+        return ProductChoice
+    if spec.kind == "attention":
+        return AttentionChoice
+    return None if spec.kind in UNCHOSEN else RowsChoice
+
+
+UNCHOSEN: Final = ("host", "concat", "windows", "pool", "transpose")
+
+
+@lru_cache(maxsize=65536)
+def kernel_key(spec: KernelSpec, spaces: tuple[Space, ...]) -> KernelKey:
+    """The name of a kernel whose operands and results lie in these memories."""
+    text = f"{spec.to_json()} {[space.name for space in spaces]}"
+    return KernelKey(f"{spec.kind}-{dims_of(spec)}-{hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]}")
+
+
+def dims_of(spec: KernelSpec) -> str:
+    """Rows, columns and depth of a product; tokens and features of its result otherwise."""
+    dims = product_dims(spec) or (spec.outs[0].shape if spec.outs else ())
+    return "x".join(str(extent) for extent in dims) or "scalar"
+
+
+def product_dims(spec: KernelSpec) -> tuple[int, int, int] | None:
+    """(m, n, k) of a product of any kind; None for other kernels."""
+    if spec.kind not in ("linear", "conv", "normed"):
+        return None
+    depth = int(spec["k"]) if spec.get("k") else spec.args[0].shape[1]
+    return spec.outs[0].shape[0], int(spec["n"]), depth
+
+
+@dataclass(frozen=True, slots=True)
+class GraphChoice:
+    """What a schedule chooses about the graph as a whole.
+
+    Attributes:
+        cores: cores that work is divided over; 0 for as many as the compiler uses by itself.
+    """
+
+    cores: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises OptionError naming the value, and what is possible."""
+        if not 0 <= self.cores <= 1024:
+            raise OptionError(f"schedule: cores is {self.cores}: give 0 (the compiler's own) to 1024")
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Choices by kernel; a kernel without one is scheduled as the compiler does by itself."""
+
+    choices: tuple[tuple[KernelKey, Choice], ...] = ()
+    graph: GraphChoice = GraphChoice()
+    _by_key: dict[KernelKey, Choice] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Orders the choices; raises OptionError for a kernel that has two."""
+        ordered = tuple(sorted(self.choices, key=lambda item: item[0]))
+        object.__setattr__(self, "choices", ordered)
+        self._by_key.update(ordered)
+        if len(self._by_key) != len(ordered):
+            twice = next(a for (a, _), (b, _) in pairwise(ordered) if a == b)
+            raise OptionError(f"schedule: kernel {twice} has two choices: keep one")
+
+    @staticmethod
+    def of(choices: dict[KernelKey, Choice], graph: GraphChoice = GraphChoice()) -> Schedules:
+        """From a mapping."""
+        return Schedules(tuple(choices.items()), graph)
+
+    def get(self, spec: KernelSpec, spaces: tuple[Space, ...]) -> Choice | None:
+        """The choice of a kernel, None where the compiler chooses."""
+        return self._by_key.get(kernel_key(spec, spaces)) if self._by_key else None
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"graph": asdict(self.graph), "choices": {key: asdict(choice) for key, choice in self.choices}}
+
+    def canonical_json(self) -> str:
+        """Stable text for content hashing."""
+        return json.dumps(self.facts(), sort_keys=True)
+
+
+NO_SCHEDULES: Final = Schedules()
