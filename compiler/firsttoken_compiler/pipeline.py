@@ -7,6 +7,7 @@ ONNX ─ specialise ─ import ─ canonicalise ─ quantise ─ kv-cache ─ ca
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from firsttoken_compiler.passes.canonicalise import Canonical
     from firsttoken_compiler.passes.quantise import Quantised
     from firsttoken_compiler.passes.static_ranges import StaticRanges
+    from firsttoken_compiler.schedule.choice import Schedules
 
 PIPELINE: Final = (
     "specialise",  # ONNX → ONNX; static shapes, float32, no node whose value follows from the file
@@ -49,17 +51,20 @@ def compile_onnx(
     student: OnnxStudent, target: Target, precision: Precision, *, meta: dict[str, Any] | None = None,
     stop_after: str | None = None, dump_after: str | None = None, dump_dir: Path | None = None,
     progress: Progress | None = None, fallback: bool = True, observe: Observer | None = None,
+    schedules: Schedules | None = None,
 ) -> Program | None:  # fmt: skip
     """The program of a student on a target; None when stopped early.
 
     `fallback`: nodes that the NPU cannot run go to the host; without it they are a StudentError. `observe` is called
-    once before assembly, with the placed launches and the templates of their kernels.
-    Raises StudentError (the graph), OptionError (precision, pass names), AllocationError (the target is too small).
+    once before assembly, with the placed launches and the templates of their kernels. `schedules`: what kernels have
+    been given in place of the compiler's own choices; those that do not occur are named in the program's meta.
+    Raises StudentError (the graph), OptionError (precision, pass names), AllocationError (the target is too small,
+    or a schedule asks for more than it has).
     """
     for option, name in (("--stop-after", stop_after), ("--dump-after", dump_after)):
         if name is not None and name not in PIPELINE and not (option == "--dump-after" and name == "all"):
             raise OptionError(f"{option} {name!r} is no pass; passes are {', '.join(PIPELINE)}")
-    run = _Run(stop_after, dump_after, dump_dir, progress, fallback, observe)
+    run = _Run(stop_after, dump_after, dump_dir, progress, fallback, observe, schedules)
     return run.all(student, target, precision, dict(meta or {}))
 
 
@@ -72,10 +77,12 @@ class _Run:
 
     def __init__(
         self, stop: str | None, dump: str | None, folder: Path | None, progress: Progress | None, fallback: bool,
-        observe: Observer | None = None,
+        observe: Observer | None = None, schedules: Schedules | None = None,
     ) -> None:  # fmt: skip
+        from firsttoken_compiler.schedule.choice import NO_SCHEDULES
+
         self.stop, self.dump, self.folder, self.progress, self.fallback = stop, dump, folder, progress, fallback
-        self.observe = observe
+        self.observe, self.schedules = observe, schedules or NO_SCHEDULES
 
     def all(self, student: OnnxStudent, target: Target, precision: Precision, meta: dict[str, Any]) -> Program | None:
         """Every pass in order."""
@@ -123,7 +130,7 @@ class _Run:
             narrow = Quantise(precision, target, spilled).run(of[0], imported.weights)
             return _lowered(*caches.run(narrow, *of)[:2], norms, static, target)
 
-        plan = choose_norms(precision, target, lower)
+        plan = choose_norms(precision, target, lower, self.schedules)
         lowered, canonical = plan.lowered, plan.lowered.canonical
         quantised, launches, placement = lowered.fused, lowered.launches, lowered.placement
         for name, made in (
@@ -134,7 +141,8 @@ class _Run:
         inline = frozenset(n for n, item in imported.student.initializers.items() if item.external is None)
         parts = (canonical, quantised, launches, placement, imported.weights, inputs, imported.segments, inline)
         compiled = Compiled(*parts)
-        templates = schedule_all(compiled, target, lambda part: self._show("schedule", part), plan.templates)
+        show = partial(self._show, "schedule")
+        templates = schedule_all(compiled, target, show, plan.templates, self.schedules)
         self.done("schedule", templates)
         if self.observe is not None:
             self.observe(compiled, templates)
@@ -142,6 +150,7 @@ class _Run:
         program = assemble(compiled, templates, target, {**meta, **signature(imported), **notes})
         program.meta["weight_formats"] = rows = format_rows(quantised.formats, program.tensors)
         program.meta.update(in_effect(rows, launches))
+        program.meta.update(self.schedules.notes(templates))
         self.done("emit", program)
         verify(program, target)
         self.done("verify", program)

@@ -294,7 +294,7 @@ def compile_subject(
         student.require_data()
     return compile_onnx(
         student, target, precision, meta=meta, progress=progress, fallback=options.fallback,
-        **control,
+        schedules=options.schedule, **control,
     )  # fmt: skip
 
 
@@ -338,6 +338,7 @@ def run_parts(
         "seed": options.seed,
         "fallback": options.fallback,
         "weights_absent": options.weights_absent,
+        **({"schedule": options.schedule.canonical_json()} if options.schedule is not None else {}),
     }
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.options import Precision, WeightRule, resolve
+
+if TYPE_CHECKING:
+    from firsttoken_compiler.schedule.choice import Schedules
 
 Progress = Callable[[str, float, float], None]
 """Called with (stage, done, total) by everything that takes long."""
@@ -37,6 +40,7 @@ class RunOptions:
         residual_spill: "fp32" or "fp16", type of those sums of the residual stream that do not fit the scratchpad.
         host_roles: what the host computes, "token_embd", "output" or both.
         host_weight_bits: bits per weight of these as they lie on the host, scales included.
+        schedule: choices of kernels (`schedule.choice`), None for the compiler's own.
     """
 
     weights: str = "int4"
@@ -55,6 +59,7 @@ class RunOptions:
     residual_spill: str = "fp32"
     host_roles: tuple[str, ...] = ()
     host_weight_bits: float = 16.0
+    schedule: Schedules | None = None
 
     def __post_init__(self) -> None:
         """Raises OptionError for a combination that does not exist."""

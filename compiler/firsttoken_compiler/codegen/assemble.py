@@ -23,6 +23,7 @@ from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.passes.lower import Launch, Value
 from firsttoken_compiler.passes.place import Placement
+from firsttoken_compiler.schedule.choice import NO_SCHEDULES, Schedules
 from firsttoken_compiler.schedule.rowwise import kernel_operands
 from firsttoken_compiler.schedule.spec import DTYPES, Arg, KernelSpec
 from firsttoken_compiler.target.target import Target
@@ -37,15 +38,16 @@ def kernel_key(launch: Launch, placement: Placement) -> tuple[KernelSpec, tuple[
 
 
 def schedule_all(
-    compiled: Compiled, target: Target, progress: Callable[[float], None], known: Templates | None = None
-) -> Templates:
-    """One template per distinct kernel; `known` ones were made for the same room."""
+    compiled: Compiled, target: Target, progress: Callable[[float], None], known: Templates | None = None,
+    schedules: Schedules = NO_SCHEDULES,
+) -> Templates:  # fmt: skip
+    """One template per distinct kernel; `known` ones were made for the same room and schedules."""
     kernels = [launch for launch in compiled.launches.launches if launch.spec.kind != "host"]
     keys = list(dict.fromkeys(kernel_key(launch, compiled.placement) for launch in kernels))
     templates: Templates = {}
     for index, (spec, spaces) in enumerate(keys):
-        made = (known or {}).get((spec, spaces))
-        templates[spec, spaces] = made or build(spec, spaces, target, compiled.placement.room)
+        made, choice = (known or {}).get((spec, spaces)), schedules.get(spec, spaces)
+        templates[spec, spaces] = made or build(spec, spaces, target, compiled.placement.room, choice)
         progress((index + 1) / len(keys))
     return templates
 

@@ -22,6 +22,7 @@ from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.lower import Launches
 from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.passes.quantise import Quantised, residual_stream
+from firsttoken_compiler.schedule.choice import NO_SCHEDULES, Schedules
 from firsttoken_compiler.target.target import Target
 
 SAID: Final = {
@@ -59,12 +60,12 @@ class Plan:
     lines: list[str]
 
 
-def choose_norms(precision: Precision, target: Target, lower: Lower) -> Plan:
-    """The plan that options and costs choose.
+def choose_norms(precision: Precision, target: Target, lower: Lower, schedules: Schedules = NO_SCHEDULES) -> Plan:
+    """The plan that options and costs choose, with kernels scheduled as `schedules` say.
 
     Raises AllocationError when rows have to stay in a scratchpad that cannot hold them.
     """
-    return _Choice(precision, target, lower).run()
+    return _Choice(precision, target, lower, schedules).run()
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,15 @@ class _Option:
 
 
 class _Choice:
-    def __init__(self, precision: Precision, target: Target, lower: Lower) -> None:
+    def __init__(self, precision: Precision, target: Target, lower: Lower, schedules: Schedules) -> None:
+        self.schedules = schedules
         self.asked, self.place, self.spill = precision.norm_cache, precision.norm_cache_place, precision.residual_spill
         self.target, self.lower = target, lower
 
     def run(self) -> Plan:
         kept = self.asked if self.asked not in ("off", "statistics") else "auto"
         lowered = self.lower(CacheNorms.of(kept, self.place))
-        first = _Option({}, lowered, Costs(self.target, lowered.placement))
+        first = _Option({}, lowered, Costs(self.target, lowered.placement, schedules=self.schedules))
         groups = groups_of(lowered.launches, (decision.name for decision in lowered.decisions))
         estimates = {label: _summed(first.costs.of(group) for group in found) for label, found in groups.items()}
         now = {label: _now(lowered.placement, found) for label, found in groups.items()}
@@ -111,7 +113,7 @@ class _Choice:
         if self.place != "auto":
             keeps = {label: replace(way, place=self.place) for label, way in keeps.items()}
         lowered = self.lower(CacheNorms.of(self.asked, self.place, keeps), spilled)
-        return _Option(ways, lowered, Costs(self.target, lowered.placement))
+        return _Option(ways, lowered, Costs(self.target, lowered.placement, schedules=self.schedules))
 
     def _cheapest(
         self, first: _Option, estimates: Mapping[str, Mapping[str, Estimate | None]], now: Mapping[str, str]

@@ -15,6 +15,7 @@ from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.passes.cache_norms import NormWay
 from firsttoken_compiler.passes.lower import Launch, Launches, Value
 from firsttoken_compiler.passes.place import Placement
+from firsttoken_compiler.schedule.choice import NO_SCHEDULES, Schedules
 from firsttoken_compiler.schedule.norm_definitions import statistics_of
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.target.target import Target
@@ -98,6 +99,7 @@ class Costs:
     placement: Placement
     known: dict[tuple[object, ...], Estimate | None] = field(default_factory=dict)
     templates: Templates = field(default_factory=dict)
+    schedules: Schedules = NO_SCHEDULES
 
     def whole(self, launches: Launches) -> Estimate:
         """All launches in order, without those of the host; raises AllocationError when a kernel does not fit."""
@@ -134,7 +136,8 @@ class Costs:
 
     def _template(self, spec: KernelSpec, spaces: tuple[Space, ...]) -> Template:
         if (spec, spaces) not in self.templates:
-            self.templates[spec, spaces] = build(spec, spaces, self.target, self.placement.room)
+            choice = self.schedules.get(spec, spaces)
+            self.templates[spec, spaces] = build(spec, spaces, self.target, self.placement.room, choice)
         return self.templates[spec, spaces]
 
 

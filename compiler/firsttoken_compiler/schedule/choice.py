@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -160,6 +161,16 @@ class Schedules:
     def get(self, spec: KernelSpec, spaces: tuple[Space, ...]) -> Choice | None:
         """The choice of a kernel, None where the compiler chooses."""
         return self._by_key.get(kernel_key(spec, spaces)) if self._by_key else None
+
+    def absent(self, kernels: Iterable[tuple[KernelSpec, tuple[Space, ...]]]) -> list[KernelKey]:
+        """Kernels that have a choice and are none of these."""
+        there = {kernel_key(spec, spaces) for spec, spaces in kernels} if self.choices else set()
+        return [key for key, _ in self.choices if key not in there]
+
+    def notes(self, kernels: Iterable[tuple[KernelSpec, tuple[Space, ...]]]) -> dict[str, list[KernelKey]]:
+        """What a program of these kernels records: choices without a kernel, where there are any."""
+        absent = self.absent(kernels)
+        return {"schedule_absent": absent} if absent else {}
 
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
