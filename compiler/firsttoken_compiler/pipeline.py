@@ -97,7 +97,6 @@ class _Run:
         from firsttoken_compiler.codegen.memory_map import Compiled
         from firsttoken_compiler.codegen.names import signature, stored_lines
         from firsttoken_compiler.codegen.norm_choice import choose_norms
-        from firsttoken_compiler.codegen.verify import verify
         from firsttoken_compiler.frontend.contrib import prepare
         from firsttoken_compiler.frontend.masks import add_masks
         from firsttoken_compiler.frontend.specialise import specialise
@@ -140,7 +139,7 @@ class _Run:
             self.done(name, made)
         inline = frozenset(n for n, item in imported.student.initializers.items() if item.external is None)
         parts = (canonical, quantised, launches, placement, imported.weights, inputs, imported.segments, inline)
-        compiled = Compiled(*parts)
+        compiled = Compiled(*parts, lowered.spread)
         show = partial(self._show, "schedule")
         templates = schedule_all(compiled, target, show, plan.templates, self.schedules)
         self.done("schedule", templates)
@@ -149,8 +148,13 @@ class _Run:
         notes = {"norm_decisions": plan.lines, "stored_weights": stored_lines(launches)}
         program = assemble(compiled, templates, target, {**meta, **signature(imported), **notes})
         program.meta["weight_formats"] = rows = format_rows(quantised.formats, program.tensors)
-        program.meta.update(in_effect(rows, launches))
-        program.meta.update(self.schedules.notes(templates))
+        program.meta.update({**in_effect(rows, launches), **self.schedules.notes(templates)})
+        return self._verified(program, target)
+
+    def _verified(self, program: Program, target: Target) -> Program:
+        """The program, which is proved to keep every rule."""
+        from firsttoken_compiler.codegen.verify import verify
+
         self.done("emit", program)
         verify(program, target)
         self.done("verify", program)
@@ -183,10 +187,13 @@ def _lowered(
     from firsttoken_compiler.passes.lower import Lower
     from firsttoken_compiler.passes.place import Place
     from firsttoken_compiler.passes.quantise_images import QuantiseImages
+    from firsttoken_compiler.passes.spread import SpreadCores
 
     cached, decisions = norms.run(quantised)
     fused, nodes = FuseNorms().run(*FuseWindows().run(*Fuse().run(cached, canonical)))
     fused, nodes = FuseWindows().run(*static.run(*QuantiseImages(bool(static.ranges)).run(fused, nodes)))
     launches = Lower().run(fused)
     names = {variable: module_path(behind[0]) for variable, behind in nodes.nodes.items() if behind}
-    return Lowered(cached, fused, nodes, launches, Place(target, names).run(launches), decisions)
+    spread = SpreadCores(target, target.cores).run(launches)
+    placement = Place(target, names, spread.exchanged, spread.rows, spread.cores).run(launches)
+    return Lowered(cached, fused, nodes, launches, placement, decisions, spread)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from firsttoken_compiler.codegen.build import build
 from firsttoken_compiler.codegen.host import host_call, host_code
-from firsttoken_compiler.codegen.memory_map import Compiled, MemoryMap
+from firsttoken_compiler.codegen.memory_map import FENCE_BYTES, Compiled, MemoryMap
 from firsttoken_compiler.codegen.names import OperatorNames
-from firsttoken_compiler.codegen.sync import insert_semaphores
+from firsttoken_compiler.codegen.sync import Fence, insert_semaphores
 from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.frontend.importer import host_dtype
 from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.dma import Load
 from firsttoken_compiler.isa.host_call import HostCall
 from firsttoken_compiler.isa.program import OpInfo, Program
-from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.isa.types import Dtype, Engine, Operand, Space, queue_index
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.passes.lower import Launch, Value
 from firsttoken_compiler.passes.place import Placement
+from firsttoken_compiler.passes.spread import share_of
 from firsttoken_compiler.schedule.choice import NO_SCHEDULES, Schedules
+from firsttoken_compiler.schedule.parts import CoreSplit, Part, partial_bytes, partial_count
 from firsttoken_compiler.schedule.rowwise import kernel_operands
 from firsttoken_compiler.schedule.spec import DTYPES, Arg, KernelSpec
 from firsttoken_compiler.target.target import Target
@@ -37,18 +40,32 @@ def kernel_key(launch: Launch, placement: Placement) -> tuple[KernelSpec, tuple[
     return launch.spec, tuple(placement.space(value) for value in values)
 
 
+def parts_of(compiled: Compiled, number: int) -> tuple[Part, ...]:
+    """What the cores compute of launch `number`; one part, the launch itself, where core 0 computes everything."""
+    launch, parts = compiled.launches.launches[number], compiled.spread.parts
+    if parts:
+        return parts[number]
+    count = len(kernel_operands(launch.spec, (*launch.args, *launch.outs)))
+    return (Part(0, launch.spec, tuple(range(count)), (0,) * count),)
+
+
 def schedule_all(
     compiled: Compiled, target: Target, progress: Callable[[float], None], known: Templates | None = None,
     schedules: Schedules = NO_SCHEDULES,
 ) -> Templates:  # fmt: skip
     """One template per distinct kernel; `known` ones were made for the same room and schedules."""
-    kernels = [launch for launch in compiled.launches.launches if launch.spec.kind != "host"]
-    keys = list(dict.fromkeys(kernel_key(launch, compiled.placement) for launch in kernels))
+    kernels: dict[tuple[KernelSpec, tuple[Space, ...]], int] = {}
+    for number, launch in enumerate(compiled.launches.launches):
+        if launch.spec.kind != "host":
+            _, spaces = kernel_key(launch, compiled.placement)
+            parts = parts_of(compiled, number)
+            for part in parts:
+                kernels.setdefault((part.spec, part.spaces(spaces)), len({part.core for part in parts}))
     templates: Templates = {}
-    for index, (spec, spaces) in enumerate(keys):
+    for index, ((spec, spaces), cores) in enumerate(kernels.items()):
         made, choice = (known or {}).get((spec, spaces)), schedules.get(spec, spaces)
-        templates[spec, spaces] = made or build(spec, spaces, target, compiled.placement.room, choice)
-        progress((index + 1) / len(keys))
+        templates[spec, spaces] = made or build(spec, spaces, share_of(target, cores), compiled.placement.room, choice)
+        progress((index + 1) / len(kernels))
     return templates
 
 
@@ -59,19 +76,29 @@ def assemble(compiled: Compiled, templates: Templates, target: Target, meta: dic
     emitter = _Emitter(compiled, templates, target, memory)
     emitter.run()
     code = np.concatenate(emitter.code) if emitter.code else np.zeros((0, word.WIDTH), np.int64)
+    code = insert_semaphores(code, fence=emitter.fence() if compiled.spread.cores > 1 else None)
+    spread = {"cores": list(compiled.spread.lines)} if compiled.spread.lines else {}
     return Program(
-        code=insert_semaphores(code),
+        code=code,
         kernels=tuple(emitter.kernels),
         tensors=tuple(memory.tensors),
-        ops=tuple(emitter.ops),
+        ops=_ranges(emitter.ops, code),
         constants=memory.constants,
         dram_bytes=memory.end,
         spad_bytes=emitter.spad_bytes,
         acc_bytes=max((template.acc_bytes for template in templates.values()), default=0),
-        cores=1,
-        meta={**meta, "kv": memory.kv, "spilled": compiled.placement.spilled},
+        cores=compiled.spread.cores,
+        meta={**meta, "kv": memory.kv, "spilled": compiled.placement.spilled, **spread},
         hosts=tuple(emitter.hosts),
     )
+
+
+def _ranges(ops: list[OpInfo], code: np.ndarray) -> tuple[OpInfo, ...]:
+    """Operators with the ranges that they have among fences."""
+    if not ops or ops[-1].last == len(code):
+        return tuple(ops)
+    edges = np.searchsorted(code[:, word.OP], np.arange(len(ops) + 1)).tolist()
+    return tuple(replace(op, first=edges[i], last=edges[i + 1]) for i, op in enumerate(ops))
 
 
 @dataclass
@@ -87,35 +114,73 @@ class _Emitter:
     kernels: dict[VectorKernel, int] = field(default_factory=dict)
     hosts: list[HostCall] = field(default_factory=list)
     spad_bytes: int = 0
+    cursor: int = 0
+    """Where the next kernel works in the scratchpads, on all cores alike."""
+    emitted: int = 0
+    """Instructions."""
 
     def run(self) -> None:
         """Emits every launch."""
-        placement = self.compiled.placement
         names = OperatorNames(self.compiled.canonical.nodes)
-        unit = self.target.alignment(Space.SPAD, matrix_weights=True)
-        first, cursor = 0, placement.resident_bytes
-        self.spad_bytes = placement.resident_bytes
+        self.cursor = self.spad_bytes = self.compiled.placement.resident_bytes
         for number, launch in enumerate(self.compiled.launches.launches):
             if launch.spec.kind == "host":
-                self._host(launch, names, number, first)
-                first += len(self.code[-1])
-                continue
-            template = self.templates[kernel_key(launch, placement)]
-            if cursor + template.scratch_bytes > placement.scratchpad_bytes:
-                cursor = placement.resident_bytes
-            if cursor + template.scratch_bytes > placement.scratchpad_bytes:
-                raise AllocationError(
-                    f"kernel {launch.spec.kind} works in {template.scratch_bytes} bytes of scratchpad, target "
-                    f"{self.target.name} has {placement.scratchpad_bytes - cursor} free: raise scratchpad.bytes"
-                )
-            operands = [self._address(v) for v in kernel_operands(launch.spec, (*launch.args, *launch.outs))]
-            numbers = [self.kernels.setdefault(kernel, len(self.kernels)) for kernel in template.kernels]
-            self.code.append(template.relocated(operands, cursor, numbers, number))
-            self.memory.scratch(number, cursor, template.scratch_bytes)
-            self.spad_bytes = max(self.spad_bytes, cursor + template.scratch_bytes)
-            cursor = -(-(cursor + template.scratch_bytes) // unit) * unit
-            self.ops.append(names.describe(launch, template.tile, first, first + len(template.code)))
-            first += len(template.code)
+                self._host(launch, names, number, self.emitted)
+                self.emitted += len(self.code[-1])
+            else:
+                self._launch(launch, names, number)
+
+    def fence(self) -> Fence:
+        """What makes fences: loads of some bytes to where nothing else lies."""
+        unit = self.target.alignment(Space.SPAD, matrix_weights=True)
+        near = self.compiled.placement.resident_bytes - unit
+        far = self.memory.fence(near, len(self.ops))
+
+        def made(core: int, op: int) -> np.ndarray:
+            operands = (Operand(Space.SPAD, Dtype.I8, near), Operand(Space.DRAM, Dtype.I8, far))
+            load = Load(queue=queue_index(core, Engine.DMA_IN), op=op, dims=(1, 1, FENCE_BYTES), operands=operands)
+            return load.encode()
+
+        return made
+
+    def _launch(self, launch: Launch, names: OperatorNames, number: int) -> None:
+        """The parts of a launch, which work at the same addresses of their cores' scratchpads."""
+        placement = self.compiled.placement
+        _, spaces = kernel_key(launch, placement)
+        parts = parts_of(self.compiled, number)
+        templates = [self.templates[part.spec, part.spaces(spaces)] for part in parts]
+        scratch = self._room(launch, max(template.scratch_bytes for template in templates))
+        values = kernel_operands(launch.spec, (*launch.args, *launch.outs))
+        sums = self.memory.partial_sums(number, partial_count(parts), partial_bytes(parts))
+        first = self.emitted
+        for part, template in zip(parts, templates, strict=True):
+            operands = []
+            for index, at in zip(part.operands, part.at, strict=True):
+                begin = self._address(values[index]) if index >= 0 else sums[-1 - index]
+                apart = index < 0 or spaces[index] is Space.DRAM
+                operands.append(begin + (at if apart else 0))
+            kernels = [self.kernels.setdefault(kernel, len(self.kernels)) for kernel in template.kernels]
+            self.code.append(template.relocated(operands, scratch, kernels, number, part.core))
+            self.emitted += len(template.code)
+        split = self.compiled.spread.splits[number] if self.compiled.spread.splits else CoreSplit()
+        tile = templates[0].tile + (f", {split}" if len(parts) > 1 else "")
+        self.ops.append(names.describe(launch, tile, first, self.emitted))
+
+    def _room(self, launch: Launch, nbytes: int) -> int:
+        """Where a launch works; raises AllocationError when the scratchpad has no such room."""
+        placement = self.compiled.placement
+        if self.cursor + nbytes > placement.scratchpad_bytes:
+            self.cursor = placement.resident_bytes
+        if self.cursor + nbytes > placement.scratchpad_bytes:
+            raise AllocationError(
+                f"kernel {launch.spec.kind} works in {nbytes} bytes of scratchpad, target "
+                f"{self.target.name} has {placement.scratchpad_bytes - self.cursor} free: raise scratchpad.bytes"
+            )
+        found, unit = self.cursor, self.target.alignment(Space.SPAD, matrix_weights=True)
+        self.memory.scratch(len(self.ops), found, nbytes)
+        self.spad_bytes = max(self.spad_bytes, found + nbytes)
+        self.cursor = -(-(found + nbytes) // unit) * unit
+        return found
 
     def _host(self, launch: Launch, names: OperatorNames, number: int, first: int) -> None:
         """A call of the host: loads, run, stores."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -17,9 +18,13 @@ from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.lower import Launches
 from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.passes.quantise import Quantised
+from firsttoken_compiler.passes.spread import ON_ONE_CORE, Spread
 from firsttoken_compiler.schedule.rowwise import KINDS_IN_PLACE
 from firsttoken_compiler.schedule.spec import DTYPES, Arg
 from firsttoken_compiler.target.target import Target
+
+FENCE: Final = "fence"
+FENCE_BYTES: Final = 64
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Compiled:
     """What the host computes."""
     inline: frozenset[str] = frozenset()
     """Initialisers whose bytes are in the ONNX file itself: tables for its lengths may be among them."""
+    spread: Spread = ON_ONE_CORE
+    """Which cores compute what."""
 
 
 @dataclass
@@ -52,6 +59,8 @@ class MemoryMap:
     """(kind, name) of a value → address."""
     kv: dict[str, str] = field(default_factory=dict)
     end: int = 0
+    _sums: int = -1
+    """Where partial sums begin, once there are any."""
 
     def plan(self) -> None:
         """What programs of one student share comes first, at the same addresses in all: external weights, caches."""
@@ -135,6 +144,35 @@ class MemoryMap:
             self.tensors.append(
                 Tensor(name, "scratch", Space.SPAD, address, nbytes, Dtype.I8, shape, None, number, number)
             )
+
+    def partial_sums(self, number: int, count: int, nbytes: int) -> list[int]:
+        """Where the `count` matrices of partial sums of launch `number` lie; other launches use the same memory."""
+        align = self.target.alignment(Space.DRAM)
+        if count and self._sums < 0:
+            self._sums = -(-self.end // align) * align
+        step, shape = -(-nbytes // align) * align, (nbytes,)
+        found = [self._sums + index * step for index in range(count)]
+        for index, at in enumerate(found):
+            name = f"sums{number}.{index}"
+            self.tensors.append(
+                Tensor(name, "scratch", Space.DRAM, at, nbytes, Dtype.I8, shape, None, number, number)
+            )
+            self.end = max(self.end, at + nbytes)
+        return found
+
+    def fence(self, address: int, operators: int) -> int:
+        """What a fence moves: a few bytes of DRAM, whose address is returned, to `address` in its core's scratchpad."""
+        unit = self.target.alignment(Space.SPAD, matrix_weights=True)
+        self.tensors.append(
+            Tensor(FENCE, "scratch", Space.SPAD, address, unit, Dtype.I8, (unit,), None, 0, operators - 1)
+        )
+        at = -(-self.end // self.target.alignment(Space.DRAM)) * self.target.alignment(Space.DRAM)
+        self.tensors.append(
+            Tensor(f"{FENCE}.bytes", "constant", Space.DRAM, at, FENCE_BYTES, Dtype.I8, (FENCE_BYTES,), None)
+        )
+        self.constants[f"{FENCE}.bytes"] = np.zeros(FENCE_BYTES, np.uint8)
+        self.end = at + FENCE_BYTES
+        return at
 
     def _packing(self, name: str) -> Packing:
         """The recipe of a weight."""

@@ -22,6 +22,7 @@ from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.lower import Launches
 from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.passes.quantise import Quantised, residual_stream
+from firsttoken_compiler.passes.spread import ON_ONE_CORE, Spread
 from firsttoken_compiler.schedule.choice import NO_SCHEDULES, Schedules
 from firsttoken_compiler.target.target import Target
 
@@ -43,6 +44,7 @@ class Lowered:
     launches: Launches
     placement: Placement
     decisions: tuple[NormDecision, ...]
+    spread: Spread = ON_ONE_CORE
 
 
 class Lower(Protocol):
@@ -89,11 +91,14 @@ class _Choice:
         lowered = self.lower(CacheNorms.of(kept, self.place))
         first = _Option({}, lowered, Costs(self.target, lowered.placement, schedules=self.schedules))
         groups = groups_of(lowered.launches, (decision.name for decision in lowered.decisions))
-        estimates = {label: _summed(first.costs.of(group) for group in found) for label, found in groups.items()}
+        of = {} if lowered.spread.parts else groups
+        estimates = {label: _summed(first.costs.of(group) for group in found) for label, found in of.items()}
         now = {label: _now(lowered.placement, found) for label, found in groups.items()}
         chosen, notes = first, list[str]()
         if self.asked in ("off", "statistics"):
             chosen = self._option({decision.name: self.asked for decision in lowered.decisions}, frozenset())
+        elif lowered.spread.parts:
+            pass  # what ways cost on several cores is not estimated: rows are kept
         elif self.place == "auto" or (self.asked == "auto" and self.place == "dram"):
             chosen, notes = self._cheapest(first, estimates, now)
         ways = {**now, **chosen.ways}

@@ -1,19 +1,25 @@
 """Semaphores: the fewest waits and signals that keep every hazard between queues in program order."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 
 from firsttoken_compiler.codegen.hazards import hazards
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
-from firsttoken_compiler.isa.types import ENGINES_PER_CORE, queue_name
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Engine, queue_name
+
+Fence = Callable[[int, int], np.ndarray]
+"""(core, operator) → an instruction on the core's `dma_in` that touches nothing that others do."""
 
 
-def insert_semaphores(code: np.ndarray, queues: int | None = None) -> np.ndarray:
+def insert_semaphores(code: np.ndarray, queues: int | None = None, fence: Fence | None = None) -> np.ndarray:
     """The same instructions, int64 `[n, WIDTH]`, with waits and signals under which any execution equals program order.
 
     Waits and signals already there are replaced. Every wait is necessary: dropping one leaves a hazard unordered.
-    `queues` defaults to those of the cores in use. Raises ProgramError when an instruction needs more than `MAX_WAITS`.
+    `queues` defaults to those of the cores in use. An instruction that needs more than `MAX_WAITS` has a fence before
+    it, which waits for some of them; without a way to make fences it raises ProgramError.
     """
     code = np.ascontiguousarray(code, np.int64).copy()
     code[:, word.WAITS : word.WAITS + 2 * word.MAX_WAITS] = 0
@@ -21,7 +27,7 @@ def insert_semaphores(code: np.ndarray, queues: int | None = None) -> np.ndarray
     if queues is None:
         queues = (int(code[:, word.QUEUE].max(initial=0)) // ENGINES_PER_CORE + 1) * ENGINES_PER_CORE
     need = hazards(code, queues).need
-    waits = np.full((len(code), word.MAX_WAITS), -1, np.int64)
+    waits = np.full((len(code), word.MAX_WAITS if fence is None else max(queues, word.MAX_WAITS)), -1, np.int64)
     queue = np.ascontiguousarray(code[:, word.QUEUE])
     crowded = _reduce(queue, need, np.full_like(need, -1), waits)
     if crowded >= 0:
@@ -30,8 +36,48 @@ def insert_semaphores(code: np.ndarray, queues: int | None = None) -> np.ndarray
             f"instruction {crowded} on {queue_name(int(queue[crowded]))} has to wait for more than {word.MAX_WAITS} "
             f"queues ({others}); split its operand so that it depends on fewer cores, or use fewer cores"
         )
-    _encode(code, queue, waits)
+    if fence is not None:
+        code, waits = _fenced(code, waits, fence)
+    _encode(code, np.ascontiguousarray(code[:, word.QUEUE]), waits)
     return code
+
+
+def _fenced(code: np.ndarray, waits: np.ndarray, fence: Fence) -> tuple[np.ndarray, np.ndarray]:
+    """Code with fences before every instruction of too many waits, and what each instruction waits for.
+
+    Fences stand in `dma_in` of the instruction's core. An instruction of that queue is behind them anyway; any other
+    waits for the last one.
+    """
+    crowded = np.flatnonzero((waits >= 0).sum(axis=1) > word.MAX_WAITS)
+    before: list[np.ndarray] = []
+    places: list[int] = []
+    awaited: list[list[int]] = []
+    behind: dict[int, int] = {}
+    for i in crowded.tolist():
+        queue, wanted = int(code[i, word.QUEUE]), waits[i][waits[i] >= 0].tolist()
+        core, own = queue // ENGINES_PER_CORE, queue % ENGINES_PER_CORE == Engine.DMA_IN
+        kept = word.MAX_WAITS if own else word.MAX_WAITS - 1
+        waits[i] = -1
+        waits[i, :kept] = wanted[:kept]
+        for at in range(kept, len(wanted), word.MAX_WAITS):
+            before.append(fence(core, int(code[i, word.OP])))
+            places.append(i)
+            awaited.append(wanted[at : at + word.MAX_WAITS])
+        if not own:
+            behind[i] = len(before) - 1
+    waits = waits[:, : word.MAX_WAITS].copy()
+    if not before:
+        return code, waits
+    moved = np.arange(len(code)) + np.searchsorted(places, np.arange(len(code)), side="right")
+    made = np.insert(code, places, np.stack(before), axis=0)
+    into = np.full((len(made), word.MAX_WAITS), -1, np.int64)
+    into[moved] = np.where(waits >= 0, moved[waits], -1)
+    at_fence = np.array(places) + np.arange(len(places))
+    for number, wanted in zip(at_fence.tolist(), awaited, strict=True):
+        into[number, : len(wanted)] = moved[wanted]
+    for i, number in behind.items():
+        into[moved[i], word.MAX_WAITS - 1] = at_fence[number]
+    return made, into
 
 
 def _encode(code: np.ndarray, queue: np.ndarray, waits: np.ndarray) -> None:

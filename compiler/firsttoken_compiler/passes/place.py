@@ -7,7 +7,7 @@ Values that are touched most per byte come first; a value stays where the bytes 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -60,6 +60,12 @@ class Place:
     target: Target
     names: Mapping[str, str] = field(default_factory=dict)
     """What readers know variables of the canonical module by."""
+    exchanged: Mapping[str, str] = field(default_factory=dict)
+    """Storages that cores exchange, which only DRAM lets them, and why."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Of storages of which each core keeps its own rows, at the same address: how many at most."""
+    cores: int = 1
+    """Cores in use; of several each keeps some bytes above the residents, where fences load to."""
 
     def run(self, launches: Launches) -> Placement:
         """Chooses the residents.
@@ -73,7 +79,7 @@ class Place:
                 f"target {self.target.name} has a scratchpad of {pad.bytes} bytes, which cannot hold one tile: "
                 f"at least {16 * pad.alignment_bytes} are needed, raise scratchpad.bytes"
             )
-        choice = _Choice(launches, self.target, int(pad.bytes * (1 - WORKING_SHARE)), self.names)
+        choice = _Choice(launches, self, int(pad.bytes * (1 - WORKING_SHARE)))
         packed = choice.residents()
         align = self.target.alignment(Space.DRAM)
         others = [
@@ -83,17 +89,19 @@ class Place:
         ]
         dram = pack(others)
         unit = self.target.alignment(Space.SPAD, matrix_weights=True)
+        taken = -(-packed.nbytes // unit) * unit + (unit if self.cores > 1 else 0)
         return Placement(
-            packed.offsets, {name: choice.pieces[name].nbytes for name in packed.offsets},
-            -(-packed.nbytes // unit) * unit, pad.bytes, dram.offsets, dram.nbytes, choice.spilled,
+            packed.offsets, {name: choice.pieces[name].nbytes for name in packed.offsets}, taken, pad.bytes,
+            dram.offsets, dram.nbytes, choice.spilled,
         )  # fmt: skip
 
 
 class _Choice:
     """Which values stay, within a budget of bytes."""
 
-    def __init__(self, launches: Launches, target: Target, budget: int, names: Mapping[str, str]) -> None:
-        self.launches, self.target, self.budget, self.names = launches, target, budget, names
+    def __init__(self, launches: Launches, place: Place, budget: int) -> None:
+        self.launches, self.place, self.budget = launches, place, budget
+        self.target, self.names = place.target, place.names
         self.wanted = {
             launch.outs[0].name: launch
             for launch in launches.launches
@@ -101,7 +109,7 @@ class _Choice:
         }
         """Values that the options want in the scratchpad, by the launch that writes them."""
         traffic, needed = self._uses()
-        unit = target.alignment(Space.SPAD)
+        unit = self.target.alignment(Space.SPAD)
         self.pieces = {s.name: Piece(s.name, needed[s.name], s.first, s.last, unit) for s in launches.storages}
         self.order = sorted(
             self.pieces.values(),
@@ -132,19 +140,23 @@ class _Choice:
         return packed
 
     def _uses(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Bytes that launches move to and from each value, and what it takes of the scratchpad."""
+        """Bytes that launches move to and from each value, and what it takes of a scratchpad."""
         traffic = dict.fromkeys((storage.name for storage in self.launches.storages), 0)
-        needed = {storage.name: storage.nbytes for storage in self.launches.storages}
+        needed = {s.name: 0 if s.name in self.place.rows else s.nbytes for s in self.launches.storages}
         for launch in self.launches.launches:
             for value in (*launch.args, *launch.outs):
                 if value.kind == "storage":
                     traffic[value.name] += value.arg.nbytes
-                    needed[value.name] = max(needed[value.name], resident_bytes(value.arg, self.target))
+                    arg = value.arg
+                    if value.name in self.place.rows:
+                        arg = replace(arg, shape=(self.place.rows[value.name], *arg.shape[1:]))
+                    needed[value.name] = max(needed[value.name], resident_bytes(arg, self.target))
         return traffic, needed
 
     def _barred(self) -> dict[str, str]:
         """Values that the scratchpad cannot hold whatever its size, and why."""
-        found = dict.fromkeys(self.launches.reshaped, "it is also read as a matrix of other rows")
+        found = {**self.place.exchanged}
+        found |= dict.fromkeys(self.launches.reshaped, "it is also read as a matrix of other rows")
         for launch in self.launches.launches:
             if launch.spec.kind == "host":
                 values = (value for value in (*launch.args, *launch.outs) if value.kind == "storage")

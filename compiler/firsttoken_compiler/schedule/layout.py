@@ -6,7 +6,7 @@ last tile are cut to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule.spec import Arg
@@ -89,14 +89,6 @@ def panels(count: int, rows: int, panel: int, dtype: Dtype, real_rows: int, colu
     full, narrow = (8 * dtype.nbytes(width) for width in (panel, last))
     per_panel = real_rows * full
     return Layout((count, rows, panel), (per_panel, full, dtype.bits), (per_panel, narrow, dtype.bits))
-
-
-def of_whole(layout: Layout, arg: Arg) -> Layout:
-    """The layout of packed weights that are rows of larger ones: panels are as far apart as those of the whole."""
-    if not arg.whole:
-        return layout
-    apart = arg.whole * layout.bits[1]
-    return replace(layout, bits=(apart, *layout.bits[1:]), narrow=(apart, *layout.narrow[1:]))
 
 
 def by_panel(rows: int, count: int, panel: int, dtype: Dtype, pitch: int) -> Layout:

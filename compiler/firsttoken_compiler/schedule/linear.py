@@ -16,7 +16,7 @@ from firsttoken_compiler.schedule import expressions, intrinsics, layout
 from firsttoken_compiler.schedule.definitions import linear_names, scaled_sum, without_zero_points
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, demand_slots, fetch, spill
 from firsttoken_compiler.schedule.layout import Layout, Ragged
-from firsttoken_compiler.schedule.spec import NAMES, KernelSpec
+from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm.api import Schedule, te
 
@@ -133,7 +133,7 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Ta
     ragged = Ragged({"m": shape.m, "k": shape.k, "g": max(shape.scales, 1)}, shape.n, panel)
     args = (*spec.args, *spec.outs)
     pitches = [layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True)]
-    layouts = [padded.layout(name, arg.dtype, pitch) for name, arg, pitch in zip(names, args, pitches, strict=True)]
+    layouts = [padded.layout(name, arg, pitch) for name, arg, pitch in zip(names, args, pitches, strict=True)]
     return Scheduled(s.mod, layouts, ragged, tile.text(panel))
 
 
@@ -174,13 +174,13 @@ class _Padded:
             "out": (self.m, self.p, self.panel),
         }[name]  # fmt: skip
 
-    def layout(self, name: str, dtype: Dtype, pitch: int) -> Layout:
+    def layout(self, name: str, arg: Arg, pitch: int) -> Layout:
         """Layout of an operand in memory; `pitch` is what its rows are apart, in bits."""
-        shape = self.shape
+        shape, dtype = self.shape, arg.dtype
         if name == "w":
-            return layout.panels(self.p, self.k, self.panel, dtype, shape.k, shape.n)
+            return layout.panels(self.p, self.k, self.panel, dtype, arg.whole or shape.k, shape.n)
         if name in ("w_scale", "w_zero", "w_min", "w_sum"):
-            return layout.panels(self.p, self.groups, self.panel, dtype, shape.scales, shape.n)
+            return layout.panels(self.p, self.groups, self.panel, dtype, arg.whole or shape.scales, shape.n)
         if name in ("residual", "factor", "out"):
             return layout.by_panel(self.m, self.p, self.panel, dtype, pitch)
         if name in ("a", "a_sum"):

@@ -1,0 +1,237 @@
+"""Decides which cores compute a launch, on targets with several: the launch is cut, or core 0 computes it alone.
+
+Cores have a scratchpad each and share the DRAM. A value that stays on chip is therefore one that the same core writes
+and reads: all of it on core 0, or of each core its own rows, when every launch that touches the value is cut by these
+rows. Whatever one core makes for another goes through the DRAM. Whole plans are estimated with their placements, since
+it is this traffic that they differ in; the cheapest is compiled, and one core keeps the work that others do not speed
+up by more than `LEAST_GAIN`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from firsttoken_compiler.errors import AllocationError
+from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.isa.vector_kernel import VectorKernel
+from firsttoken_compiler.passes.lower import Launch, Launches, Value
+from firsttoken_compiler.passes.place import WORKING_SHARE, Place
+from firsttoken_compiler.schedule import choosing, tiling
+from firsttoken_compiler.schedule.parts import NONE, CoreSplit, Part, cut, rows_at, ways
+from firsttoken_compiler.schedule.rowwise import kernel_operands
+from firsttoken_compiler.schedule.spec import KernelSpec
+from firsttoken_compiler.target.rates import vector_cycles
+from firsttoken_compiler.target.target import Target
+
+LEAST_GAIN: Final = 0.1
+"""Share of a launch's time that cutting it must save by the estimate, which knows neither the rows of the DRAM that
+cores close for one another nor how long they wait for each other."""
+ESTIMATED: Final = ("linear", "conv", "attention")
+"""Kernels with a cost of their own; others take their bytes and an operation per element."""
+_ONCE = VectorKernel(("add", "s0", "s1"))
+Spaces = Callable[[Value], Space]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Who computes what. Without parts core 0 computes everything, as on a target of one core."""
+
+    splits: tuple[CoreSplit, ...] = ()
+    parts: tuple[tuple[Part, ...], ...] = ()
+    """By launch."""
+    exchanged: Mapping[str, str] = field(default_factory=dict)
+    """Storages that lie in the DRAM because several cores touch them, and why."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows that a core holds at most, of storages of which each core keeps its own."""
+    lines: tuple[str, ...] = ()
+    """For the report."""
+
+    @property
+    def cores(self) -> int:
+        """Cores in use."""
+        return 1 + max((part.core for parts in self.parts for part in parts), default=0)
+
+
+ON_ONE_CORE: Final = Spread()
+
+
+@dataclass(frozen=True)
+class SpreadCores:
+    """Spreads launches over `cores` cores of a target; `wanted` has the last word on a kernel where it has one."""
+
+    target: Target
+    cores: int
+    wanted: Callable[[KernelSpec], CoreSplit | None] = lambda _spec: None
+
+    def run(self, launches: Launches) -> Spread:
+        """The cheapest spread by the estimate; raises AllocationError when a kernel fits in none of the ways."""
+        if self.cores < 2:
+            return ON_ONE_CORE
+        found = _Plans(self.target, self.cores, launches, self.wanted)
+        plans = {
+            "one core": [NONE] * len(launches.launches),
+            "rows where there are several": [found.by_rows(launch) for launch in launches.launches],
+            "each launch for itself": [found.alone(launch) for launch in launches.launches],
+        }
+        spreads = {name: found.spread(by) for name, by in plans.items()}
+        cycles = {name: found.whole(spread) for name, spread in spreads.items()}
+        chosen = min(spreads, key=lambda name: cycles[name] * (1 if name == "one core" else 1 + LEAST_GAIN / 2))
+        said = "; ".join(f"{name} {cycles[name]:,.0f} cycles" for name in plans)
+        lines = (f"cores, estimated: {said}; {chosen} is compiled", *_lines(launches, spreads[chosen], found))
+        return replace(spreads[chosen] if spreads[chosen].cores > 1 else ON_ONE_CORE, lines=lines)
+
+
+class _Plans:
+    """Estimates; every part is estimated once."""
+
+    def __init__(
+        self, target: Target, cores: int, launches: Launches, wanted: Callable[[KernelSpec], CoreSplit | None]
+    ) -> None:
+        self.target, self.cores, self.launches, self.wanted = target, cores, launches, wanted
+        self._known: dict[tuple[KernelSpec, tuple[Space, ...], int], float] = {}
+        self._ways: dict[KernelSpec, tuple[str, ...]] = {}
+        self._alone: dict[KernelSpec, str] = {}
+
+    def ways(self, spec: KernelSpec) -> tuple[str, ...]:
+        """The ways to cut a kernel; the one that is wanted alone, where there is one."""
+        if spec not in self._ways:
+            asked = self.wanted(spec)
+            self._ways[spec] = (asked.by,) if asked is not None else ways(spec, self.target, self.cores)
+        return self._ways[spec]
+
+    def by_rows(self, launch: Launch) -> str:
+        """Rows, which leave values where they are; without several rows what is cheapest."""
+        possible = self.ways(launch.spec)
+        return "rows" if "rows" in possible else self.alone(launch)
+
+    def alone(self, launch: Launch) -> str:
+        """The cheapest way with all operands in the DRAM."""
+        spec = launch.spec
+        if spec not in self._alone:
+            possible = self.ways(spec)
+            costs = {way: self._alone_cost(spec, way) for way in possible}
+            least = min(costs.values())
+            keeps = NONE in costs and costs[NONE] * (1 - LEAST_GAIN) <= least
+            self._alone[spec] = NONE if keeps else min(possible, key=lambda way: costs[way])
+        return self._alone[spec]
+
+    def spread(self, by: list[str]) -> Spread:
+        """The spread in which launches go these ways, without lines."""
+        splits, parts = [], []
+        for launch, way in zip(self.launches.launches, by, strict=True):
+            asked = self.wanted(launch.spec)
+            split = asked if asked is not None else CoreSplit(way, self.cores if way != NONE else 1)
+            made = cut(launch.spec, split, self.target)
+            splits.append(split if len(made) > 1 else CoreSplit())
+            parts.append(made)
+        return Spread(tuple(splits), tuple(parts), *_kept(self.launches, splits, parts))
+
+    def whole(self, spread: Spread) -> float:
+        """Cycles of all launches, one behind the other, with values where they would lie."""
+        try:
+            placement = Place(self.target, exchanged=spread.exchanged, rows=spread.rows).run(self.launches)
+        except AllocationError:
+            return math.inf
+        handover, total = self._handover, 0.0
+        for launch, parts in zip(self.launches.launches, spread.parts, strict=True):
+            if launch.spec.kind == "host":
+                continue
+            values = kernel_operands(launch.spec, (*launch.args, *launch.outs))
+            total += self._waves(parts, tuple(placement.space(value) for value in values))
+            if any(value.name in spread.exchanged for value in values):
+                total += handover
+        return total
+
+    def _alone_cost(self, spec: KernelSpec, way: str) -> float:
+        count = len(kernel_operands(spec, (*spec.args, *spec.outs)))
+        parts = cut(spec, CoreSplit(way, self.cores), self.target)
+        return self._waves(parts, (Space.DRAM,) * count) + (self._handover if len(parts) > 1 else 0.0)
+
+    @property
+    def _handover(self) -> float:
+        """Cycles in which a value that is ready on one core gets to another: a store, then a load of other rows."""
+        dram, dma = self.target.dram, self.target.dma
+        ns = dram.trp_ns + dram.trcd_ns + dram.tcl_ns + dram.controller_ns
+        return 2 * (dma.setup_cycles + dma.bus_latency_cycles) + ns * self.target.clock_hz / 1e9
+
+    def _waves(self, parts: tuple[Part, ...], spaces: tuple[Space, ...]) -> float:
+        """The slowest of the parts that run side by side; partial sums come before what adds them."""
+        first = [part for part in parts if part.operands[-1] < 0]
+        waves = [first, [part for part in parts if part.operands[-1] >= 0]]
+        return sum(max(self._cost(p.spec, p.spaces(spaces), len(wave)) for p in wave) for wave in waves if wave)
+
+    def _cost(self, spec: KernelSpec, spaces: tuple[Space, ...], cores: int) -> float:
+        """Cycles of a part beside `cores - 1` others; infinite where nothing fits."""
+        key = (spec, spaces, cores)
+        if key not in self._known:
+            try:
+                self._known[key] = self._estimate(spec, spaces, share_of(self.target, cores))
+            except AllocationError:
+                self._known[key] = math.inf
+        return self._known[key]
+
+    def _estimate(self, spec: KernelSpec, spaces: tuple[Space, ...], target: Target) -> float:
+        room = int(target.scratchpad.bytes * WORKING_SHARE)
+        if spec.kind in ESTIMATED:
+            choice = choosing.default_choice(spec, spaces, target, tiling.Room(room // 2, room))
+            found = choosing.ranked(spec, spaces, target, choice) if choice is not None else None
+            if found is not None:
+                return found
+        args = kernel_operands(spec, (*spec.args, *spec.outs))
+        rate = min(target.dram.peak_bytes_per_s * tiling.DRAM_SHARE / target.clock_hz, target.dma.bus_bytes_per_cycle)
+        moved = sum(arg.nbytes for arg, space in zip(args, spaces, strict=True) if space is Space.DRAM)
+        out = spec.outs[0]
+        work = vector_cycles(target, _ONCE, (1, max(1, math.prod(out.shape[:-1])), out.shape[-1])) if out.shape else 0
+        return max(moved / rate + target.dma.setup_cycles, work)
+
+
+def share_of(target: Target, cores: int) -> Target:
+    """The target as one of so many busy cores sees it: each gets its share of the DRAM and of the bus."""
+    if cores < 2:
+        return target
+    dram = replace(target.dram, data_rate_mtps=max(1, target.dram.data_rate_mtps // cores))
+    dma = replace(target.dma, bus_bytes_per_cycle=max(1, target.dma.bus_bytes_per_cycle // cores))
+    return replace(target, dram=dram, dma=dma)
+
+
+def _kept(
+    launches: Launches, splits: list[CoreSplit], parts: list[tuple[Part, ...]]
+) -> tuple[dict[str, str], dict[str, int]]:
+    """(storages that cores exchange and why, rows per core of those of which each core keeps its own)."""
+    uses: dict[str, set[tuple[int, ...] | str]] = {}
+    for launch, split, made in zip(launches.launches, splits, parts, strict=True):
+        values = kernel_operands(launch.spec, (*launch.args, *launch.outs))
+        own = rows_at(launch.spec) if split.by == "rows" and len(made) > 1 else frozenset()
+        for index, value in enumerate(values):
+            if value.kind != "storage":
+                continue
+            use: tuple[int, ...] | str = "core 0" if len(made) == 1 else "several cores"
+            if index in own:
+                use = tuple(p.spec.args[index].shape[0] if index < len(p.spec.args) else p.spec.rows for p in made)
+            uses.setdefault(value.name, set()).add(use)
+    exchanged, rows = {}, {}
+    for name, found in uses.items():
+        if len(found) > 1 or found == {"several cores"}:
+            exchanged[name] = "several cores read or write it"
+        elif isinstance(one := next(iter(found)), tuple):
+            rows[name] = max(one)
+    return exchanged, rows
+
+
+def _lines(launches: Launches, spread: Spread, found: _Plans) -> list[str]:
+    """How many launches of each kind go which way; of those on core 0, whether they could have been cut."""
+    counts: dict[str, int] = {}
+    for launch, split in zip(launches.launches, spread.splits, strict=True):
+        if launch.spec.kind == "host":
+            continue
+        said = f"{launch.spec.kind} {split}"
+        if split.by == NONE:
+            cuttable = len(ways(launch.spec, found.target, found.cores)) > 1
+            said += " (others would not speed it up)" if cuttable else " (it cannot be cut)"
+        counts[said] = counts.get(said, 0) + 1
+    return [f"{count} x {said}" for said, count in counts.items()]
+
+
