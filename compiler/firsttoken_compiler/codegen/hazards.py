@@ -4,6 +4,7 @@ Program order defines the meaning. An instruction conflicts with an earlier one 
 granule and at least one of them writes it. DRAM that no instruction writes cannot conflict and costs nothing here.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,14 +24,20 @@ MAX_LOCAL_BYTES: Final = 1 << 30
 MAX_WRITTEN_BYTES: Final = 1 << 34
 MAX_QUEUES: Final = 4096
 
+UNREAD: Final = (word.OP, word.SIGNAL, *range(word.WAITS, word.WAITS + 2 * word.MAX_WAITS))
+"""Fields that no footprint depends on."""
+
 INSTRUCTION, WRITE, SPACE, ADDRESS = range(4)
 RUN = REGION_COLUMNS.index("run")
+FIRST_AXIS = REGION_COLUMNS.index("c0")
 AXES = tuple((REGION_COLUMNS.index(f"c{axis}"), REGION_COLUMNS.index(f"s{axis}")) for axis in range(3))
 
 
 @dataclass(frozen=True)
 class Hazards:
-    """`need[i, q]`: the last instruction of queue q that i must follow, -1 for none and for i's own queue.
+    """Not to be written to, since they may be another caller's too.
+
+    `need[i, q]`: the last instruction of queue q that i must follow, -1 for none and for i's own queue.
 
     Conflicts with earlier ones are implied: queues run in order, and chains of conflicts order the rest.
     """
@@ -41,23 +48,40 @@ class Hazards:
     """int64 `[n, 3]`: (instruction, space, granule) of the first granule of a local read that nothing wrote before."""
 
 
+_known: dict[bytes, Hazards] = {}
+
+
 def hazards(code: np.ndarray, queues: int) -> Hazards:
-    """All hazards of a program in encoded form; raises ProgramError for addresses or queues that cannot be."""
+    """All hazards of a program in encoded form; raises ProgramError for addresses or queues that cannot be.
+
+    Those of the last code are kept, by its content without waits and signals: who inserts these and who checks them
+    ask about the same instructions one after the other.
+    """
     queue = np.ascontiguousarray(code[:, word.QUEUE])
     if len(queue) and (queue.min() < 0 or queue.max() >= queues or queues > MAX_QUEUES):
         raise ProgramError(
             f"queues {queue.min()} to {queue.max()} are used; the program has {queues}, the limit is {MAX_QUEUES}: "
             "check the core numbers"
         )
+    digest = hashlib.blake2b(f"{queues}".encode(), digest_size=16)
+    digest.update(np.delete(code, UNREAD, axis=1).tobytes())
+    known = _known.get(digest.digest())
+    if known is None:
+        known = _hazards(code, queue, queues)
+        _known.clear()
+        _known[digest.digest()] = known
+    return known
+
+
+def _hazards(code: np.ndarray, queue: np.ndarray, queues: int) -> Hazards:
     table = footprints(code)
     spans = _written_spans(table)
     table = _drop_read_only(table, spans)
     rows, sizes = _placed(table, queue, spans)
     need = np.full((len(code), queues), -1, np.int32)
     unwritten = np.full(len(rows), -1, np.int64)
-    writer = np.full(sizes[0], -1, np.int32)
-    reader = np.full(sizes[1], -1, np.int32)
-    _scan(rows, queue, *spans, writer, reader, need, unwritten)
+    stop, writer, reader = np.zeros(sizes[0], np.int32), np.empty(sizes[0], np.int32), np.empty(sizes[1], np.int32)
+    _scan(rows, queue, *spans, sizes[0] - int((spans[1] - spans[0]).sum()), stop, writer, reader, need, unwritten)
     found = np.flatnonzero(unwritten >= 0)
     return Hazards(need, np.column_stack([table[found][:, [INSTRUCTION, SPACE]], unwritten[found]]))
 
@@ -68,17 +92,42 @@ def footprints(code: np.ndarray) -> np.ndarray:
     Merging keeps the set of granules: a gap of less than a granule between runs cannot hide one.
     """
     table = regions(code)
-    table = table[(table[:, [count for count, _ in AXES]] > 0).all(axis=1) & (table[:, RUN] > 0)]
-    for count, stride in AXES:
-        down = table[:, stride] < 0
-        table[down, ADDRESS] += ((table[:, count] - 1) * table[:, stride])[down]
-        table[:, stride] = np.abs(table[:, stride])
-    for count, stride in AXES * 3:
-        dense = (table[:, count] > 1) & (table[:, stride] < table[:, RUN] + GRANULE)
-        table[dense, RUN] += ((table[:, count] - 1) * table[:, stride])[dense]
-        table[dense, count] = 1
-    order = np.lexsort((table[:, WRITE], table[:, INSTRUCTION]))
-    return np.ascontiguousarray(table[order])
+    return table[: _dense(table)]
+
+
+@njit(cache=True)
+def _dense(table: np.ndarray) -> int:
+    """Merges and orders footprints in place, which come by instruction; how many touch any byte."""
+    kept = begin = 0
+    writes = np.empty_like(table)
+    while begin < len(table):
+        end = begin
+        while end < len(table) and table[end, INSTRUCTION] == table[begin, INSTRUCTION]:
+            end += 1
+        later = 0
+        for r in range(begin, end):
+            row = table[r]
+            if row[FIRST_AXIS] <= 0 or row[FIRST_AXIS + 2] <= 0 or row[FIRST_AXIS + 4] <= 0 or row[RUN] <= 0:
+                continue
+            for axis in range(FIRST_AXIS, FIRST_AXIS + 6, 2):
+                if row[axis + 1] < 0:
+                    row[ADDRESS] += (row[axis] - 1) * row[axis + 1]
+                    row[axis + 1] = -row[axis + 1]
+            for _ in range(3):
+                for axis in range(FIRST_AXIS, FIRST_AXIS + 6, 2):
+                    if row[axis] > 1 and row[axis + 1] < row[RUN] + GRANULE:
+                        row[RUN] += (row[axis] - 1) * row[axis + 1]
+                        row[axis] = 1
+            if row[WRITE] != 0:
+                writes[later] = row
+                later += 1
+            else:
+                table[kept] = row
+                kept += 1
+        table[kept : kept + later] = writes[:later]
+        kept += later
+        begin = end
+    return kept
 
 
 def bounds(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -170,10 +219,24 @@ def _placed(
 
 @njit(cache=True)
 def _scan(
-    rows: np.ndarray, queue: np.ndarray, starts: np.ndarray, stops: np.ndarray, offsets: np.ndarray,
-    writer: np.ndarray, reader: np.ndarray, need: np.ndarray, unwritten: np.ndarray,
+    rows: np.ndarray, queue: np.ndarray, starts: np.ndarray, stops: np.ndarray, offsets: np.ndarray, local: int,
+    stop: np.ndarray, writer: np.ndarray, reader: np.ndarray, need: np.ndarray, unwritten: np.ndarray,
 ) -> None:  # fmt: skip
-    """Walks all granules in program order and fills `need` and `unwritten`."""
+    """Walks all runs in program order and fills `need` and `unwritten`.
+
+    Granules of one history lie in one piece: `stop[p]` is where the piece that begins at position p ends, 0 where none
+    begins; `writer` and `reader` count at the beginnings of pieces only. An access cuts pieces at its ends, and what is
+    written together becomes one piece, because whatever happened before a write matters no longer.
+    """
+    words = len(stop) // 64 + 1
+    bits, summary = np.zeros(words, np.uint64), np.zeros(words // 64 + 1, np.uint64)
+    for begin, end, first, last in (
+        (0, local, 0, local * ENGINES_PER_CORE), (local, len(stop), local * ENGINES_PER_CORE, len(reader)),
+    ):  # fmt: skip
+        if begin < end:
+            stop[begin], writer[begin] = end, -1
+            reader[first : first + (last - first) // (end - begin)] = -1
+            _begin(bits, summary, begin)
     for r in range(rows.shape[0]):
         i, write, address, c0, s0, c1, s1, c2, s2, run, dram, base, reader_base, width, slot = rows[r]
         for a in range(c0):
@@ -182,41 +245,111 @@ def _scan(
                     at = address + a * s0 + b * s1 + c * s2
                     low, high = at // GRANULE, (at + run - 1) // GRANULE + 1
                     if dram == 0:
-                        miss = _touch(i, write, low, high, base, reader_base, width, slot, queue, writer, reader, need)
+                        miss = _touch(
+                            i, write, base + low, base + high, reader_base - base * width, width, slot, queue, bits,
+                            summary, stop, writer, reader, need,
+                        )  # fmt: skip
                         if miss >= 0 and unwritten[r] < 0:
-                            unwritten[r] = miss
+                            unwritten[r] = miss - base
                         continue
                     t = np.searchsorted(stops, low, side="right")
                     while t < starts.shape[0] and starts[t] < high:
-                        shift = offsets[t] - starts[t]
+                        shift = offsets[t] - starts[t] + base
                         first, last = max(low, starts[t]) + shift, min(high, stops[t]) + shift
-                        _touch(i, write, first, last, base, reader_base, width, slot, queue, writer, reader, need)
+                        _touch(
+                            i, write, first, last, reader_base - base * width, width, slot, queue, bits, summary, stop,
+                            writer, reader, need,
+                        )  # fmt: skip
                         t += 1
 
 
 @njit(cache=True)
 def _touch(
-    i: int, write: int, low: int, high: int, base: int, reader_base: int, width: int, slot: int,
-    queue: np.ndarray, writer: np.ndarray, reader: np.ndarray, need: np.ndarray,
+    i: int, write: int, low: int, high: int, readers: int, width: int, slot: int, queue: np.ndarray, bits: np.ndarray,
+    summary: np.ndarray, stop: np.ndarray, writer: np.ndarray, reader: np.ndarray, need: np.ndarray,
 ) -> int:  # fmt: skip
-    """Granules `[low, high)`: records their hazards and this access; the first one never written before, or -1."""
-    own = queue[i]
-    seen, missing = -1, -1
-    for granule in range(low, high):
-        last = writer[base + granule]
-        if last != seen and last >= 0:
-            seen = last
-            if queue[last] != own and need[i, queue[last]] < last:
-                need[i, queue[last]] = last
+    """Positions `[low, high)`: records their hazards and this access; the first one never written before, or -1.
+
+    The readers of position p begin at `readers + p * width`.
+    """
+    own, missing = queue[i], -1
+    if stop[low] == 0:
+        _cut(_piece_of(bits, summary, low), low, readers, width, bits, summary, stop, writer, reader)
+    at = low
+    while at < high:
+        end = stop[at]
+        if end > high:
+            _cut(at, high, readers, width, bits, summary, stop, writer, reader)
+            end = high
+        last = writer[at]
+        if last >= 0 and queue[last] != own and need[i, queue[last]] < last:
+            need[i, queue[last]] = last
         if last < 0 and missing < 0:
-            missing = granule
-        at = reader_base + granule * width
+            missing = at
+        first = readers + at * width
         if write == 0:
-            reader[at + slot] = i
-            continue
-        writer[base + granule] = i
-        for other in range(width):
-            user = reader[at + other]
-            if user > last and queue[user] != own and need[i, queue[user]] < user:
-                need[i, queue[user]] = user
-    return missing if write == 0 else -1
+            reader[first + slot] = i
+        else:
+            for other in range(first, first + width):
+                user = reader[other]
+                if user > last and queue[user] != own and need[i, queue[user]] < user:
+                    need[i, queue[user]] = user
+            if at > low:
+                stop[at] = 0
+                word = at >> 6
+                bits[word] &= ~(np.uint64(1) << np.uint64(at & 63))
+                if bits[word] == 0:
+                    summary[word >> 6] &= ~(np.uint64(1) << np.uint64(word & 63))
+        at = end
+    if write != 0:
+        stop[low], writer[low] = high, i
+        return -1
+    return missing
+
+
+@njit(cache=True)
+def _cut(
+    piece: int, at: int, readers: int, width: int, bits: np.ndarray, summary: np.ndarray, stop: np.ndarray,
+    writer: np.ndarray, reader: np.ndarray,
+) -> None:  # fmt: skip
+    """Cuts the piece that begins at `piece` in two, the second of which begins at `at`."""
+    stop[at], stop[piece], writer[at] = stop[piece], at, writer[piece]
+    for slot in range(width):
+        reader[readers + at * width + slot] = reader[readers + piece * width + slot]
+    _begin(bits, summary, at)
+
+
+@njit(cache=True)
+def _begin(bits: np.ndarray, summary: np.ndarray, at: int) -> None:
+    """Notes that a piece begins at a position: a bit of it, and one of its word of 64 bits."""
+    word = at >> 6
+    bits[word] |= np.uint64(1) << np.uint64(at & 63)
+    summary[word >> 6] |= np.uint64(1) << np.uint64(word & 63)
+
+
+@njit(cache=True)
+def _piece_of(bits: np.ndarray, summary: np.ndarray, at: int) -> int:
+    """The beginning of the piece in which a position lies: the last bit up to it."""
+    word = at >> 6
+    found = bits[word] & (~np.uint64(0) >> np.uint64(63 - (at & 63)))
+    if found != 0:
+        return word * 64 + _top(found)
+    word -= 1
+    group = word >> 6
+    found = summary[group] & (~np.uint64(0) >> np.uint64(63 - (word & 63)))
+    while found == 0:
+        group -= 1
+        found = summary[group]
+    word = group * 64 + _top(found)
+    return word * 64 + _top(bits[word])
+
+
+@njit(cache=True)
+def _top(found: np.uint64) -> int:
+    """The number of the highest bit that is set."""
+    top = 0
+    for step in (32, 16, 8, 4, 2, 1):
+        if found >> np.uint64(step) != 0:
+            found >>= np.uint64(step)
+            top += step
+    return top
