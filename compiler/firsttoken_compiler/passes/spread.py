@@ -192,9 +192,26 @@ def share_of(target: Target, cores: int) -> Target:
     """The target as one of so many busy cores sees it: each gets its share of the DRAM and of the bus."""
     if cores < 2:
         return target
-    dram = replace(target.dram, data_rate_mtps=max(1, target.dram.data_rate_mtps // cores))
+    rate = target.dram.data_rate_mtps * meeting_share(target) / cores
+    dram = replace(target.dram, data_rate_mtps=max(1, int(rate)))
     dma = replace(target.dma, bus_bytes_per_cycle=max(1, target.dma.bus_bytes_per_cycle // cores))
     return replace(target, dram=dram, dma=dma)
+
+
+def meeting_share(target: Target) -> float:
+    """Share of the DRAM's peak that streams of several cores get where they meet in the same banks.
+
+    A controller of commands serves the row that is open first, and gives them most of the peak. One that looks ahead
+    serves a bank in order of arrival: streams that alternate in it pay for a row each time, one after the other.
+    """
+    dram = target.dram
+    if target.dram_commands is not None:
+        return 1.0
+    banks = {"row-linear": 1, "group-interleaved": dram.bank_groups}.get(
+        dram.map, dram.bank_groups * dram.banks_per_group
+    )
+    burst_ns = dram.burst_length * 1e3 / dram.data_rate_mtps
+    return min(1.0, banks * burst_ns / (dram.tras_ns + dram.trp_ns))
 
 
 def _kept(
