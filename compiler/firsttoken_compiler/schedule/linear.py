@@ -119,22 +119,38 @@ def corrected_apart(spec: KernelSpec) -> bool:
 
 def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> Scheduled:
     """The scheduled PrimFunc of a product; `spaces` says where operands and result lie."""
-    panel = panel_of(target)
-    shape, names = Shape.of(spec), operand_names(spec)
+    shape = Shape.of(spec)
     if shape.group and tile.k % shape.group:
         raise ValueError(f"a tile of {tile.k} rows of k cuts through groups of {shape.group}; use a multiple")
-    padded = _Padded(shape, tile, panel)
-    where = dict(zip(names, spaces, strict=True))
-    s = Schedule(_definition(spec, names, padded))
+    s = Schedule(unscheduled(spec, tile, target))
+    apply(s, spec, spaces, tile, target)
+    layouts, ragged = memory(spec, spaces, tile, target)
+    return Scheduled(s.mod, layouts, ragged, tile.text(panel_of(target)))
+
+
+def unscheduled(spec: KernelSpec, tile: Tile, target: Target) -> Any:
+    """The PrimFunc of a product over whole tiles, before any schedule."""
+    return _definition(spec, operand_names(spec), _Padded(Shape.of(spec), tile, panel_of(target)))
+
+
+def apply(s: Any, spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> None:
+    """Schedules what `unscheduled` made; tiles that divide its extents will do."""
+    shape, where = Shape.of(spec), dict(zip(operand_names(spec), spaces, strict=True))
+    padded = _Padded(shape, tile, panel_of(target))
     align = layout.fetch_bytes(shape.a, target) * 8 // shape.a.bits
     if tile.m == 1 or tile.k < align:
         align = 0
     _Scheduling(s, spec, shape, where, padded, align).run()
-    ragged = Ragged({"m": shape.m, "k": shape.k, "g": max(shape.scales, 1)}, shape.n, panel)
+
+
+def memory(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> tuple[list[Layout], Ragged]:
+    """Where the elements of operands and result lie, over whole tiles, and how far they really go."""
+    panel, shape, names = panel_of(target), Shape.of(spec), operand_names(spec)
+    padded = _Padded(shape, tile, panel)
     args = (*spec.args, *spec.outs)
     pitches = [layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True)]
     layouts = [padded.layout(name, arg, pitch) for name, arg, pitch in zip(names, args, pitches, strict=True)]
-    return Scheduled(s.mod, layouts, ragged, tile.text(panel))
+    return layouts, Ragged({"m": shape.m, "k": shape.k, "g": max(shape.scales, 1)}, shape.n, panel)
 
 
 @dataclass(frozen=True)
