@@ -143,7 +143,9 @@ class Estimator:
         n0, n1, n2 = dims
         bits = sum(int(BITS[word.dtype_of(kind)]) for kind in kinds if word.space_of(kind) == Space.SPAD)
         dtypes = tuple(Dtype(word.dtype_of(kind)) for kind in kinds if kind)
-        return max(vector_cycles(self.target, kernel, (n0, n1, n2), dtypes), self._ports(n0 * n1 * n2 * bits / 8))
+        sums = any(word.space_of(kind) == Space.ACC for kind in kinds[1:] if kind)
+        cycles = vector_cycles(self.target, kernel, (n0, n1, n2), dtypes, sums)
+        return max(cycles, self._ports(n0 * n1 * n2 * bits / 8))
 
     def _ports(self, nbytes: float) -> float:
         return nbytes / (self.target.scratchpad.banks * self.target.scratchpad.bank_bytes)

@@ -140,7 +140,7 @@ def apply(s: Any, spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, targe
     align = layout.fetch_bytes(shape.a, target) * 8 // shape.a.bits
     if tile.m == 1 or tile.k < align:
         align = 0
-    _Scheduling(s, spec, shape, where, padded, align).run()
+    _Scheduling(s, spec, shape, where, padded, align, target.scratchpad.accumulator_slots).run()
 
 
 def memory(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> tuple[list[Layout], Ragged]:
@@ -269,9 +269,9 @@ class _Scheduling:
     """The steps of the schedule, outermost loop first."""
 
     def __init__(
-        self, s: Any, spec: KernelSpec, shape: Shape, where: dict[str, Space], padded: _Padded, align: int
+        self, s: Any, spec: KernelSpec, shape: Shape, where: dict[str, Space], padded: _Padded, align: int, sums: int
     ) -> None:
-        self.align = align
+        self.align, self.sums = align, sums
         self.s, self.spec, self.shape, self.where, self.padded = s, spec, shape, where, padded
         self.names = list(where)
         self.tile, self.panel = padded.tile, padded.panel
@@ -366,8 +366,10 @@ class _Scheduling:
 
     def _buffers(self, loops: tuple[Any, ...]) -> None:
         """Demands slots where they are not those that the pipeline asks for."""
+        slots = {"C": self.sums} if self.sums else {}
         if self.tile.buffers != STREAMED:
-            demand_slots(self.s, loops, slots_of(self.shape, self.tile, self.panel))
+            slots |= slots_of(self.shape, self.tile, self.panel)
+        demand_slots(self.s, loops, slots)
 
     def _products(self, sums: Any) -> None:
         spec, tile, shape = self.spec, self.tile, self.shape

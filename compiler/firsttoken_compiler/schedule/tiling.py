@@ -147,7 +147,7 @@ def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target
     acc = ceil_div(tile.m * n * 4, align) * align
     if shape.group or corrected_apart(spec):
         total += acc
-    return total, acc * (2 if loops > 1 or shape.group else 1)
+    return total, acc * (2 if (loops > 1 or shape.group) and target.scratchpad.accumulator_slots != 1 else 1)
 
 
 def _activation_bytes(shape: Shape, tile: Tile, slots: int, target: Target) -> int:
@@ -194,7 +194,10 @@ def linear_cost(
     ports = read / (target.scratchpad.banks * target.scratchpad.bank_bytes)
     product = max(matmul_cost(target, m, n, min(k, shape.k), pair).cycles, ports) + target.matrix.issue_cycles
     products = across * down * ceil_div(shape.k, k)
-    epilogue = vector_cycles(target, _epilogue(spec), (m, tile.panels, panel))
+    sources = (Dtype.F32, Dtype.F32, Dtype.F32, Dtype.F32)
+    epilogue = vector_cycles(
+        target, _epilogue(spec), (m, tile.panels, panel), (spec.outs[0].dtype, *sources), sums=not shape.group
+    )
     vector = across * down * epilogue + (loads - 1) * weights.vector + (across - 1) * scales.vector
     if shape.group:
         vector += products * vector_cycles(target, _scaling(spec), (m, tile.panels, panel))
@@ -202,6 +205,8 @@ def linear_cost(
         vector += across * down * vector_cycles(target, _CORRECTED, (m, tile.panels, panel))
     if not target.dma.decoupled or tile.buffers == 1:
         return dma + products * product + vector
+    if target.scratchpad.accumulator_slots == 1:
+        return max(dma + product, first + products * product + vector) + epilogue
     return max(dma + product, first + products * product, first + product + vector) + epilogue
 
 

@@ -98,6 +98,13 @@ def matmul_scratchpad_bytes(target: Target, m: int, n: int, k: int, a_bits: int,
     return weights + column_blocks * (m * k * a_bits // 8), moved
 
 
+def _narrows(kernel: VectorKernel, dtypes: tuple[Dtype, ...]) -> bool:
+    """Whether results are computed in fp32, or read as wider numbers, and kept in fewer bits."""
+    if kernel.reduction is not None or not dtypes or dtypes[0].bits >= Dtype.F32.bits:
+        return False
+    return isinstance(kernel.expr, tuple) or any(dtype.bits > dtypes[0].bits for dtype in dtypes[1:])
+
+
 BYTE_OPERATIONS = frozenset(("add", "sub", "mul", "lookup"))
 """What lanes of a byte do with codes: their sums, products with powers of two, and entries of tables are small."""
 _BYTES = frozenset((Dtype.I8, Dtype.U8, *PACKED))
@@ -114,14 +121,14 @@ def vector_lanes(target: Target, kernel: VectorKernel, dtypes: tuple[Dtype, ...]
 
 
 def vector_cycles(
-    target: Target, kernel: VectorKernel, dims: tuple[int, int, int], dtypes: tuple[Dtype, ...] = ()
+    target: Target, kernel: VectorKernel, dims: tuple[int, int, int], dtypes: tuple[Dtype, ...] = (), sums: bool = False
 ) -> int:
     """Cycles of one vector instruction: lane-vectors per context times the kernel's operations.
 
     The innermost axis fills the lanes; the outer two are divided over the contexts. An instruction whose inner axis is
     short packs outer elements into the same lane-vector. `dtypes` are those of the operands, the destination first:
     each source of less than a byte per element costs a conversion more, as bits are shifted and masked, or looked up,
-    before they are numbers in lanes. Wider sources widen in the load ports.
+    before they are numbers in lanes. Wider sources widen in the load ports. `sums`: a source lies in the accumulators.
     """
     unit, lanes = target.vector, vector_lanes(target, kernel, dtypes)
     outer, inner = dims[0] * dims[1], dims[2]
@@ -129,4 +136,5 @@ def vector_cycles(
     vectors = ceil_div(inner, lanes) * ceil_div(outer, together)
     weight = sum(count * unit.cycles[name] for name, count in zip(COST_CLASSES, kernel.cost, strict=True))
     weight += sum(dtype in PACKED for dtype in dtypes[1:]) * unit.cycles["convert"]
+    weight += unit.drain_cycles * sums + unit.narrow_cycles * _narrows(kernel, dtypes)
     return unit.startup_cycles + max(1, round(ceil_div(vectors, unit.contexts) * weight))

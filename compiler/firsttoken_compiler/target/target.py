@@ -14,6 +14,11 @@ GRADES = ("datasheet", "measured", "derived", "fitted", "assumed")
 """How a value is known. `assumed`: not public, chosen within physical bounds until it is calibrated."""
 
 
+_OFF_AT_ZERO = (
+    ("vector", "narrow_cycles"), ("vector", "drain_cycles"), ("scratchpad", "accumulator_slots"),
+)  # fmt: skip
+"""Values that change nothing where they are 0; they count in the hash of a target only otherwise."""
+
 DEFAULT_RUNTIME = "default"
 """Name of the runtime where a target states none."""
 
@@ -62,6 +67,10 @@ class Vector:
     take the lanes of fp32."""
     table_entries: int = 0
     """Entries of the largest table that the lanes look numbers up in by one operation; 0: they compare and select."""
+    narrow_cycles: float = 0.0
+    """Cycles per lane-vector of results that are made of fewer bits than fp32; 0: the store ports narrow."""
+    drain_cycles: float = 0.0
+    """Cycles per lane-vector of sums that leave the accumulators; 0: they are read as fast as the scratchpad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,9 @@ class Scratchpad:
     alignment_bytes: int
     """Boundary on which every region of the scratchpad begins."""
     accumulator_bytes: int
+    accumulator_slots: int = 0
+    """Tiles of a product's sums that exist at a time; 1: the next products wait until the sums have left; 0: as many as
+    keep the units busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +356,9 @@ class Target:
             document["dma"].pop("decoupled")
         if self.matrix.arrays == 1:
             document["matrix"].pop("arrays")
+        for section, key in _OFF_AT_ZERO:
+            if not document[section][key]:
+                document[section].pop(key)
         if not self.matrix.weight_cycles:
             document["matrix"].pop("weight_cycles")
         if not self.bounds:

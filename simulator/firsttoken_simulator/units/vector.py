@@ -36,7 +36,7 @@ def _one(target: Target, kernels: tuple[VectorKernel, ...], row: list[int]) -> t
     elements = dims[0] * dims[1] * dims[2]
     read = written = acc = 0
     dtypes: list[Dtype] = []
-    banks = 0.0
+    banks, sums = 0.0, False
     for index in range(word.MAX_OPERANDS):
         kind, *strides = row[4 + 4 * index : 8 + 4 * index]
         if not kind:
@@ -51,11 +51,12 @@ def _one(target: Target, kernels: tuple[VectorKernel, ...], row: list[int]) -> t
             accumulates = False
         if word.space_of(kind) == Space.ACC:
             acc += moved * (1 + accumulates)
+            sums = sums or index > 0
             continue
         written += moved if index == 0 else 0
         read += moved if index or accumulates else 0
         banks = max(banks, stream_cycles(target, moved * (1 + accumulates), *_pattern(dims, strides, dtype)))
-    cycles = vector_cycles(target, kernel, dims, tuple(dtypes))
+    cycles = vector_cycles(target, kernel, dims, tuple(dtypes), sums)
     each = sum(kernel.cost) + sum(dtype in PACKED for dtype in dtypes[1:])
     narrower = vector_lanes(target, kernel, tuple(dtypes)) / target.vector.lanes
     return 0, cycles, 0, math.ceil(banks), read, written, acc, math.ceil(elements * each / narrower)
