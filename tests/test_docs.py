@@ -20,11 +20,12 @@ from firsttoken_simulator.report.document import (
     Range,
     RunDocument,
     Rung,
+    StepTable,
     TargetValue,
 )
 
 MODELS = [
-    OpRow, RunDocument, LayerRow, PathLink, Rung, HostCallRow, TargetValue, EnergyBands, EnergyRow, Range,
+    OpRow, RunDocument, LayerRow, PathLink, Rung, HostCallRow, TargetValue, EnergyBands, EnergyRow, Range, StepTable,
 ]  # fmt: skip
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from firsttoken_simulator.timeline import Timeline
 
 TargetLike = str | Path | Target
-REPORTS: Final = ("ops.csv", "program.txt", "trace.pftrace", "report.html", "run.json")
+REPORTS: Final = ("ops.csv", "program.txt", "program.npu", "trace.pftrace", "report.html", "run.json")
 """Files of a run, as `report.folder.write_run` names them."""
+DECODE_REPORTS: Final = ("decode.npu", *REPORTS)
+"""Those of a run that measures a decode step too."""
 DEFAULTS: Final = RunOptions()
 ANSWER_DEFAULTS: Final = RunOptions(weights="fp16")
 
@@ -117,7 +119,7 @@ def run(
         decode: which token of the answer to measure as well, 0 for none.
         bind: values of other dimensions that an ONNX file leaves open, by name.
         options: number formats and seed.
-        out: folder for run.json, ops.csv, program.txt, trace.pftrace and report.html.
+        out: folder for run.json, ops.csv, program.txt, program.npu (decode.npu too), trace.pftrace and report.html.
         cache: whether results of earlier runs serve, and this one is kept.
         progress: called with (stage, done, total).
 
@@ -130,7 +132,7 @@ def run(
     folder = None if out is None else Path(out)
     with prepared(folder):
         key = content_key("run", _run_parts(subject, machine, (prompt, past), decode, options), subject.packages)
-        if cache and (kept := _kept(key, folder)) is not None:
+        if cache and (kept := _kept(key, folder, DECODE_REPORTS if decode else REPORTS)) is not None:
             return kept
         document, files = _run(subject, machine, (prompt, past), decode, options, folder, progress)
     if cache and not (isinstance(subject, File) and not subject.self_contained):
@@ -309,19 +311,28 @@ def measure(
     past: int | None = None,
 ) -> tuple[RunDocument, Program, Timeline]:
     """Compiles and simulates the prompt after `past` rows, and decode step `decode` where that is above 0."""
+    document, program, timeline, _ = _measure(subject, target, (prompt, past), decode, options, progress)
+    return document, program, timeline
+
+
+def _measure(
+    subject: Subject, target: Target, lengths: tuple[int | None, int | None], decode: int, options: RunOptions,
+    progress: Progress | None,
+) -> tuple[RunDocument, Program, Timeline, Program | None]:  # fmt: skip
+    """As `measure`, with the program of the decode step."""
     from firsttoken_simulator.report.build import build_run
 
     if decode < 0:
         raise OptionError(f"--decode {decode}: give the number of the token to measure, or 0 for none")
     if decode and isinstance(subject, File):
         subject.check_decode()
-    tokens, rows = subject.lengths(prompt, past)
+    tokens, rows = subject.lengths(*lengths)
     step = subject.lengths(1, rows + tokens + decode - 1) if decode else None
     first = _execute(subject, target, tokens, rows, options, progress)
     later = None if step is None else _execute(subject, target, *step, options, _prefixed("decode: ", progress))
     _report(progress, 0.0)
     document = build_run(*first[:2], target, first[2], decode=later)
-    return document, first[0], first[1]
+    return document, first[0], first[1], None if later is None else later[0]
 
 
 def run_parts(
@@ -367,21 +378,21 @@ def _run(
     """The document, and the files that the cache keeps: run.json, and the reports where they were asked for."""
     from firsttoken_simulator.report.folder import write_run
 
-    document, program, timeline = measure(subject, target, lengths[0], decode, options, progress, past=lengths[1])
+    document, program, timeline, later = _measure(subject, target, lengths, decode, options, progress)
     files = {"run.json": document.to_json().encode()}
     if folder is not None:
-        written = write_run(folder, document, program, timeline)
+        written = write_run(folder, document, program, timeline, later)
         files = {path.name: path.read_bytes() for path in written}
     _report(progress, 1.0)
     return document, files
 
 
-def _kept(key: str, folder: Path | None) -> RunDocument | None:
+def _kept(key: str, folder: Path | None, reports: tuple[str, ...]) -> RunDocument | None:
     """The document of an earlier equal run, its reports written to `folder`; None unless everything is there."""
     from firsttoken_simulator.report.document import RunDocument
     from firsttoken_simulator.report.errors import ReportError
 
-    files = ResultCache().get(key, ("run.json",) if folder is None else REPORTS)
+    files = ResultCache().get(key, ("run.json",) if folder is None else reports)
     if files is None:
         return None
     try:
@@ -391,7 +402,7 @@ def _kept(key: str, folder: Path | None) -> RunDocument | None:
     if folder is not None:
         from firsttoken_simulator.report.folder import write_file
 
-        for name in REPORTS:
+        for name in reports:
             write_file(folder / name, files[name])
     return document
 

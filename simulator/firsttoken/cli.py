@@ -16,6 +16,7 @@ import typer
 
 from firsttoken.progress import Bar
 from firsttoken.verbs.calibrate import calibrate
+from firsttoken.verbs.explain import explain
 from firsttoken.verbs.footprint import footprint
 from firsttoken.verbs.latency import latency
 from firsttoken.verbs.mix import mix as mix_command
@@ -47,6 +48,7 @@ targets_app = typer.Typer(help="The NPUs that come with the package.", invoke_wi
 students_app = typer.Typer(help="The students that installed plug-ins provide.", invoke_without_command=True)
 app.add_typer(targets_app, name="targets")
 app.add_typer(students_app, name="students")
+app.command()(explain)
 app.command()(footprint)
 app.command()(latency)
 app.command()(quantise)

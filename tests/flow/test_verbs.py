@@ -22,7 +22,7 @@ LOADED = (
     "import atexit, sys; atexit.register(lambda: print('loaded', "
     "[m for m in ('tvm', 'numba', 'onnx', 'torch') if m in sys.modules], file=sys.stderr)); "
 )
-REPORTS = ["ops.csv", "program.txt", "report.html", "run.json", "trace.pftrace"]
+REPORTS = ["ops.csv", "program.npu", "program.txt", "report.html", "run.json", "trace.pftrace"]
 
 
 @pytest.fixture(scope="module")

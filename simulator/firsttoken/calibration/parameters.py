@@ -117,7 +117,7 @@ def target_at(
     return with_values(target, values)
 
 
-def with_values(target: Target, values: Mapping[str, float]) -> Target:
+def with_values(target: Target, values: Mapping[str, Any]) -> Target:
     """The target with other values at some dotted paths."""
     changed: Any = target
     for path, value in values.items():
@@ -127,7 +127,7 @@ def with_values(target: Target, values: Mapping[str, float]) -> Target:
     return found
 
 
-def _put(where: Any, path: Sequence[str], value: float) -> Any:
+def _put(where: Any, path: Sequence[str], value: Any) -> Any:
     """A copy of nested records and tables with one value changed."""
     if not path:
         return value

@@ -22,9 +22,11 @@ from firsttoken_simulator.report.document import (
     Path,
     PathLink,
     RunDocument,
+    StepTable,
     TargetValue,
 )
 from firsttoken_simulator.report.energy_table import energy_bands
+from firsttoken_simulator.report.ladder import HOLDERS, OF_OPERATORS, ladder_of
 from firsttoken_simulator.report.occupancy import arenas, occupancy, occupancy_points, spills
 from firsttoken_simulator.report.tables import OpTable, bound_word, dram_bytes_by_kind, fold, layer_of, whole_cycles
 from firsttoken_simulator.timeline import Timeline
@@ -141,6 +143,15 @@ def build_run(
     return RunDocument.model_validate(document)
 
 
+def _steps(phase: Phase) -> StepTable:
+    """Where the time of every operator goes."""
+    found = ladder_of(phase.program, phase.timeline, phase.target, phase.path)
+    return StepTable(
+        names=list(OF_OPERATORS), dispatch_fs=phase.dispatch_fs, rows=found.steps.tolist(), holders=list(HOLDERS),
+        critical=found.critical.tolist(),
+    )  # fmt: skip
+
+
 def _whole(program: Program) -> str:
     """What the whole time passes until."""
     return "result" if program.meta.get("phase") == "encode" else "first token"
@@ -202,6 +213,7 @@ def _totals(phase: Phase) -> dict[str, Any]:
         "macs": int(timeline.macs.sum()),
         "mac_util_pct": phase.mac_util_pct,
         "time_by_bound_ms": phase.time_by_bound_ms(),
+        "steps": _steps(phase),
     }
 
 

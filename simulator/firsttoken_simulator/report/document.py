@@ -100,6 +100,20 @@ class Rung(_Part):
     note: str
 
 
+class StepTable(_Part):
+    """The ladder from the ideal to the actual time of every operator: femtoseconds by step (docs/reports.md).
+
+    The rows are in the order of `ops`; all of them with `dispatch_fs` sum to the whole time exactly.
+    """
+
+    names: list[str]
+    dispatch_fs: int
+    rows: list[list[int]]
+    holders: list[str]
+    critical: list[list[int]]
+    """The same time of each operator by what held the critical path meanwhile, in the order of `holders`."""
+
+
 class TargetValue(_Part):
     """One value of the target with where it comes from."""
 
@@ -228,6 +242,7 @@ class DecodeSection(_Part):
     macs: int
     mac_util_pct: float
     time_by_bound_ms: dict[str, float]
+    steps: StepTable | None = None
     ops: list[OpRow]
 
 
@@ -300,6 +315,8 @@ class RunDocument(_Part):
     advice: list[str]
     not_modelled: list[str]
     ladder: list[Rung]
+    steps: StepTable | None = None
+    """None of a document that an earlier release wrote."""
     critical_path: Path
     layers: list[LayerRow]
     decode: DecodeSection | None
@@ -329,4 +346,4 @@ class RunDocument(_Part):
 
     def summary(self) -> dict[str, Any]:
         """Every field but the long tables."""
-        return self.model_dump(exclude={"ops", "layers", "target_values", "critical_path"})
+        return self.model_dump(exclude={"ops", "steps", "layers", "target_values", "critical_path"})

@@ -5,11 +5,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from firsttoken_compiler.isa.program import Program
 from firsttoken_simulator.report.document import RunDocument
 from firsttoken_simulator.report.errors import ReportError
 from firsttoken_simulator.timeline import Timeline
+
+PROGRAM: Final = "program.npu"
+DECODE: Final = "decode.npu"
+"""Names of the program of the prompt and of the one that decodes, in the folder of a run."""
 
 
 def write_file(path: Path, data: str | bytes) -> None:
@@ -30,8 +35,13 @@ def write_file(path: Path, data: str | bytes) -> None:
         raise ReportError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write_run(folder: Path, document: RunDocument, program: Program, timeline: Timeline) -> list[Path]:
-    """Writes run.json, ops.csv, program.txt, trace.pftrace and report.html; returns their paths."""
+def write_run(
+    folder: Path, document: RunDocument, program: Program, timeline: Timeline, decode: Program | None = None
+) -> list[Path]:
+    """Writes run.json, ops.csv, program.txt, program.npu, trace.pftrace and report.html; returns their paths.
+
+    With the program of a decode step it writes decode.npu too.
+    """
     from firsttoken_simulator.report.html import page
     from firsttoken_simulator.report.listing import listing
     from firsttoken_simulator.report.ops_csv import ops_csv
@@ -40,6 +50,8 @@ def write_run(folder: Path, document: RunDocument, program: Program, timeline: T
     files: dict[str, str | bytes] = {
         "ops.csv": ops_csv(document.ops),
         "program.txt": listing(program, timeline),
+        PROGRAM: program.encode(),
+        **({DECODE: decode.encode()} if decode is not None else {}),
         "trace.pftrace": trace(program, timeline),
         "report.html": page(document),
         "run.json": document.to_json(),  # last: where it is, the others are

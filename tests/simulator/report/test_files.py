@@ -164,7 +164,7 @@ def test_amount() -> None:
 def test_folder_of_a_run(tmp_path, case, document: RunDocument) -> None:
     program, timeline, _ = case
     written = write_run(tmp_path / "out", document, program, timeline)
-    names = ["ops.csv", "program.txt", "report.html", "run.json", "trace.pftrace"]
+    names = ["ops.csv", "program.npu", "program.txt", "report.html", "run.json", "trace.pftrace"]
     assert sorted(path.name for path in written) == sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     before = {path.name: path.read_bytes() for path in written}
     write_run(tmp_path / "out", document, program, timeline)
