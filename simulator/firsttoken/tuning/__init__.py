@@ -1,0 +1,1 @@
+"""Tuning: schedules of kernels chosen by simulating them, each alone first, then all in the whole program."""
