@@ -125,9 +125,9 @@ class _Run:
 
         def lower(norms: CacheNorms, spilled: frozenset[str] = frozenset()) -> Lowered:
             if not spilled:
-                return _lowered(typed, nodes, norms, static, target)
+                return _lowered(typed, nodes, norms, static, target, self.schedules)
             narrow = Quantise(precision, target, spilled).run(of[0], imported.weights)
-            return _lowered(*caches.run(narrow, *of)[:2], norms, static, target)
+            return _lowered(*caches.run(narrow, *of)[:2], norms, static, target, self.schedules)
 
         plan = choose_norms(precision, target, lower, self.schedules)
         lowered, canonical = plan.lowered, plan.lowered.canonical
@@ -176,8 +176,9 @@ class _Run:
 
 
 def _lowered(
-    quantised: Quantised, canonical: Canonical, norms: CacheNorms, static: StaticRanges, target: Target
-) -> Lowered:
+    quantised: Quantised, canonical: Canonical, norms: CacheNorms, static: StaticRanges, target: Target,
+    schedules: Schedules,
+) -> Lowered:  # fmt: skip
     """The passes from typed operators to placed launches, with norms that go these ways."""
     from firsttoken_compiler.codegen.names import module_path
     from firsttoken_compiler.codegen.norm_choice import Lowered
@@ -194,6 +195,6 @@ def _lowered(
     fused, nodes = FuseWindows().run(*static.run(*QuantiseImages(bool(static.ranges)).run(fused, nodes)))
     launches = Lower().run(fused)
     names = {variable: module_path(behind[0]) for variable, behind in nodes.nodes.items() if behind}
-    spread = SpreadCores(target, target.cores).run(launches)
+    spread = SpreadCores(target, schedules).run(launches)
     placement = Place(target, names, spread.exchanged, spread.rows, spread.cores).run(launches)
     return Lowered(cached, fused, nodes, launches, placement, decisions, spread)

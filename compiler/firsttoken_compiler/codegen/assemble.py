@@ -25,8 +25,8 @@ from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.passes.lower import Launch, Value
 from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.passes.spread import share_of
-from firsttoken_compiler.schedule.choice import NO_SCHEDULES, Schedules
-from firsttoken_compiler.schedule.parts import CoreSplit, Part, partial_bytes, partial_count
+from firsttoken_compiler.schedule.choice import NO_SCHEDULES, CoreSplit, Schedules
+from firsttoken_compiler.schedule.parts import Part, partial_bytes, partial_count
 from firsttoken_compiler.schedule.rowwise import kernel_operands
 from firsttoken_compiler.schedule.spec import DTYPES, Arg, KernelSpec
 from firsttoken_compiler.target.target import Target
@@ -163,7 +163,7 @@ class _Emitter:
             self.code.append(template.relocated(operands, scratch, kernels, number, part.core))
             self.emitted += len(template.code)
         split = self.compiled.spread.splits[number] if self.compiled.spread.splits else CoreSplit()
-        tile = templates[0].tile + (f", {split}" if len(parts) > 1 else "")
+        tile = templates[0].tile + (f", {split.text()}" if len(parts) > 1 else "")
         self.ops.append(names.describe(launch, tile, first, self.emitted))
 
     def _room(self, launch: Launch, nbytes: int) -> int:

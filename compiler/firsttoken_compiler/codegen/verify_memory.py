@@ -30,7 +30,7 @@ from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.instruction import columns
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.program import MATRIX_FORMS, Program, Tensor
-from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Space
 from firsttoken_compiler.target.target import Target
 
 WRITABLE: Final = ("output", "kv", "activation", "scratch")
@@ -201,13 +201,15 @@ def _check_fresh(found: Findings, homes: _Homes) -> None:
         return
     numbers = _numbers(list(homes.tensors))
     spaces = np.array([int(tensor.space) for tensor in homes.tensors])
-    base, total = np.zeros(len(homes.tensors), np.int64), 0
+    base, total, local = np.zeros(len(homes.tensors), np.int64), 0, 0
     for space in (Space.DRAM, Space.SPAD):
+        local = -total
         mine = np.flatnonzero((spaces == space) & temporary[:-1])
         if len(mine):
             start = int(numbers[mine, 0].min()) // GRANULE
             base[mine] = total - start
             total += -(-int(numbers[mine, 1].max()) // GRANULE) - start
+    local += total  # granules of a scratchpad: each core has its own
     if total * GRANULE > MAX_WRITTEN_BYTES:
         found.note(f"tensors that live for a time span {total * GRANULE} bytes, the limit is {MAX_WRITTEN_BYTES}")
         return
@@ -216,9 +218,11 @@ def _check_fresh(found: Findings, homes: _Homes) -> None:
     shared = (numbers[:, 0] % GRANULE != 0).any()
     if shared:
         whole[:, 1] = numbers[:, 1] // GRANULE
-    owner = np.zeros(total, np.int32)  # of each granule: 1 + the tensor that was written there last
+    core = found.program.code[homes.table[rows, INSTRUCTION], word.QUEUE] // ENGINES_PER_CORE
+    shift = np.where(homes.table[rows, SPACE] == Space.SPAD, core * local, 0)
+    owner = np.zeros(total + int(shift.max()), np.int32)  # of each granule: 1 + the tensor that was written there last
     stale = np.full(len(rows), -1, np.int64)
-    _scan(np.ascontiguousarray(homes.table[rows]), homes.home[rows], whole, base, owner, stale)
+    _scan(np.ascontiguousarray(homes.table[rows]), homes.home[rows], whole, base, owner, stale, shift)
     bad = np.flatnonzero(stale >= 0)
     names = np.array([tensor.name for tensor in homes.tensors], dtype=object)[homes.home[rows[bad]]]
     found.at(
@@ -229,8 +233,9 @@ def _check_fresh(found: Findings, homes: _Homes) -> None:
 
 @njit(cache=True)
 def _scan(
-    table: np.ndarray, home: np.ndarray, whole: np.ndarray, base: np.ndarray, owner: np.ndarray, stale: np.ndarray
-) -> None:
+    table: np.ndarray, home: np.ndarray, whole: np.ndarray, base: np.ndarray, owner: np.ndarray, stale: np.ndarray,
+    shift: np.ndarray,
+) -> None:  # fmt: skip
     """Walks the granules of all accesses in program order; `stale` gets the first granule of a read without a write."""
     for r in range(table.shape[0]):
         row, tensor = table[r], home[r]
@@ -242,7 +247,7 @@ def _scan(
                     first = max(at // GRANULE, whole[tensor, 0])
                     last = min((at + run - 1) // GRANULE + 1, whole[tensor, 1])
                     for granule in range(first, last):
-                        index = granule + base[tensor]
+                        index = granule + base[tensor] + shift[r]
                         if write == 1:
                             owner[index] = tensor + 1
                         elif owner[index] != tensor + 1 and stale[r] < 0:

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from firsttoken_compiler.errors import AllocationError
+from firsttoken_compiler.errors import AllocationError, OptionError
 from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.passes.lower import Launch, Launches, Value
 from firsttoken_compiler.passes.place import WORKING_SHARE, Place
 from firsttoken_compiler.schedule import choosing, tiling
-from firsttoken_compiler.schedule.parts import NONE, CoreSplit, Part, cut, rows_at, ways
+from firsttoken_compiler.schedule.choice import NO_SCHEDULES, CoreSplit, Schedules, launch_key
+from firsttoken_compiler.schedule.parts import NONE, Part, cut, rows_at, ways
 from firsttoken_compiler.schedule.rowwise import kernel_operands
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.target.rates import vector_cycles
@@ -60,17 +61,21 @@ ON_ONE_CORE: Final = Spread()
 
 @dataclass(frozen=True)
 class SpreadCores:
-    """Spreads launches over `cores` cores of a target; `wanted` has the last word on a kernel where it has one."""
+    """Spreads launches over the cores of a target, or as many as a schedule says, cut as it says where it does."""
 
     target: Target
-    cores: int
-    wanted: Callable[[KernelSpec], CoreSplit | None] = lambda _spec: None
+    schedules: Schedules = NO_SCHEDULES
 
     def run(self, launches: Launches) -> Spread:
-        """The cheapest spread by the estimate; raises AllocationError when a kernel fits in none of the ways."""
-        if self.cores < 2:
+        """The cheapest spread by the estimate.
+
+        Raises AllocationError when a kernel fits in none of the ways, and OptionError for a schedule that asks for
+        more cores than there are, or for a way in which a kernel cannot be cut.
+        """
+        cores, asked = self._cores(), self._asked(launches) if self.schedules.splits else {}
+        if cores < 2:
             return ON_ONE_CORE
-        found = _Plans(self.target, self.cores, launches, self.wanted)
+        found = _Plans(self.target, cores, launches, asked)
         plans = {
             "one core": [NONE] * len(launches.launches),
             "rows where there are several": [found.by_rows(launch) for launch in launches.launches],
@@ -83,14 +88,42 @@ class SpreadCores:
         lines = (f"cores, estimated: {said}; {chosen} is compiled", *_lines(launches, spreads[chosen], found))
         return replace(spreads[chosen] if spreads[chosen].cores > 1 else ON_ONE_CORE, lines=lines)
 
+    def _cores(self) -> int:
+        """Cores to spread over."""
+        asked = self.schedules.graph.cores
+        if asked > self.target.cores:
+            raise OptionError(
+                f"schedule: work is to be divided over {asked} cores, target {self.target.name} has "
+                f"{self.target.cores}: give at most as many"
+            )
+        return asked or self.target.cores
+
+    def _asked(self, launches: Launches) -> dict[KernelSpec, CoreSplit]:
+        """The splits that the schedule has for these launches."""
+        found: dict[KernelSpec, CoreSplit] = {}
+        for spec in dict.fromkeys(launch.spec for launch in launches.launches):
+            split = self.schedules.split_of(spec)
+            if split is None:
+                continue
+            if split.cores > self.target.cores:
+                raise OptionError(
+                    f"schedule of {launch_key(spec)}: {split.text()}, target {self.target.name} has "
+                    f"{self.target.cores}: give at most as many"
+                )
+            if split.by != NONE and len(cut(spec, split, self.target)) < 2:
+                possible = ", ".join(ways(spec, self.target, split.cores))
+                raise OptionError(
+                    f"schedule of {launch_key(spec)}: {split.text()}, and the kernel cannot be cut so: give {possible}"
+                )
+            found[spec] = split
+        return found
+
 
 class _Plans:
-    """Estimates; every part is estimated once."""
+    """Estimates; every part is estimated once. `asked` has the last word on the launches of a spec."""
 
-    def __init__(
-        self, target: Target, cores: int, launches: Launches, wanted: Callable[[KernelSpec], CoreSplit | None]
-    ) -> None:
-        self.target, self.cores, self.launches, self.wanted = target, cores, launches, wanted
+    def __init__(self, target: Target, cores: int, launches: Launches, asked: Mapping[KernelSpec, CoreSplit]) -> None:
+        self.target, self.cores, self.launches, self.asked = target, cores, launches, asked
         self._known: dict[tuple[KernelSpec, tuple[Space, ...], int], float] = {}
         self._ways: dict[KernelSpec, tuple[str, ...]] = {}
         self._alone: dict[KernelSpec, str] = {}
@@ -98,7 +131,7 @@ class _Plans:
     def ways(self, spec: KernelSpec) -> tuple[str, ...]:
         """The ways to cut a kernel; the one that is wanted alone, where there is one."""
         if spec not in self._ways:
-            asked = self.wanted(spec)
+            asked = self.asked.get(spec)
             self._ways[spec] = (asked.by,) if asked is not None else ways(spec, self.target, self.cores)
         return self._ways[spec]
 
@@ -122,7 +155,7 @@ class _Plans:
         """The spread in which launches go these ways, without lines."""
         splits, parts = [], []
         for launch, way in zip(self.launches.launches, by, strict=True):
-            asked = self.wanted(launch.spec)
+            asked = self.asked.get(launch.spec)
             split = asked if asked is not None else CoreSplit(way, self.cores if way != NONE else 1)
             made = cut(launch.spec, split, self.target)
             splits.append(split if len(made) > 1 else CoreSplit())
@@ -147,7 +180,7 @@ class _Plans:
 
     def _alone_cost(self, spec: KernelSpec, way: str) -> float:
         count = len(kernel_operands(spec, (*spec.args, *spec.outs)))
-        parts = cut(spec, CoreSplit(way, self.cores), self.target)
+        parts = cut(spec, CoreSplit(way, 1 if way == NONE else self.cores), self.target)
         return self._waves(parts, (Space.DRAM,) * count) + (self._handover if len(parts) > 1 else 0.0)
 
     @property
@@ -244,7 +277,7 @@ def _lines(launches: Launches, spread: Spread, found: _Plans) -> list[str]:
     for launch, split in zip(launches.launches, spread.splits, strict=True):
         if launch.spec.kind == "host":
             continue
-        said = f"{launch.spec.kind} {split}"
+        said = f"{launch.spec.kind} {split.text()}"
         if split.by == NONE:
             cuttable = len(ways(launch.spec, found.target, found.cores)) > 1
             said += " (others would not speed it up)" if cuttable else " (it cannot be cut)"

@@ -136,12 +136,51 @@ class GraphChoice:
             raise OptionError(f"schedule: cores is {self.cores}: give 0 (the compiler's own) to 1024")
 
 
+WAYS: Final = ("none", "n", "k", "heads", "rows")
+"""How a launch is cut for several cores; `none`: core 0 computes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSplit:
+    """How a launch is cut, and over how many cores at most.
+
+    Attributes:
+        by: one of `WAYS`: columns of a product (`n`), terms of its sums (`k`), heads of an attention, rows, or `none`.
+        cores: cores that get a part; 1 with `none`.
+    """
+
+    by: str = "none"
+    cores: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises OptionError naming the value, and what is possible."""
+        if self.by not in WAYS:
+            raise OptionError(f"schedule: split by {self.by!r}: give {', '.join(WAYS)}")
+        if not (self.cores == 1 if self.by == "none" else 2 <= self.cores <= 1024):
+            limit = "1" if self.by == "none" else "2 to 1024"
+            raise OptionError(f"schedule: split by {self.by} over {self.cores} cores: give {limit}")
+
+    def text(self) -> str:
+        """As reports name it."""
+        return "core 0" if self.by == "none" else f"{self.by} over {self.cores} cores"
+
+
+def launch_key(spec: KernelSpec) -> KernelKey:
+    """The name under which a launch has its split: that of its kernel with all operands in the DRAM."""
+    return kernel_key(spec, (Space.DRAM,) * (len(spec.args) + len(spec.outs)))
+
+
 @dataclass(frozen=True)
 class Schedules:
-    """Choices by kernel; a kernel without one is scheduled as the compiler does by itself."""
+    """Choices by kernel; a kernel without one is scheduled as the compiler does by itself.
+
+    On a target of several cores `splits` say how launches are cut (by `launch_key`), and `choices` belong to the
+    kernels of the parts.
+    """
 
     choices: tuple[tuple[KernelKey, Choice], ...] = ()
     graph: GraphChoice = GraphChoice()
+    splits: tuple[tuple[KernelKey, CoreSplit], ...] = ()
     _by_key: dict[KernelKey, Choice] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -152,6 +191,7 @@ class Schedules:
         if len(self._by_key) != len(ordered):
             twice = next(a for (a, _), (b, _) in pairwise(ordered) if a == b)
             raise OptionError(f"schedule: kernel {twice} has two choices: keep one")
+        object.__setattr__(self, "splits", tuple(sorted(self.splits, key=lambda item: item[0])))
 
     @staticmethod
     def of(choices: dict[KernelKey, Choice], graph: GraphChoice = GraphChoice()) -> Schedules:
@@ -161,6 +201,10 @@ class Schedules:
     def get(self, spec: KernelSpec, spaces: tuple[Space, ...]) -> Choice | None:
         """The choice of a kernel, None where the compiler chooses."""
         return self._by_key.get(kernel_key(spec, spaces)) if self._by_key else None
+
+    def split_of(self, spec: KernelSpec) -> CoreSplit | None:
+        """How a launch is to be cut, None where the compiler chooses."""
+        return dict(self.splits).get(launch_key(spec)) if self.splits else None
 
     def absent(self, kernels: Iterable[tuple[KernelSpec, tuple[Space, ...]]]) -> list[KernelKey]:
         """Kernels that have a choice and are none of these."""
@@ -174,7 +218,9 @@ class Schedules:
 
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"graph": asdict(self.graph), "choices": {key: asdict(choice) for key, choice in self.choices}}
+        splits = {"splits": {key: asdict(split) for key, split in self.splits}} if self.splits else {}
+        choices = {key: asdict(choice) for key, choice in self.choices}
+        return {"graph": asdict(self.graph), "choices": choices, **splits}
 
     def canonical_json(self) -> str:
         """Stable text for content hashing."""

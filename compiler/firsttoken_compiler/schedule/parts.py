@@ -16,15 +16,14 @@ from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import MAX_SOURCES
 from firsttoken_compiler.schedule import rowwise
 from firsttoken_compiler.schedule.attention import operand_names as attention_names
+from firsttoken_compiler.schedule.choice import WAYS, CoreSplit
 from firsttoken_compiler.schedule.definitions import linear_names
 from firsttoken_compiler.schedule.linear import panel_of
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
 from firsttoken_compiler.schedule.windows import product_of
 from firsttoken_compiler.target.target import Target
 
-NONE: Final = "none"
-WAYS: Final = (NONE, "n", "k", "heads", "rows")
-"""How a kernel is cut; `none`: core 0 computes it."""
+NONE: Final = WAYS[0]
 WHOLE_KINDS: Final = ("host", "row", "concat", "windows", "pool", "transpose", "normed")
 """Kernels that are not cut."""
 BY_COLUMN: Final = ("residual", "factor")
@@ -32,18 +31,6 @@ BY_COLUMN: Final = ("residual", "factor")
 BY_ROW: Final = ("a", "a_scale", "a_sum", *BY_COLUMN)
 SUMMED: Final = frozenset(("a", "w", "a_scale", "w_scale", "bias", "residual"))
 """Operands of products that can be cut by terms: whatever follows the sum is added."""
-
-
-@dataclass(frozen=True, slots=True)
-class CoreSplit:
-    """How a kernel is cut, and over how many cores at most."""
-
-    by: str = NONE
-    cores: int = 1
-
-    def __str__(self) -> str:
-        """As schedules and reports name it."""
-        return "core 0" if self.by == NONE else f"{self.by} over {self.cores} cores"
 
 
 @dataclass(frozen=True, slots=True)
