@@ -1,6 +1,7 @@
 """Semaphore insertion against a brute-force oracle: every conflicting pair is ordered, and no wait is spare."""
 
 import time
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -189,6 +190,41 @@ def test_more_waits_than_an_instruction_holds_is_an_error_with_a_remedy() -> Non
     producers = [store(core, core * 64, 0) for core in range(1, 7)]
     with pytest.raises(ProgramError, match=r"instruction 6 on core0.dma_in .* more than 4 .*use fewer cores"):
         insert_semaphores(encode([*producers, load(0, 0, 0, run=1024)]))
+
+
+def fence(core: int, op: int) -> np.ndarray:
+    return replace(load(core, 1 << 20, WEIGHTS), op=op).encode()
+
+
+def test_fences_wait_for_what_an_instruction_cannot_hold() -> None:
+    """A load that reads what six cores wrote; a store over what they read, which waits for the fence itself."""
+    producers = [store(core, core * 64, 0) for core in range(1, 7)]
+    readers = [load(core, 0, core * 64) for core in range(1, 7)]
+    code = encode([*producers, load(0, 0, 0, run=1024), *readers, store(0, 0, 4096, run=1024)])
+    synced = insert_semaphores(code, fence=fence)
+    fences = np.flatnonzero(synced[:, word.operand_column(0) + 1] == 1 << 20)
+    assert len(fences) == 2
+    assert set(synced[fences, word.QUEUE].tolist()) == {queue_index(0, Engine.DMA_IN)}
+    assert np.array_equal(without_semaphores(np.delete(synced, fences, axis=0)), without_semaphores(code))
+    assert ordered(synced, conflicts(synced))
+    pairs = {(i, j) for i, j in conflicts(synced) if j in (7, len(synced) - 1)}
+    assert len(pairs) >= 12  # all stores before the load, and all loads before the last store
+
+
+@settings(max_examples=100, deadline=None)
+@given(codes(cores=4))
+def test_fences_order_every_conflict_of_four_cores(code: np.ndarray) -> None:
+    synced = insert_semaphores(code, fence=fence)
+    assert ordered(synced, conflicts(synced))
+    kept = synced[synced[:, word.operand_column(0) + 1] != 1 << 20]
+    assert np.array_equal(without_semaphores(kept), without_semaphores(code))
+
+
+def without_semaphores(code: np.ndarray) -> np.ndarray:
+    bare = code.copy()
+    bare[:, word.WAITS : word.WAITS + 2 * word.MAX_WAITS] = 0
+    bare[:, word.SIGNAL] = 0
+    return bare
 
 
 @pytest.mark.parametrize("address", [-64, 1 << 34])

@@ -66,6 +66,17 @@ def test_bytes_may_be_shared_in_turn() -> None:
     verify(program(), TARGET)
 
 
+def test_what_one_core_wrote_is_nothing_on_another() -> None:
+    """`d` is written on core 0; core 1 has at that place what `a` was, which it wrote itself before."""
+    first, *_, last = LISTING.strip().splitlines()
+    both = LISTING.replace(first, first + "\n" + first.replace("core0", "core1"))
+    elsewhere = both.replace(last, last.replace("core0", "core1"))
+    target = replace(TARGET, cores=2)
+    verify(replace(program(both), cores=2), target)
+    with pytest.raises(ProgramError, match="reads 'd' at byte 0 of spad, which nothing wrote since its life began"):
+        verify(replace(program(elsewhere), cores=2), target)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -28,8 +28,8 @@ from firsttoken_compiler.target.rates import vector_cycles
 from firsttoken_compiler.target.target import Target
 
 LEAST_GAIN: Final = 0.1
-"""Share of a launch's time that cutting it must save by the estimate, which knows neither the rows of the DRAM that
-cores close for one another nor how long they wait for each other."""
+"""Share of its time that a launch, and the program, must save by the estimate, which knows neither the rows of the DRAM
+that cores close for one another nor how long they wait for each other."""
 ESTIMATED: Final = ("linear", "conv", "attention")
 """Kernels with a cost of their own; others take their bytes and an operation per element."""
 _ONCE = VectorKernel(("add", "s0", "s1"))
@@ -83,7 +83,7 @@ class SpreadCores:
         }
         spreads = {name: found.spread(by) for name, by in plans.items()}
         cycles = {name: found.whole(spread) for name, spread in spreads.items()}
-        chosen = min(spreads, key=lambda name: cycles[name] * (1 if name == "one core" else 1 + LEAST_GAIN / 2))
+        chosen = min(spreads, key=lambda name: cycles[name] * (1 if name == "one core" else 1 + LEAST_GAIN))
         said = "; ".join(f"{name} {cycles[name]:,.0f} cycles" for name in plans)
         lines = (f"cores, estimated: {said}; {chosen} is compiled", *_lines(launches, spreads[chosen], found))
         return replace(spreads[chosen] if spreads[chosen].cores > 1 else ON_ONE_CORE, lines=lines)
