@@ -22,7 +22,12 @@ from firsttoken_compiler.schedule.choice import CoreSplit, GraphChoice, Schedule
 from firsttoken_compiler.schedule.parts import ways
 from firsttoken_compiler.target.dram_presets import dram_device
 from firsttoken_compiler.target.target import Target
+from firsttoken_simulator.energy import energy
 from firsttoken_simulator.machine import simulate_program
+from firsttoken_simulator.report.build import build_run
+from firsttoken_simulator.report.document import RunDocument
+from firsttoken_simulator.report.html import page
+from firsttoken_simulator.report.trace import trace
 
 STUDENT = replace(QWEN2, name="cores", layers=1, hidden=256, intermediate=320, max_positions=256)
 FORMATS = {
@@ -189,3 +194,30 @@ def test_what_was_decided_is_said(tmp_path: Path) -> None:
     assert "is compiled" in lines[0]
     assert any("attention heads over 2 cores" in line or "attention rows over 2 cores" in line for line in lines)
     assert any("row core 0 (it cannot be cut)" in line for line in lines)
+
+
+def test_reports_say_what_each_core_did(tmp_path: Path) -> None:
+    chain = chain_on(tmp_path, FORMATS["fp16"], 12, 0, array(32, 2), "n")
+    program, line, target = chain.program, chain.timeline, chain.target
+    run = build_run(program, line, target, energy(program, line, target))
+    assert [row.core for row in run.cores] == [0, 1]
+    assert sum(row.macs for row in run.cores) == run.macs
+    assert sum(row.dram_read_bytes for row in run.cores) == run.dram_read_bytes
+    assert sum(row.dram_write_bytes for row in run.cores) == run.dram_write_bytes
+    assert all(0 < row.matrix_pct <= 100 and 0 < row.vector_pct <= 100 for row in run.cores)
+    mac = sum(run.macs * target.energy.mac_pj[pair] / 1e9 for pair in ("fp16xfp16",))
+    assert run.energy_by_component_mj["mac"] == pytest.approx(mac)
+    assert sum(row.cycles for row in run.ops) + run.host_cycles == run.ttft_cycles
+    assert RunDocument.from_json(run.to_json()).cores == run.cores
+    text = page(run)
+    assert "core 1: matrix unit" in text
+    assert run.core_decisions[1] in text
+    tracks = trace(program, line)
+    assert all(name.encode() in tracks for name in ("core0.matrix", "core1.matrix", "core1.vector", "core1.dma_out"))
+
+
+def test_one_core_has_no_rows_of_its_own(tmp_path: Path) -> None:
+    chain = chain_on(tmp_path, FORMATS["fp16"], 12, 0, array(32))
+    run = build_run(chain.program, chain.timeline, chain.target, energy(chain.program, chain.timeline, chain.target))
+    assert run.cores == []
+    assert run.core_decisions == []

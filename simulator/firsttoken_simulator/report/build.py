@@ -13,6 +13,7 @@ from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Engine
 from firsttoken_compiler.target.target import Target
 from firsttoken_simulator.energy import COMPONENTS, EnergyResult
 from firsttoken_simulator.report.advice import advise, ladder
+from firsttoken_simulator.report.cores import core_rows
 from firsttoken_simulator.report.critical import CAUSES, CriticalPath, critical_path
 from firsttoken_simulator.report.document import (
     DecodeSection,
@@ -177,6 +178,8 @@ def _identity(phase: Phase, options: Any) -> dict[str, Any]:
         "host_fallbacks": phase.fallbacks,
         "host_calls": _host_calls(phase),
         "norm_cache_decisions": [str(line) for line in program.meta.get("norm_decisions", [])],
+        "cores": core_rows(program, phase.timeline),
+        "core_decisions": [str(line) for line in program.meta.get("cores", [])],
         "mix": [str(rule) for rule in program.meta.get("mix", [])],
         "weight_formats": program.meta.get("weight_formats", []),
         "stored_weights": [str(line) for line in program.meta.get("stored_weights", [])],

@@ -126,6 +126,18 @@ class TargetValue(_Part):
     high: float | None = None
 
 
+class CoreRow(_Part):
+    """What one core of several did: shares of the run's time in which its units worked, and its part of the sums."""
+
+    core: int
+    instructions: int
+    macs: int
+    matrix_pct: float
+    vector_pct: float
+    dram_read_bytes: int
+    dram_write_bytes: int
+
+
 class HostCallRow(_Part):
     """One call of the host: the ONNX nodes that the NPU cannot run, why, and what that costs."""
 
@@ -303,6 +315,10 @@ class RunDocument(_Part):
     """ONNX nodes that the host computes."""
     host_calls: list[HostCallRow] = []
     norm_cache_decisions: list[str]
+    cores: list[CoreRow] = []
+    """Of a program that uses several cores."""
+    core_decisions: list[str] = []
+    """How work is divided over the cores of a target that has several."""
     mix: list[str] = []
     """Rules for the formats of some weights; the first that covers a matrix decides."""
     weight_formats: list[WeightFormat] = []

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from firsttoken_simulator.report.cores import core_lines
 from firsttoken_simulator.report.document import OpRow, RunDocument
 from firsttoken_simulator.report.screen import ROWS, amount, row_name
 from firsttoken_simulator.report.tables import pattern_of
@@ -80,6 +81,7 @@ def page(run: RunDocument) -> str:
         ladder=_ladder(run),
         roofline=roofline(run),
         occupancy=occupancy_chart(run),
+        cores=[*core_lines(run.cores), *run.core_decisions],
         links=run.critical_path.chain[:MAX_LINKS],
         ops=costliest,
         ops_left_out=len(run.ops) - len(costliest),

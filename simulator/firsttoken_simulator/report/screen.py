@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from firsttoken_simulator.report.cores import core_lines
 from firsttoken_simulator.report.document import DecodeSection, RunDocument
 from firsttoken_simulator.report.energy_table import banded
 from firsttoken_simulator.report.plain import plain
@@ -181,6 +182,8 @@ def show(console: Console, runs: list[RunDocument]) -> None:
             console.print(Text(f"  {plain(line)}"))
         for line in norm_decisions(run.norm_cache_decisions):
             console.print(Text(f"  norm cache: {plain(line)}"))
+        for line in (*core_lines(run.cores), *run.core_decisions):
+            console.print(Text(f"  {plain(line)}"))
     console.print(Text("Not modelled", style="bold"))
     for line in dict.fromkeys(line for run in runs for line in run.not_modelled):
         console.print(Text(f"  {plain(line)}"))
