@@ -57,7 +57,7 @@ def compile_onnx(
 
     `fallback`: nodes that the NPU cannot run go to the host; without it they are a StudentError. `observe` is called
     once before assembly, with the placed launches and the templates of their kernels. `schedules`: what kernels have
-    been given in place of the compiler's own choices; those that do not occur are named in the program's meta.
+    been given in place of the compiler's own choices; those that occur are marked in it.
     Raises StudentError (the graph), OptionError (precision, pass names), AllocationError (the target is too small,
     or a schedule asks for more than it has).
     """
@@ -143,12 +143,13 @@ class _Run:
         show = partial(self._show, "schedule")
         templates = schedule_all(compiled, target, show, plan.templates, self.schedules)
         self.done("schedule", templates)
+        self.schedules.mark(templates)
         if self.observe is not None:
             self.observe(compiled, templates)
         notes = {"norm_decisions": plan.lines, "stored_weights": stored_lines(launches)}
         program = assemble(compiled, templates, target, {**meta, **signature(imported), **notes})
         program.meta["weight_formats"] = rows = format_rows(quantised.formats, program.tensors)
-        program.meta.update({**in_effect(rows, launches), **self.schedules.notes(templates)})
+        program.meta.update(in_effect(rows, launches))
         return self._verified(program, target)
 
     def _verified(self, program: Program, target: Target) -> Program:

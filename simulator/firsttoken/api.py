@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from firsttoken.fidelity import QualityResult
     from firsttoken.mix_search import Budget, MixResult
     from firsttoken_compiler.isa.program import Program
+    from firsttoken_compiler.schedule.choice import Schedules
     from firsttoken_simulator.energy import EnergyResult
     from firsttoken_simulator.report.document import RunDocument
     from firsttoken_simulator.timeline import Timeline
@@ -326,13 +327,24 @@ def _measure(
         raise OptionError(f"--decode {decode}: give the number of the token to measure, or 0 for none")
     if decode and isinstance(subject, File):
         subject.check_decode()
+    if options.schedule is not None:
+        options = replace(options, schedule=options.schedule.unmarked())
     tokens, rows = subject.lengths(*lengths)
     step = subject.lengths(1, rows + tokens + decode - 1) if decode else None
     first = _execute(subject, target, tokens, rows, options, progress)
     later = None if step is None else _execute(subject, target, *step, options, _prefixed("decode: ", progress))
     _report(progress, 0.0)
     document = build_run(*first[:2], target, first[2], decode=later)
+    if options.schedule is not None:
+        document = document.model_copy(update={"schedule": schedule_lines(options.schedule)})
     return document, first[0], first[1], None if later is None else later[0]
+
+
+def schedule_lines(schedules: Schedules) -> list[str]:
+    """How much of a schedule programs use that were compiled with it, and kernels of it that occur in none of them."""
+    missing, count = schedules.absent(), len(schedules.choices)
+    lines = [f"{count - len(missing)} of the {count} kernels that it has choices for occur"]
+    return lines + ([f"not in this run: {', '.join(missing)}"] if missing else [])
 
 
 def run_parts(

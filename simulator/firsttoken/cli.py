@@ -19,10 +19,12 @@ from firsttoken.verbs.calibrate import calibrate
 from firsttoken.verbs.explain import explain
 from firsttoken.verbs.footprint import footprint
 from firsttoken.verbs.latency import latency
+from firsttoken.verbs.listings import students_app, targets_app
 from firsttoken.verbs.mix import mix as mix_command
 from firsttoken.verbs.quality import quality
 from firsttoken.verbs.quantise import quantise
 from firsttoken.verbs.ranges import ranges
+from firsttoken.verbs.schedule import note_absent, schedule_app, schedule_of
 from firsttoken.verbs.validate import validate
 from firsttoken_compiler.errors import FirsttokenError, OptionError
 
@@ -44,11 +46,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-targets_app = typer.Typer(help="The NPUs that come with the package.", invoke_without_command=True)
-students_app = typer.Typer(help="The students that installed plug-ins provide.", invoke_without_command=True)
 app.add_typer(targets_app, name="targets")
 app.add_typer(students_app, name="students")
 app.command()(explain)
+app.add_typer(schedule_app, name="schedule")
 app.command()(footprint)
 app.command()(latency)
 app.command()(quantise)
@@ -122,6 +123,9 @@ Fallback = Annotated[
 WeightsAbsent = Annotated[
     bool, typer.Option("--weights-absent", help="Time an ONNX file whose external weights are not here.")
 ]
+ScheduleOption = Annotated[
+    Path | None, typer.Option("--schedule", metavar="FILE", help="Choices of kernels, as 'schedule export' wrote them.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -174,6 +178,7 @@ def run(
     seed: Seed = 0,
     fallback: Fallback = True,
     weights_absent: WeightsAbsent = False,
+    schedule: ScheduleOption = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the reports.")] = None,
     cache: Annotated[bool, typer.Option(help="Use results kept from earlier runs.")] = True,
     as_json: AsJson = False,
@@ -187,6 +192,7 @@ def run(
         mix, acts_range, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
         kv_cache=kv_cache, norm_cache_place=norm_cache_place, residual_spill=residual_spill, seed=seed,
         fallback=fallback, weights_absent=weights_absent, host=(host_roles, host_weight_bits),
+        schedule=schedule_of(schedule, target),
     )  # fmt: skip
     documents = []
     with Bar() as bar:
@@ -229,6 +235,7 @@ def compile_command(
     seed: Seed = 0,
     fallback: Fallback = True,
     weights_absent: WeightsAbsent = False,
+    schedule: ScheduleOption = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The program file.")] = Path("student.npu"),
     stop_after: Annotated[str | None, typer.Option(help="Stop after this pass; no program file is written.")] = None,
     dump_after: Annotated[str | None, typer.Option(help="Write the module after this pass, or after 'all'.")] = None,
@@ -245,6 +252,7 @@ def compile_command(
         mix, acts_range, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
         kv_cache=kv_cache, norm_cache_place=norm_cache_place, residual_spill=residual_spill, seed=seed,
         fallback=fallback, weights_absent=weights_absent, host=(host_roles, host_weight_bits),
+        schedule=schedule_of(schedule, target),
     )  # fmt: skip
     written: dict[Path, Program] = {}
     with Bar() as bar:
@@ -257,6 +265,7 @@ def compile_command(
             )  # fmt: skip
             if program is not None:
                 written[bucket_path(out, length) if several and length is not None else out] = program
+    note_absent(options)
     for path, program in written.items():
         write_file(path, program.encode())
     facts: dict[str, Any] = {"program": None, "stopped_after": stop_after, "dump": dump_after and str(dump_dir)}
@@ -267,7 +276,7 @@ def compile_command(
         return
     for path, program in written.items():
         facts |= _program_facts(program) | {"program": str(path)}
-    _print_facts(facts, as_json)
+    print_facts(facts, as_json)
 
 
 @app.command()
@@ -415,63 +424,6 @@ def ops(as_json: AsJson = False) -> None:
         table(columns, cells)
 
 
-@targets_app.callback()
-def targets(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the targets that come with the package."""
-    if context.invoked_subcommand is not None:
-        return
-    from firsttoken_compiler.target.load import load_target, preset_names
-
-    known = [load_target(name) for name in preset_names()]
-    if as_json:
-        print_json([{"name": t.name, "description": t.description, "hash": t.content_hash} for t in known])
-    else:
-        table(["name", "description"], [[target.name, target.description] for target in known])
-
-
-@targets_app.command("show")
-def targets_show(name: Annotated[str, typer.Argument(show_default=False)], as_json: AsJson = False) -> None:
-    """Print every value of a target with its unit, grade and source."""
-    from firsttoken.describe import target_document
-
-    document = target_document(name)
-    if as_json:
-        print_json(document)
-        return
-    print(f"{document['name']}: {document['description']} (hash {document['hash']})")
-    columns = ["path", "value", "unit", "grade", "source"]
-    for row in document["values"]:
-        if row["low"] is not None:
-            row["value"] = f"{row['value']} ({row['low']} to {row['high']})"
-    table(columns, [[str(row[column]) for column in columns] for row in document["values"]])
-    print("not modelled:")
-    for line in document["not_modelled"]:
-        print(f"  {line}")
-
-
-@students_app.callback()
-def students(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the students that installed plug-ins provide."""
-    if context.invoked_subcommand is not None:
-        return
-    from firsttoken.describe import student_rows
-
-    rows = student_rows()
-    if as_json:
-        print_json(rows)
-    else:
-        columns = ["name", "family", "layers", "hidden", "parameters"]
-        table(columns, [[f"{row[c]:,}" if c == "parameters" else str(row[c]) for c in columns] for row in rows])
-
-
-@students_app.command("show")
-def students_show(name: Annotated[str, typer.Argument(show_default=False)], as_json: AsJson = False) -> None:
-    """Print the dimensions of a student."""
-    from firsttoken.describe import student_document
-
-    _print_facts(student_document(name), as_json)
-
-
 def _options(mix: str | None, acts_range: str, *, host: tuple[str, float], **chosen: Any) -> RunOptions:
     """The options of these names, with the rules of `--mix`, the ranges of `--acts-range`, what the host has."""
     from firsttoken.act_ranges import ranges_of
@@ -570,7 +522,8 @@ def _bindings(texts: list[str] | None) -> dict[str, int] | None:
     return parse_bindings(texts) if texts else None
 
 
-def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
+def print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    """Prints a document, or a table of its values and of those one level below."""
     if as_json:
         print_json(facts)
         return

@@ -64,7 +64,8 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, t
     heads = Heads.of(spec)
     rows, keys = (-(-n // t) * t for n, t in ((heads.rows, tile.rows), (heads.keys, tile.keys)))
     widened = quantised_cache(spec) and widens(target)
-    s = Schedule(_definition(spec, heads, (rows, keys), widened))
+    source = _definition(spec, heads, (rows, keys), widened)
+    s = Schedule(source)
     _Scheduling(s, spec, spaces, tile, widened).run()
     args = (*spec.args, *spec.outs)
     q, k, v, *more, out = (layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True))
@@ -78,7 +79,7 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, t
     layouts.append(_query_layout(spec.outs[0], heads, rows, out))
     ragged = Ragged({"r": heads.rows, "t": heads.keys, "u": heads.keys}, diagonal=_diagonal(spec, heads, tile))
     slots = f" {tile.buffers}-buffered" if tile.buffers else ""
-    return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys{slots}")
+    return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys{slots}", source, s.trace)
 
 
 def _diagonal(spec: KernelSpec, heads: Heads, tile: AttentionTile) -> Diagonal | None:

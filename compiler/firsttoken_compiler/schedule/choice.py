@@ -182,6 +182,7 @@ class Schedules:
     graph: GraphChoice = GraphChoice()
     splits: tuple[tuple[KernelKey, CoreSplit], ...] = ()
     _by_key: dict[KernelKey, Choice] = field(default_factory=dict, repr=False, compare=False)
+    _occurring: set[KernelKey] = field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Orders the choices; raises OptionError for a kernel that has two."""
@@ -206,15 +207,18 @@ class Schedules:
         """How a launch is to be cut, None where the compiler chooses."""
         return dict(self.splits).get(launch_key(spec)) if self.splits else None
 
-    def absent(self, kernels: Iterable[tuple[KernelSpec, tuple[Space, ...]]]) -> list[KernelKey]:
-        """Kernels that have a choice and are none of these."""
-        there = {kernel_key(spec, spaces) for spec, spaces in kernels} if self.choices else set()
-        return [key for key, _ in self.choices if key not in there]
+    def mark(self, kernels: Iterable[tuple[KernelSpec, tuple[Space, ...]]]) -> None:
+        """Remembers that these kernels occur in a program."""
+        if self.choices:
+            self._occurring.update(kernel_key(spec, spaces) for spec, spaces in kernels)
 
-    def notes(self, kernels: Iterable[tuple[KernelSpec, tuple[Space, ...]]]) -> dict[str, list[KernelKey]]:
-        """What a program of these kernels records: choices without a kernel, where there are any."""
-        absent = self.absent(kernels)
-        return {"schedule_absent": absent} if absent else {}
+    def absent(self) -> list[KernelKey]:
+        """Kernels that have a choice and were not marked."""
+        return [key for key, _ in self.choices if key not in self._occurring]
+
+    def unmarked(self) -> Schedules:
+        """The same, with nothing marked."""
+        return Schedules(self.choices, self.graph, self.splits)
 
     def facts(self) -> dict[str, Any]:
         """As JSON values."""

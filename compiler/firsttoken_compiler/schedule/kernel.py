@@ -21,13 +21,18 @@ class Scheduled:
     layouts: list[Layout]
     ragged: Ragged
     tile: str = ""
+    source: Any = None
+    """The PrimFunc before its schedule."""
+    trace: Any = None
+    """TVM's record of the steps that made `module` of it."""
 
     def lowered(self) -> Any:
         """The PrimFunc with flat buffers and affine addresses."""
-        return _lower(self.module)["main"]
+        return lowered(self.module)
 
 
-def _lower(module: Any) -> Any:
+def lowered(module: Any) -> Any:
+    """The PrimFunc of a scheduled module with flat buffers and affine addresses."""
     schedule, tir = s_tir.transform, tirx.transform
     return tvm.transform.Sequential(
         [
@@ -35,7 +40,7 @@ def _lower(module: Any) -> Any:
             schedule.ConvertBlocksToOpaque(), schedule.CompactBufferAllocation(), schedule.LowerMatchBuffer(),
             schedule.StmtSimplify(), schedule.LowerOpaqueBlock(), tir.FlattenBuffer(), tir.StmtSimplify(),
         ]
-    )(module)  # fmt: skip
+    )(module)["main"]  # fmt: skip
 
 
 def annotate(s: Any, axes: dict[Any, str]) -> None:

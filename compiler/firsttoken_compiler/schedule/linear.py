@@ -122,10 +122,11 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Ta
     shape = Shape.of(spec)
     if shape.group and tile.k % shape.group:
         raise ValueError(f"a tile of {tile.k} rows of k cuts through groups of {shape.group}; use a multiple")
-    s = Schedule(unscheduled(spec, tile, target))
+    source = unscheduled(spec, tile, target)
+    s = Schedule(source)
     apply(s, spec, spaces, tile, target)
     layouts, ragged = memory(spec, spaces, tile, target)
-    return Scheduled(s.mod, layouts, ragged, tile.text(panel_of(target)))
+    return Scheduled(s.mod, layouts, ragged, tile.text(panel_of(target)), source, s.trace)
 
 
 def unscheduled(spec: KernelSpec, tile: Tile, target: Target) -> Any:

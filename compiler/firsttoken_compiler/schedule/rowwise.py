@@ -35,7 +35,8 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: Tar
     total = rows_of(spec)
     block = _block(spec, rows)
     inputs = [te.placeholder(arg.shape, NAMES[arg.dtype], name=f"p{i}") for i, arg in enumerate(block.args)]
-    s = Schedule(te.create_prim_func([*inputs, *element_definition(block, inputs)]))
+    source = te.create_prim_func([*inputs, *element_definition(block, inputs)])
+    s = Schedule(source)
     inline, statistics, results = _stages(spec)
     for name in inline:
         s.compute_inline(s.get_sblock(name))
@@ -43,7 +44,8 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: Tar
         _block_of_rows(s, spec, name, name in statistics)
     operands = kernel_operands(spec, (*spec.args, *spec.outs))
     pitches = [layout.pitch_bits(arg, space, target) for arg, space in zip(operands, spaces, strict=True)]
-    return Scheduled(s.mod, _layouts(spec, -(-total // rows) * rows, pitches), Ragged({"m": total}), f"{rows} rows")
+    layouts = _layouts(spec, -(-total // rows) * rows, pitches)
+    return Scheduled(s.mod, layouts, Ragged({"m": total}), f"{rows} rows", source, s.trace)
 
 
 def by_rows(spec: KernelSpec) -> tuple[int, ...]:

@@ -321,6 +321,8 @@ class RunDocument(_Part):
     """How work is divided over the cores of a target that has several."""
     mix: list[str] = []
     """Rules for the formats of some weights; the first that covers a matrix decides."""
+    schedule: list[str] = []
+    """What a given schedule covers of the run, and kernels of it that do not occur."""
     weight_formats: list[WeightFormat] = []
     """Formats that are in use; their bytes sum to `weight_bytes`."""
     stored_weights: list[str] = []

@@ -180,6 +180,8 @@ def show(console: Console, runs: list[RunDocument]) -> None:
             console.print(Text(f"  on the host: {shown}{more} ({call.ms:.3g} ms): {plain(call.reason)}"))
         for line in run.stored_weights:
             console.print(Text(f"  {plain(line)}"))
+        for line in run.schedule:
+            console.print(Text(f"  schedule: {plain(line)}"))
         for line in norm_decisions(run.norm_cache_decisions):
             console.print(Text(f"  norm cache: {plain(line)}"))
         for line in (*core_lines(run.cores), *run.core_decisions):
