@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from firsttoken_compiler.codegen import slots
+from firsttoken_compiler.codegen.alike import Alike, Seen
 from firsttoken_compiler.codegen.loops import (
     Access,
     Alloc,
@@ -84,6 +85,8 @@ class _Unroller:
     """What would write them."""
     ahead: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     """By operand, ranges of instructions that make its tiles."""
+    seen: dict[tuple[object, ...], Seen] = field(default_factory=dict)
+    """What statements became in iterations before, by the statement and what cut it."""
 
     def order(self) -> list[int]:
         """The instructions in their final order, by the numbers under which they were made.
@@ -115,7 +118,7 @@ class _Unroller:
                 for nest in statement.make(self.env):
                     self._nest(nest)
             else:
-                self._nest(statement)
+                self._nest(statement, again=True)
 
     def _loop(self, loop: Loop) -> None:
         start = len(self.rows)
@@ -179,21 +182,57 @@ class _Unroller:
             return Stream(ABSOLUTE, Space.ACC, buffer.dtype, address * 8 + base * bits, strides)
         return Stream(SCRATCH, Space.SPAD, buffer.dtype, address * 8 + base * bits, strides)
 
-    def _nest(self, nest: Nest) -> None:
+    def _nest(self, nest: Nest, again: bool = False) -> None:
+        """`again`: the same object comes in every iteration, so that what it became before serves again."""
         if nest.value[0] == "const" and nest.dst.buffer.param < 0:
             self.pending[nest.dst.buffer] = nest.value[1]
             self.unwritten[nest.dst.buffer] = [(nest, p, self._stream(nest.dst, *p[1:])) for p in self._pieces(nest)]
             return
-        self._write_constants(nest.value, nest.dst.buffer)
+        if self.pending:
+            self._write_constants(nest.value, nest.dst.buffer)
         initial = self.pending.pop(nest.dst.buffer, None)
         for extents, first, narrow in self._pieces(nest):
+            key = (id(nest), extents, first, narrow, initial)
+            if again and self._repeated(key):
+                continue
+            start = len(self.rows)
             dst = self._stream(nest.dst, first, narrow)
-            if nest.value[0] == "load":
-                source = self._stream(nest.value[1], first, narrow)
-                if Space.DRAM in (dst.space, source.space):
-                    self._copy(extents, dst, source)
-                    continue
-            self._vector(nest, extents, first, narrow, dst, initial)
+            sources = self._instructions(nest, extents, first, narrow, dst, initial)
+            if again:
+                self._remember(key, start, [nest.dst, *sources], (first, narrow), nest.value)
+
+    def _instructions(
+        self, nest: Nest, extents: tuple[int, ...], first: tuple[int, ...], narrow: bool, dst: Stream,
+        initial: float | None,
+    ) -> list[Access]:  # fmt: skip
+        """Emits a piece of a nest; what it reads, in the order in which that becomes operands."""
+        if nest.value[0] == "load":
+            source = self._stream(nest.value[1], first, narrow)
+            if Space.DRAM in (dst.space, source.space):
+                self._copy(extents, dst, source)
+                return [nest.value[1]]
+        return self._vector(nest, extents, first, narrow, dst, initial)
+
+    def _repeated(self, key: tuple[object, ...]) -> bool:
+        """Emits what a statement became before, at the addresses of now; False where that is not known."""
+        seen = self.seen.get(key)
+        made = None if seen is None else seen.again(self.env, self.turn)
+        if made is None:
+            return False
+        rows, symbols = made
+        self.rows += rows
+        self.symbols += symbols
+        return True
+
+    def _remember(
+        self, key: tuple[object, ...], start: int, accesses: list[Access], cut: tuple[tuple[int, ...], bool],
+        value: Value | None,
+    ) -> None:  # fmt: skip
+        """Keeps the instructions since `start`, whose operands are these accesses in order."""
+        if key not in self.seen:
+            alike = Alike(self.places, self.memory.rooms, *cut)
+            self.seen[key] = Seen([alike.of(access) for access in accesses], value)
+        self.seen[key].keep(self.rows[start:], self.symbols[start:], self.env, self.turn)
 
     def _write_constants(self, value: Value, own: Buffer) -> None:
         """Writes constants that are read elsewhere than where the result `own` starts from them."""
@@ -213,8 +252,15 @@ class _Unroller:
         narrow: bool,
         dst: Stream,
         initial: float | None,
-    ) -> None:
-        streams = Streams(lambda access: self._stream(access, first, narrow), self.env, first)
+    ) -> list[Access]:
+        """One instruction; the accesses that its sources may be, in order."""
+        read: list[Access] = []
+
+        def stream(access: Access) -> Stream:
+            read.append(access)
+            return self._stream(access, first, narrow)
+
+        streams = Streams(stream, self.env, first)
         folded = any(n > 1 and s == 0 for n, s in zip(extents, dst.bits, strict=True))
         value: Value = nest.value
         reduction = None
@@ -231,6 +277,7 @@ class _Unroller:
         flags |= number << KERNEL_SHIFT
         operands = [_operand(dst, 3), *(_operand(source, 3) for source in sources)]
         self._emit(Vector.OPCODE, Engine.VECTOR, flags, dims, operands)
+        return read
 
     def _copy(self, extents: tuple[int, ...], dst: Stream, source: Stream) -> None:
         """A DMA descriptor, or several when the copy has more than two strides."""
@@ -287,6 +334,9 @@ class _Unroller:
         else:
             n = self._cut(call.n, call.axes[1])
         fresh = self.pending.pop(call.acc.buffer, None) is not None
+        key, start = (id(call), m, n, k, fresh), len(self.rows)
+        if self._repeated(key):
+            return
         flags = (0 if fresh else ACCUMULATE) | (0 if call.panel else TRANSPOSED)
         acc, a, w = (self._stream(access) for access in (call.acc, call.a, call.w))
         panel_stride, row_stride = (
@@ -298,6 +348,7 @@ class _Unroller:
             (w.symbol, w.space, w.dtype, w.address // 8, panel_stride if call.panel else 0, row_stride, call.panel),
         ]
         self._emit(Matmul.OPCODE, Engine.MATRIX, flags, (m, n, k), operands)
+        self._remember(key, start, [call.acc, call.a, call.w], ((), False), None)
 
     def _elements(self, access: Access, count: int) -> int:
         """Bits of a flat element stride in a buffer."""

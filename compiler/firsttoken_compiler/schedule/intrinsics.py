@@ -1,15 +1,18 @@
 """Tensor intrinsics of the NPU for `Schedule.tensorize`: DMA copies and matrix products of one tile.
 
-Each shape is registered once per process: parsing one takes longer than scheduling with it. The call that an
-intrinsic becomes names the kernel's axes, so that the instruction of a ragged tile can be cut.
+Each shape is registered once per process, built without TVMScript, whose parser takes longer than scheduling. The call
+that an intrinsic becomes names the kernel's axes, so that the instruction of a ragged tile can be cut.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Final
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Final, NamedTuple
 
-from firsttoken_compiler.tvm.api import TensorIntrin, parse_function
+from firsttoken_compiler.tvm.api import IRBuilder, TensorIntrin
+from firsttoken_compiler.tvm.api import tir_builder as T
 
 WEIGHTS: Final = "global.weights"
 """Scope of weight tiles in the scratchpad."""
@@ -25,77 +28,100 @@ class _Operand:
         self.name, self.axes, self.extents, self.dtype, self.scope = name, axes, extents, dtype, scope
 
     @property
-    def shape(self) -> str:
-        return "(" + "".join(f"{self.extents[axis]}, " for axis in self.axes) + ")"
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.extents[axis] for axis in self.axes)
 
-    @property
-    def whole(self) -> str:
+    def whole(self, buffer: Any) -> Any:
         """The region that is all of it."""
-        return f"{self.name}[{', '.join(f'0:{self.extents[axis]}' for axis in self.axes)}]"
+        return buffer[tuple(slice(0, extent) for extent in self.shape)]
 
-    @property
-    def element(self) -> str:
-        """The element at the block's point; TVM drops dimensions of extent 1, so they are constant here."""
-        return f"{self.name}[{', '.join('0' if self.extents[axis] == 1 else f'v{axis}' for axis in self.axes)}]"
+    def point(self, at: dict[str, Any]) -> list[Any]:
+        """Indices of the block's point; TVM drops dimensions of extent 1, so they are constant here."""
+        return [0 if self.extents[axis] == 1 else at[axis] for axis in self.axes]
 
     def stride(self, axis: str) -> str:
         return f"{self.name}{axis}"
 
-    def declaration(self, strides: bool) -> str:
-        names = f", strides=[{', '.join(self.stride(a) for a in self.axes)}]" if strides else ""
-        return f'{self.shape}, "{self.dtype}", offset_factor=1, scope="{self.scope}"{names}'
+
+class _Product(NamedTuple):
+    """What an intrinsic adds to its result: the product of its inputs in this type."""
+
+    dtype: str
 
 
 def _register(
-    name: str, operands: list[_Operand], axes: str, reduced: str, value: str, call: str, extra: list[str]
-) -> None:
-    """Registers `operands[0] = value` over `axes`; `call` is the extern's name, `extra` its numbers."""
+    name: str, operands: list[_Operand], axes: str, reduced: str, value: _Product | None, call: str,
+    extra: Sequence[int | str],
+) -> None:  # fmt: skip
+    """Registers `operands[0] = value` over `axes`, without a value a copy of the only input.
+
+    `call` is the extern's name, `extra` its numbers: constants and names of strides.
+    """
+    TensorIntrin.register(name, _meaning(operands, axes, reduced, value), _becomes(operands, reduced, call, extra))
+
+
+def _meaning(operands: list[_Operand], axes: str, reduced: str, value: _Product | None) -> Any:
+    """The loops that the intrinsic stands for."""
     extents = {axis: extent for operand in operands for axis, extent in operand.extents.items()}
     out, *inputs = operands
-    reads = ([out.whole] if reduced else []) + [operand.whole for operand in inputs]
-    meaning = ["@T.prim_func(s_tir=True)", "def meaning("]
-    meaning += [f"    {o.name}: T.Buffer({o.declaration(False)})," for o in (*inputs, out)]
-    meaning += [
-        "):",
-        '    with T.sblock("root"):',
-        f"        T.reads({', '.join(reads)})",
-        f"        T.writes({out.whole})",
-    ]
-    indent = "        "
-    for axis in axes:
-        meaning.append(f"{indent}for {axis} in T.serial({extents[axis]}):")
-        indent += "    "
-    meaning.append(f'{indent}with T.sblock("tile"):')
-    for axis in (axis for axis in axes if extents[axis] > 1):
-        kind = "reduce" if axis in reduced else "spatial"
-        meaning.append(f"{indent}    v{axis} = T.axis.{kind}({extents[axis]}, {axis})")
-    meaning.append(f"{indent}    {out.element} = {value}")
-    becomes = ["@T.prim_func(s_tir=True)", f"def becomes({', '.join(f'h{o.name}: T.handle' for o in (*inputs, out))}):"]
-    for operand in (*inputs, out):
-        becomes += [f"    {operand.stride(axis)} = T.int32()" for axis in operand.axes]
-    becomes += [f"    {o.name} = T.match_buffer(h{o.name}, {o.declaration(True)})" for o in (*inputs, out)]
-    becomes += ['    with T.sblock("root"):', f"        T.reads({', '.join(reads)})", f"        T.writes({out.whole})"]
-    pointers = [f'{out.name}.access_ptr("{"rw" if reduced else "w"}")', *(f'{o.name}.access_ptr("r")' for o in inputs)]
-    becomes.append(f'        T.evaluate(T.call_extern("int32", "{call}", {", ".join([*pointers, *extra])}))')
-    TensorIntrin.register(name, parse_function("\n".join(meaning)), parse_function("\n".join(becomes)))
+    with IRBuilder() as builder, ExitStack() as stack:
+        stack.enter_context(T.prim_func(s_tir=True))
+        T.func_name("meaning")
+        buffers = {
+            o.name: T.arg(o.name, T.buffer(o.shape, o.dtype, offset_factor=1, scope=o.scope)) for o in (*inputs, out)
+        }
+        _enter_root(stack, operands, buffers, reduced)
+        loops = {}
+        for axis in axes:
+            loops[axis] = _named(axis, stack.enter_context(T.serial(extents[axis])))
+        stack.enter_context(T.sblock("tile"))
+        at = {}
+        for axis in (axis for axis in axes if extents[axis] > 1):
+            kind = T.axis.reduce if axis in reduced else T.axis.spatial
+            at[axis] = _named(f"v{axis}", kind(extents[axis], loops[axis]))
+        to, read = out.point(at), [buffers[o.name][tuple(o.point(at))] for o in inputs]
+        if value is None:
+            T.buffer_store(buffers[out.name], read[0], to)
+        else:
+            left, right = (T.Cast(value.dtype, part) for part in read)
+            T.buffer_store(buffers[out.name], buffers[out.name][tuple(to)] + left * right, to)
+    return builder.get()
 
 
-def of_name(name: str) -> None:
-    """Registers the intrinsic of a name that `copy`, `matmul` or `attend` made; raises ValueError for another name."""
-    maker, _, rest = name.removeprefix("npu_").partition("_")
-    sizes, *words = rest.split("_")
-    extents = tuple(int(extent) for extent in sizes.split("x"))
-    if maker == "copy":
-        made = copy(extents, *words)
-    elif maker == "matmul":
-        made = matmul(*extents, *words)
-    elif maker == "attend":
-        axes, transposed, *more = words
-        made = attend(*extents, axes, transposed == "True", *more)
-    else:
-        raise ValueError(f"{name!r} is no intrinsic of an NPU")
-    if made != name:
-        raise ValueError(f"{name!r} is no intrinsic of an NPU; it reads as {made!r}")
+def _becomes(operands: list[_Operand], reduced: str, call: str, extra: Sequence[int | str]) -> Any:
+    """The call that takes the place of the loops."""
+    out, *inputs = operands
+    with IRBuilder() as builder, ExitStack() as stack:
+        stack.enter_context(T.prim_func(s_tir=True))
+        T.func_name("becomes")
+        handles = {o.name: T.arg(f"h{o.name}", T.handle()) for o in (*inputs, out)}
+        strides = {o.stride(axis): _named(o.stride(axis), T.int32()) for o in (*inputs, out) for axis in o.axes}
+        buffers = {}
+        for o in (*inputs, out):
+            matched = T.match_buffer(
+                handles[o.name], o.shape, o.dtype, offset_factor=1, scope=o.scope,
+                strides=[strides[o.stride(axis)] for axis in o.axes],
+            )  # fmt: skip
+            buffers[o.name] = _named(o.name, matched)
+        _enter_root(stack, operands, buffers, reduced)
+        pointers = [buffers[out.name].access_ptr("rw" if reduced else "w")]
+        pointers += [buffers[o.name].access_ptr("r") for o in inputs]
+        numbers = [strides[number] if isinstance(number, str) else number for number in extra]
+        T.evaluate(T.call_extern("int32", call, *pointers, *numbers))
+    return builder.get()
+
+
+def _enter_root(stack: ExitStack, operands: list[_Operand], buffers: dict[str, Any], reduced: str) -> None:
+    """The block around everything, which says what is read and written."""
+    out, *inputs = operands
+    stack.enter_context(T.sblock("root"))
+    T.reads(*(o.whole(buffers[o.name]) for o in ((out, *inputs) if reduced else inputs)))
+    T.writes(out.whole(buffers[out.name]))
+
+
+def _named(name: str, value: Any) -> Any:
+    IRBuilder.name(name, value)
+    return value
 
 
 @functools.cache
@@ -107,9 +133,9 @@ def copy(extents: tuple[int, ...], dtype: str, source: str, destination: str, ax
     letters = "xyz"[: len(extents)]
     sizes = dict(zip(letters, extents, strict=True))
     out, of = _Operand("D", letters, sizes, dtype, destination), _Operand("S", letters, sizes, dtype, source)
-    numbers = [*map(str, extents), *(out.stride(a) for a in letters), *(of.stride(a) for a in letters)]
+    numbers: list[int | str] = [*extents, *(out.stride(a) for a in letters), *(of.stride(a) for a in letters)]
     name = f"npu_copy_{'x'.join(map(str, extents))}_{dtype}_{source}_{destination}_{axes}"
-    _register(name, [out, of], letters, "", of.element, f"npu.copy:{axes}", numbers)
+    _register(name, [out, of], letters, "", None, f"npu.copy:{axes}", numbers)
     return name
 
 
@@ -124,19 +150,10 @@ def matmul(m: int, p: int, k: int, panel: int, a: str, w: str, acc: str, a_scope
         _Operand("C", "mpj", sizes, acc, ACC), _Operand("A", "mk", sizes, a, a_scope),
         _Operand("W", "pkj", sizes, w, WEIGHTS),
     )  # fmt: skip
-    numbers = [
-        str(m),
-        str(p * panel),
-        str(k),
-        str(panel),
-        c.stride("m"),
-        left.stride("m"),
-        right.stride("p"),
-        right.stride("k"),
-    ]
+    strides = [c.stride("m"), left.stride("m"), right.stride("p"), right.stride("k")]
+    numbers: list[int | str] = [m, p * panel, k, panel, *strides]
     name = f"npu_matmul_{m}x{p}x{k}x{panel}_{a}_{w}_{acc}_{a_scope}"
-    value = f'{c.element} + T.Cast("{acc}", {left.element}) * T.Cast("{acc}", {right.element})'
-    _register(name, [c, left, right], "mpjk", "k", value, "npu.matmul:m,p,k", numbers)
+    _register(name, [c, left, right], "mpjk", "k", _Product(acc), "npu.matmul:m,p,k", numbers)
     return name
 
 
@@ -152,8 +169,7 @@ def attend(m: int, n: int, k: int, axes: str, transposed: bool, a_scope: str, w_
     c, left = _Operand("C", "bmn", sizes, "float32", ACC), _Operand("A", "bmk", sizes, "float16", a_scope)
     right = _Operand("W", "bnk" if transposed else "bkn", sizes, w, w_scope)
     panel = 0 if transposed else n
-    numbers = [str(m), str(n), str(k), str(panel), c.stride("m"), left.stride("m"), "0", right.stride(right.axes[1])]
+    numbers: list[int | str] = [m, n, k, panel, c.stride("m"), left.stride("m"), 0, right.stride(right.axes[1])]
     name = f"npu_attend_{m}x{n}x{k}_{axes}_{transposed}_{a_scope}_{w_scope}_{w}"
-    value = f'{c.element} + T.Cast("float32", {left.element}) * T.Cast("float32", {right.element})'
-    _register(name, [c, left, right], "bmnk", "k", value, f"npu.matmul:{axes}", numbers)
+    _register(name, [c, left, right], "bmnk", "k", _Product("float32"), f"npu.matmul:{axes}", numbers)
     return name
