@@ -124,6 +124,24 @@ def _named(name: str, value: Any) -> Any:
     return value
 
 
+def of_name(name: str) -> None:
+    """Registers the intrinsic of a name that `copy`, `matmul` or `attend` made; raises ValueError for another name."""
+    maker, _, rest = name.removeprefix("npu_").partition("_")
+    sizes, *words = rest.split("_")
+    extents = tuple(int(extent) for extent in sizes.split("x"))
+    if maker == "copy":
+        made = copy(extents, *words)
+    elif maker == "matmul":
+        made = matmul(*extents, *words)
+    elif maker == "attend":
+        axes, transposed, *more = words
+        made = attend(*extents, axes, transposed == "True", *more)
+    else:
+        raise ValueError(f"{name!r} is no intrinsic of an NPU")
+    if made != name:
+        raise ValueError(f"{name!r} is no intrinsic of an NPU; it reads as {made!r}")
+
+
 @functools.cache
 def copy(extents: tuple[int, ...], dtype: str, source: str, destination: str, axes: str) -> str:
     """Name of the intrinsic that copies a block of rank 1 to 3 between DRAM (`global`) and the scratchpad.

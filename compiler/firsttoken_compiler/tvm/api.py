@@ -13,7 +13,9 @@ from tvm.relax import transform
 from tvm.relax.dpl import is_op, wildcard
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.s_tir import Schedule, TensorIntrin
+from tvm.s_tir.schedule import Trace
 from tvm.script import from_source
+from tvm.script import ir as I
 from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as tir_builder
@@ -29,7 +31,7 @@ for _package, _version in PINS.items():
         )
 
 __all__ = [
-    "Call", "GenericConst", "GlobalVar", "IRBuilder", "IRModule", "Op", "Schedule", "TensorIntrin", "is_op",
+    "Call", "GenericConst", "GlobalVar", "IRBuilder", "IRModule", "Op", "Schedule", "TensorIntrin", "Trace", "is_op",
     "is_static", "onnx_frontend", "parse_function", "relax", "s_tir", "te", "tir_builder", "tirx", "transform", "tvm",
     "wildcard",
 ]  # fmt: skip
@@ -65,3 +67,22 @@ def dtype_of(expr: Any) -> str:
 def parse_function(text: str) -> object:
     """The PrimFunc of a TVMScript text."""
     return from_source(text, {"T": T})
+
+
+def module_of(function: Any) -> Any:
+    """The module whose `main` is a PrimFunc; a module itself."""
+    return function if isinstance(function, IRModule) else IRModule({"main": function})
+
+
+def parse_module(text: str) -> Any:
+    """The module of a TVMScript text."""
+    return from_source(text, {"T": T, "I": I})
+
+
+def same_structure(a: Any, b: Any) -> bool:
+    """Whether two modules are equal but for the names of their variables."""
+    try:
+        tvm.ir.assert_structural_equal(a, b)
+    except ValueError:
+        return False
+    return True
