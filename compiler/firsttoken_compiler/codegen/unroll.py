@@ -111,7 +111,7 @@ class _Unroller:
             elif isinstance(statement, Loop):
                 self._loop(statement)
             elif isinstance(statement, MatmulCall):
-                self._matmul(statement)
+                self._matmul(statement, again=True)
             elif isinstance(statement, GatherNest):
                 self._gather(statement)
             elif isinstance(statement, Computed):
@@ -327,7 +327,7 @@ class _Unroller:
         ]
         self._emit(Gather.OPCODE, Engine.DMA_IN, 0, (rows, 1, row), operands)
 
-    def _matmul(self, call: MatmulCall) -> None:
+    def _matmul(self, call: MatmulCall, again: bool = False) -> None:
         m, k = self._cut(call.m, call.axes[0]), self._cut(call.k, call.axes[2])
         if call.axes[1] == "p":
             n = min(call.n, self.ragged.columns - self.origin.get("p", 0) * self.ragged.panel)
@@ -335,7 +335,7 @@ class _Unroller:
             n = self._cut(call.n, call.axes[1])
         fresh = self.pending.pop(call.acc.buffer, None) is not None
         key, start = (id(call), m, n, k, fresh), len(self.rows)
-        if self._repeated(key):
+        if again and self._repeated(key):
             return
         flags = (0 if fresh else ACCUMULATE) | (0 if call.panel else TRANSPOSED)
         acc, a, w = (self._stream(access) for access in (call.acc, call.a, call.w))
@@ -348,7 +348,8 @@ class _Unroller:
             (w.symbol, w.space, w.dtype, w.address // 8, panel_stride if call.panel else 0, row_stride, call.panel),
         ]
         self._emit(Matmul.OPCODE, Engine.MATRIX, flags, (m, n, k), operands)
-        self._remember(key, start, [call.acc, call.a, call.w], ((), False), None)
+        if again:
+            self._remember(key, start, [call.acc, call.a, call.w], ((), False), None)
 
     def _elements(self, access: Access, count: int) -> int:
         """Bits of a flat element stride in a buffer."""
