@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from chain import Chain, cosine
 from students import QWEN2
 
+from firsttoken.api import simulate
+from firsttoken.execution import load
 from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.frontend.onnx_file import OnnxStudent, from_model
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.program import Program
@@ -57,21 +62,21 @@ def chain_on(
 ) -> Chain:
     """The student on a target; with `prefer` its launches are cut as `PREFERENCES` say, else as the compiler does."""
     chain = Chain(replace(STUDENT, **config), tokens, past, precision, target, folder)
-    schedules = splits(chain, prefer) if prefer else None
+    schedules = splits(chain.student, precision, target, prefer) if prefer else None
     chain.__dict__["program"] = compile_onnx(chain.student, target, precision, schedules=schedules)
     return chain
 
 
-def splits(chain: Chain, prefer: str) -> Schedules:
+def splits(student: OnnxStudent, precision: Precision, target: Target, prefer: str) -> Schedules:
     found: dict[Any, CoreSplit] = {}
 
     def observe(compiled: Any, _templates: Any) -> None:
         for launch in compiled.launches.launches:
-            possible = ways(launch.spec, chain.target, chain.target.cores)
+            possible = ways(launch.spec, target, target.cores)
             way = next((way for way in PREFERENCES[prefer] if way in possible), "none")
-            found[launch_key(launch.spec)] = CoreSplit(way, 1 if way == "none" else chain.target.cores)
+            found[launch_key(launch.spec)] = CoreSplit(way, 1 if way == "none" else target.cores)
 
-    compile_onnx(chain.student, chain.target, chain.precision, observe=observe)
+    compile_onnx(student, target, precision, observe=observe)
     return Schedules(splits=tuple(found.items()))
 
 
@@ -107,6 +112,33 @@ def test_blocks_of_weights_are_cut_too(tmp_path: Path, prefer: str) -> None:
     found = chain.outputs(chain.timeline.completion_order)
     for output, values in chain_on(tmp_path, FORMATS["q4_k"], 12, 0, array(32)).outputs(None).items():
         assert cosine(found[output], values) > 0.99999, output
+
+
+@pytest.mark.parametrize(("cores", "acts"), [(2, "fp16"), (4, "fp16"), (2, "int8")])
+def test_channels_of_convolutions_are_cut(cores: int, acts: str) -> None:
+    """Two convolutions, the second one of single pixels, with a pool on core 0 between them."""
+    random = np.random.default_rng(1)
+    weights = {"w": (72, 6, 3, 3), "b": (72,), "v": (40, 72, 1, 1)}
+    arrays = {name: random.standard_normal(shape).astype(np.float32) for name, shape in weights.items()}
+    make = onnx.helper.make_node
+    nodes = [
+        make("Conv", ["x", "w", "b"], ["c"], "c", pads=[1, 1, 1, 1]), make("Relu", ["c"], ["r"], "r"),
+        make("MaxPool", ["r"], ["p"], "p", kernel_shape=[2, 2], strides=[2, 2]), make("Conv", ["p", "v"], ["y"], "y"),
+    ]  # fmt: skip
+    declare = onnx.helper.make_tensor_value_info
+    inits = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    made = onnx.helper.make_graph(nodes, "net", [declare("x", 1, (1, 6, 12, 10))], [declare("y", 1, None)], inits)
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    student = from_model(onnx.shape_inference.infer_shapes(model), Path(), "net")
+    precision, target = resolve("int8" if acts == "int8" else "fp16", acts, "channel", None), array(16, cores)
+    program = compile_onnx(student, target, precision, schedules=splits(student, precision, target, "n"))
+    assert program is not None
+    assert sum("n over" in op.tile for op in program.ops) == 2
+    assert min(macs_by_core(program, target)) > 0
+    x = random.standard_normal((1, 6, 12, 10)).astype(np.float32)
+    (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    found = load(program, simulate(program, target), student, target).run({"x": x})["y"]
+    assert cosine(found, expected) > (0.99999 if acts == "fp16" else 0.999)
 
 
 @pytest.mark.parametrize("prefer", ["n", "k"])
@@ -183,7 +215,8 @@ def test_a_schedule_takes_fewer_cores_and_no_more_than_there_are(tmp_path: Path)
 
 def test_a_split_that_a_launch_does_not_have_is_refused(tmp_path: Path) -> None:
     chain = Chain(STUDENT, 16, 0, FORMATS["fp16"], array(32, 2), tmp_path)
-    of_heads = Schedules(splits=tuple((key, CoreSplit("heads", 2)) for key, _ in splits(chain, "n").splits))
+    every = splits(chain.student, chain.precision, chain.target, "n").splits
+    of_heads = Schedules(splits=tuple((key, CoreSplit("heads", 2)) for key, _ in every))
     with pytest.raises(OptionError, match="heads over 2 cores, and the kernel cannot be cut so: give none, rows"):
         compile_onnx(chain.student, chain.target, chain.precision, schedules=of_heads)
 
