@@ -16,6 +16,7 @@ import typer
 
 from firsttoken.progress import Bar
 from firsttoken.verbs.calibrate import calibrate
+from firsttoken.verbs.diff import diff
 from firsttoken.verbs.explain import explain
 from firsttoken.verbs.footprint import footprint
 from firsttoken.verbs.latency import latency
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 app.add_typer(targets_app, name="targets")
 app.add_typer(students_app, name="students")
+app.command()(diff)
 app.command()(explain)
 app.add_typer(schedule_app, name="schedule")
 app.command()(footprint)
@@ -365,47 +367,6 @@ def generate(
 
     for line in lines(result):
         print(plain_lines(line))
-
-
-@app.command()
-def diff(
-    old: Annotated[Path, typer.Argument(help="A run.json, or the folder it is in.", show_default=False)],
-    new: Annotated[Path, typer.Argument(help="The run to compare with it.", show_default=False)],
-    fail_if: Annotated[list[str] | None, typer.Option("--fail-if", help="E.g. 'ttft_ms>+1%'; may be repeated.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Compare two runs; exit with 1 when a condition holds."""
-    from firsttoken_simulator.report import diff as comparison
-    from firsttoken_simulator.report.plain import plain
-
-    conditions = [comparison.Condition.parse(text) for text in fail_if or []]
-    before, after = comparison.load_run(old), comparison.load_run(new)
-    rows = comparison.compare(before, after)
-    failed = [condition.text for condition in conditions if condition.fails(rows)]
-    ops = comparison.op_changes(before, after)
-    inputs = comparison.differing_inputs(before, after)
-    if as_json:
-        print_json(
-            {
-                "inputs": inputs,
-                "metrics": {
-                    row.metric: {"old": row.old, "new": row.new, "change": row.change} for row in rows.values()
-                },
-                "op_cycles": [{"op": row.metric, "old": row.old, "new": row.new} for row in ops],
-                "failed": failed,
-            }
-        )
-    else:
-        changed = [row for row in rows.values() if row.change]
-        cells = [[r.metric, f"{r.old:.6g}", f"{r.new:.6g}", f"{r.change:+.6g}", f"{r.percent:+.2f} %"] for r in changed]
-        cells += [[f"cycles of {r.metric}", f"{r.old:.0f}", f"{r.new:.0f}", f"{r.change:+.0f}", ""] for r in ops]
-        for line in inputs:
-            print(plain(line))
-        table(["metric", "old", "new", "change", ""], cells) if cells else print("no difference")
-    for text in failed:
-        print(f"failed: {text}", file=sys.stderr)
-    if failed:
-        raise typer.Exit(1)
 
 
 @app.command()

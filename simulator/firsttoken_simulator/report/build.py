@@ -27,8 +27,9 @@ from firsttoken_simulator.report.document import (
     TargetValue,
 )
 from firsttoken_simulator.report.energy_table import energy_bands
-from firsttoken_simulator.report.ladder import HOLDERS, OF_OPERATORS, ladder_of
+from firsttoken_simulator.report.ladder import ladder_of
 from firsttoken_simulator.report.occupancy import arenas, occupancy, occupancy_points, spills
+from firsttoken_simulator.report.steps import HOLDERS, OF_OPERATORS
 from firsttoken_simulator.report.tables import OpTable, bound_word, dram_bytes_by_kind, fold, layer_of, whole_cycles
 from firsttoken_simulator.timeline import Timeline
 

@@ -1,5 +1,6 @@
 """The run document: what `run.json` holds, every report is drawn from, and `firsttoken diff` compares."""
 
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -348,20 +349,29 @@ class RunDocument(_Part):
     @staticmethod
     def from_json(text: str | bytes) -> "RunDocument":
         """Inverse of `to_json`; raises ReportError naming the field that is wrong."""
-        from pydantic import ValidationError
+        return _validated(RunDocument.model_validate_json, text)
 
-        from firsttoken_simulator.report.errors import ReportError
-
-        try:
-            return RunDocument.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "document"
-            raise ReportError(
-                f"not a run document of schema version {SCHEMA_VERSION}: {where}: {first['msg']} "
-                f"({error.error_count()} problems); write one with 'firsttoken run -o'"
-            ) from error
+    @staticmethod
+    def from_document(document: dict[str, Any]) -> "RunDocument":
+        """The same of parsed JSON."""
+        return _validated(RunDocument.model_validate, document)
 
     def summary(self) -> dict[str, Any]:
         """Every field but the long tables."""
         return self.model_dump(exclude={"ops", "steps", "layers", "target_values", "critical_path"})
+
+
+def _validated(read: Callable[[Any], RunDocument], given: Any) -> RunDocument:
+    from pydantic import ValidationError
+
+    from firsttoken_simulator.report.errors import ReportError
+
+    try:
+        return read(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise ReportError(
+            f"not a run document of schema version {SCHEMA_VERSION}: {where}: {first['msg']} "
+            f"({error.error_count()} problems); write one with 'firsttoken run -o'"
+        ) from error

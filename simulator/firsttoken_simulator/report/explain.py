@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from firsttoken_simulator.report.document import DecodeSection, OpRow, RunDocument, StepTable
 from firsttoken_simulator.report.errors import ReportError
-from firsttoken_simulator.report.ladder import HOLDERS, OF_OPERATORS, STEPS, Step
+from firsttoken_simulator.report.steps import HOLDERS, OF_OPERATORS, STEPS, Step
 from firsttoken_simulator.report.tables import pattern_of
 
 WHOLE: Final = "the whole run"

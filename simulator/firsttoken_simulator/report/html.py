@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from firsttoken_simulator.report.cores import core_lines
 from firsttoken_simulator.report.document import OpRow, RunDocument
+from firsttoken_simulator.report.explain import explain, verdict
 from firsttoken_simulator.report.screen import ROWS, amount, row_name
 from firsttoken_simulator.report.tables import pattern_of
 
@@ -19,6 +20,13 @@ COLOURS: Final = {
     "bus": "#7fa3c7", "static": "#a8a29a",
 }  # fmt: skip
 """By cause of time or component of energy."""
+PHASES: Final = (("prompt", False), ("a token", True))
+STEP_COLOURS: Final = {
+    "matrix unit": "#4f9d69", "DRAM bandwidth": "#3b6ea5", "bus": "#7fa3c7", "DMA engine": "#5b8fc7",
+    "DRAM latency": "#8fb3d9", "DRAM efficiency": "#a9c4e0", "vector unit": "#d9a441", "scratchpad": "#b5523b",
+    "synchronisation": "#c9b79c", "host": "#7a6f9b",
+}  # fmt: skip
+"""By resource."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ def page(run: RunDocument) -> str:
         bands=[("prompt" if run.phase != "encode" else "input", run.energy_bands)]
         + ([("token", run.decode.energy_bands)] if run.decode is not None else []),
         ladder=_ladder(run),
+        steps=[(what, chart) for what, decode in PHASES if (chart := step_chart(run, decode)) is not None],
         roofline=roofline(run),
         occupancy=occupancy_chart(run),
         cores=[*core_lines(run.cores), *run.core_decisions],
@@ -124,6 +133,21 @@ def _ladder(run: RunDocument, width: float = 420.0) -> list[tuple[str, float, st
     """(name, ms, note, bar width)."""
     longest = max((rung.ms for rung in run.ladder), default=0.0)
     return [(r.name, r.ms, r.note, round(r.ms / longest * width, 2) if longest else 0.0) for r in run.ladder]
+
+
+def step_chart(run: RunDocument, decode: bool = False, width: float = 420.0) -> dict[str, Any] | None:
+    """Every step of the whole run as a bar that begins where the one before it ends; None of a run without them."""
+    part = run.decode if decode else run
+    if part is None or part.steps is None:
+        return None
+    found = explain(run, decode=decode)
+    rows, until, scale = [], 0, width / max(found.total_fs, 1)
+    for rung in found.rungs:
+        if rung.fs:
+            fill = STEP_COLOURS[rung.step.resource]
+            rows.append((rung, Shape(round(until * scale, 2), 0, round(rung.fs * scale, 2), 12, fill, "")))
+        until += rung.fs
+    return {"rows": rows, "total": found, "width": width, "verdict": verdict(found)}
 
 
 def occupancy_chart(run: RunDocument, width: float = 760.0, height: float = 160.0) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from firsttoken_simulator.report.cores import core_lines
 from firsttoken_simulator.report.document import DecodeSection, RunDocument
 from firsttoken_simulator.report.energy_table import banded
+from firsttoken_simulator.report.explain import short
 from firsttoken_simulator.report.plain import plain
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
     ("multiply-accumulates", lambda r: f"{r.macs:,}"),
     ("matrix unit utilisation", lambda r: f"{r.mac_util_pct:.1f} %"),
     ("time by bound, ms", _bound),
+    ("from ideal to actual", short),
     ("host fallbacks", _fallbacks),
 )
 

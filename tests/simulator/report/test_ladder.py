@@ -15,8 +15,9 @@ from firsttoken_compiler.target.rates import matmul_cost
 from firsttoken_compiler.target.target import Target
 from firsttoken_simulator.machine import simulate_program
 from firsttoken_simulator.report.critical import critical_path
-from firsttoken_simulator.report.ladder import HOLDERS, OF_OPERATORS, Ladder, ladder_of
+from firsttoken_simulator.report.ladder import Ladder, ladder_of
 from firsttoken_simulator.report.mapping import PARTS, matrix_parts_fs, split
+from firsttoken_simulator.report.steps import HOLDERS, OF_OPERATORS
 from firsttoken_simulator.timeline import Timeline
 
 EXTENTS = st.tuples(st.integers(1, 300), st.integers(1, 700), st.integers(1, 700))
