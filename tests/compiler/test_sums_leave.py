@@ -1,4 +1,4 @@
-"""What it takes sums to leave the accumulators: a drain, a rounding to fewer bits, and products that wait for it."""
+"""What it takes sums to leave the accumulators (a drain, a rounding, products that wait), and lanes to fold."""
 
 from dataclasses import replace
 
@@ -53,6 +53,17 @@ def test_results_in_fewer_bits_are_rounded(kernel: VectorKernel, kinds: tuple[Dt
     target, plain = slow(narrow_cycles=2.0), slow()
     more = vector_cycles(target, kernel, DIMS, kinds) - vector_cycles(plain, kernel, DIMS, kinds)
     assert more == (2 * vectors(target) if narrows else 0)
+
+
+@pytest.mark.parametrize("contexts", [1, 4])
+def test_a_reduction_folds_the_lanes_of_every_row(contexts: int) -> None:
+    target, plain = (
+        replace(made, vector=replace(made.vector, contexts=contexts)) for made in (slow(fold_cycles=14.0), slow())
+    )
+    kinds = (Dtype.F32, Dtype.F32)
+    more = vector_cycles(target, PEAK, DIMS, kinds) - vector_cycles(plain, PEAK, DIMS, kinds)
+    assert more == 14 * DIMS[0] * DIMS[1] // contexts
+    assert vector_cycles(target, ADD, DIMS, kinds) == vector_cycles(plain, ADD, DIMS, kinds)
 
 
 def test_products_wait_where_there_is_one_tile_of_sums() -> None:

@@ -14,6 +14,7 @@ from firsttoken_compiler.codegen.loops import Access, Buffer, Computed, Loop, Ne
 from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.tir_reader import read
 from firsttoken_compiler.codegen.unroll import Place, unroll
+from firsttoken_compiler.codegen.walk import Walking
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.schedule import conv, layout, linear
@@ -29,9 +30,12 @@ STAGES = (0, 1, 0, 2)
 def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, tile: Tile) -> Template:
     """The template of a convolution with this tile."""
     product = product_of(spec)
-    scheduled = linear.schedule(product, (Space.DRAM, *spaces[1:]), tile, target)
+    scheduled = linear.schedule(product, (Space.DRAM, *spaces[1:]), replace(tile, whole=False), target)
     body, params = read(scheduled.lowered())
-    body = _Rewriting(Windows.of(spec), spaces[0], spec, params, tile).run(body)
+    if conv.walks(spec, target):
+        body = Walking(spec, spaces[0], params[0], tile).run(body)
+    else:
+        body = _Rewriting(Windows.of(spec), spaces[0], spec, params, tile).run(body)
     image = layout.matrix(spec.args[0].shape[0], spec.args[0], layout.pitch_bits(spec.args[0], spaces[0], target))
     layouts = [image, *scheduled.layouts[1:]]
     places = [Place(space, made) for space, made in zip(spaces, layouts, strict=True)]

@@ -71,8 +71,10 @@ def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, limits: t
         block = windows.choose_block(spec, spaces, target, limits)
         body, text = _transpose(spec, params, spaces, block), f"{block[0]}x{block[1]}"
     else:
-        lines = windows.choose_lines(spec, spaces, target, limits)
-        body, text = _by_lines(spec, params, spaces, lines), f"{lines} lines"
+        lines, pixels = windows.choose_lines(spec, spaces, target, limits)
+        whole = pixels == spec["out_x"]
+        body = _by_lines(spec, params, spaces, lines, 0 if whole else pixels)
+        text = f"{lines} lines" if whole else f"{pixels} pixels"
     return unroll(body, places, Ragged({}), target.scratchpad.alignment_bytes, text)
 
 
@@ -100,37 +102,43 @@ def rows_between(to: Buffer, to_row: int, of: Buffer, of_row: int, rows: int, wi
     return run(Access(to, lambda _env: first, (width, 1)), Access(of, lambda _env: second, (width, 1)), rows, width)
 
 
-def _by_lines(spec: KernelSpec, params: list[Buffer], spaces: tuple[Space, ...], lines: int) -> list[Statement]:
-    """The loop over blocks of output lines."""
+def _by_lines(
+    spec: KernelSpec, params: list[Buffer], spaces: tuple[Space, ...], lines: int, part: int = 0
+) -> list[Statement]:
+    """The loop over blocks of output lines, or of `part` pixels of one, of which whole numbers make up a line."""
     shape, across = Windows.of(spec), spec.outs[0].shape[1]
     image, out, adds = params[0], params[-1], windows.sums(spec)
-    frame = Frame.of(shape, image, spaces[0], lines, LOWEST if spec.kind == "pool" and not adds else 0.0)
-    elements = lines * shape.out[1] * across
+    frame = Frame.of(shape, image, spaces[0], lines, LOWEST if spec.kind == "pool" and not adds else 0.0, part)
+    pixels = part or shape.out[1]
+    parts = shape.out[1] // pixels
+    elements = lines * pixels * across
     stage, sums = local("block", out.dtype, elements), local("sums", Dtype.F32, elements)
     factors = local("factors", Dtype.F32, _elements(spec.args[1])) if len(spec.args) > 1 else None
 
-    def block(env: list[int]) -> tuple[int, int]:
-        return env[0] * lines, min(shape.out[0], (env[0] + 1) * lines)
+    def block(env: list[int]) -> tuple[int, int, int]:
+        first = env[0] // parts * lines
+        return first, min(shape.out[0], first + lines), env[0] % parts * pixels
 
     def work(env: list[int]) -> list[Nest]:
-        first, last = block(env)
-        source, row = frame.lines(first), first * shape.out[1]
+        first, last, left = block(env)
+        rect, row = Rect(first, last, left, left + pixels), first * shape.out[1] + left
+        source = frame.lines(first, left)
         into = Rows(stage, across, row) if spaces[-1] is Space.DRAM else Rows(out, across)
         if spec.kind == "windows":
-            return list(gather(shape, source, into, shape.whole(first, last), (0, across)))
+            return list(gather(shape, source, into, rect, (0, across)))
         made = Rows(sums, across, row) if adds else into
-        nests = list(_folded(spec, source, made, shape.whole(first, last), factors))
-        return nests + ([_scaled(spec, made, into, factors, row, (last - first) * shape.out[1])] if adds else [])
+        nests = list(_folded(spec, source, made, rect, factors))
+        return nests + ([_scaled(spec, made, into, factors, row, (last - first) * pixels)] if adds else [])
 
     def put(env: list[int]) -> list[Nest]:
-        first, last = block(env)
-        return [rows_between(out, first * shape.out[1], stage, 0, (last - first) * shape.out[1], across)]
+        first, last, left = block(env)
+        return [rows_between(out, first * shape.out[1] + left, stage, 0, (last - first) * pixels, across)]
 
     body: list[Statement] = frame.fetch(block)
     body += [Alloc(stage)] if spaces[-1] is Space.DRAM else []
     body += [Alloc(sums)] if adds else []
     body += [Computed(work)] + ([Computed(put)] if spaces[-1] is Space.DRAM else [])
-    loop = Loop(0, -(-shape.out[0] // lines), "", 0, tuple(PIPELINE), body)
+    loop = Loop(0, -(-shape.out[0] // lines) * parts, "", 0, tuple(PIPELINE), body)
     if factors is None:
         return [loop]
     return [Alloc(factors), rows_between(factors, 0, params[1], 0, *spec.args[1].shape), loop]
@@ -210,7 +218,7 @@ def _folded(spec: KernelSpec, source: Lines, into: Rows, rect: Rect, factors: Bu
     """Adds up, or takes the largest of, what all taps meet; `depthwise` sums are weighted and start from the bias."""
     shape, depthwise = Windows.of(spec), spec["mode"] == "depthwise"
     extents = (rect.bottom - rect.top, rect.right - rect.left, shape.channels)
-    dst = into.access(rect.top * shape.out[1], 0, (shape.out[1] * into.pitch, into.pitch, 1))
+    dst = into.access(rect.top * shape.out[1] + rect.left, 0, (shape.out[1] * into.pitch, into.pitch, 1))
 
     def weights(row: int) -> Value:
         at = row * shape.channels

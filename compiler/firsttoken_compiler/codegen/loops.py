@@ -6,7 +6,7 @@ the environment; the loops of a nest become the axes of one instruction, so they
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +94,8 @@ class MatmulCall:
     w_row_stride: int
     panel: int
     """Columns of a panel; 0 for a transposed weight operand `[n, k]`, whose rows are `w_row_stride` apart."""
+    fresh: bool | None = None
+    """Whether the sums begin here; None: where the accumulators were set to a constant before."""
 
 
 @dataclass
@@ -114,16 +116,16 @@ class Loop:
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """Nests that depend on the sequential loops as no affine address can say (padding): made as loops are unrolled.
+    """Nests and products that depend on the sequential loops as no affine address can say (padding).
 
-    Every iteration touches the same buffers with the same engines.
+    They are made as loops are unrolled. Every iteration touches the same buffers with the same engines.
     """
 
-    make: Callable[[list[int]], list[Nest]]
+    make: Callable[[list[int]], Sequence[Nest | MatmulCall]]
 
     @property
-    def sample(self) -> list[Nest]:
-        """The nests of the first iteration."""
+    def sample(self) -> Sequence[Nest | MatmulCall]:
+        """Those of the first iteration."""
         return self.make([0] * 16)
 
 

@@ -67,6 +67,8 @@ def _weights(body: list[Statement]) -> set[Buffer]:
             found.add(statement.w.buffer)
         elif isinstance(statement, Loop):
             found |= _weights(statement.body)
+        elif isinstance(statement, Computed):
+            found |= _weights([*statement.sample])
     return found
 
 

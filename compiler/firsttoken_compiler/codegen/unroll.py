@@ -115,8 +115,8 @@ class _Unroller:
             elif isinstance(statement, GatherNest):
                 self._gather(statement)
             elif isinstance(statement, Computed):
-                for nest in statement.make(self.env):
-                    self._nest(nest)
+                for part in statement.make(self.env):
+                    self._matmul(part) if isinstance(part, MatmulCall) else self._nest(part)
             else:
                 self._nest(statement, again=True)
 
@@ -333,7 +333,8 @@ class _Unroller:
             n = min(call.n, self.ragged.columns - self.origin.get("p", 0) * self.ragged.panel)
         else:
             n = self._cut(call.n, call.axes[1])
-        fresh = self.pending.pop(call.acc.buffer, None) is not None
+        started = self.pending.pop(call.acc.buffer, None) is not None
+        fresh = started if call.fresh is None else call.fresh
         key, start = (id(call), m, n, k, fresh), len(self.rows)
         if again and self._repeated(key):
             return

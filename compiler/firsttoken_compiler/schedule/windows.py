@@ -157,26 +157,37 @@ def windows_of(spec: KernelSpec) -> KernelSpec:
     return KernelSpec("windows", params, spec.args[:1], product_of(spec).args[:1])
 
 
-def choose_lines(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, limits: tuple[int, ...]) -> int:
-    """Output lines of a block of `windows` or `pool`; raises AllocationError when not even one fits."""
+def choose_lines(
+    spec: KernelSpec, spaces: tuple[Space, ...], target: Target, limits: tuple[int, ...]
+) -> tuple[int, int]:
+    """(output lines, pixels of a line) of a block of `windows` or `pool`: whole lines, else an even part of one.
+
+    Raises AllocationError when not even one pixel fits.
+    """
     shape = Windows.of(spec)
     for limit in limits:
         for parts in range(1, shape.out[0] + 1):
             lines = -(-shape.out[0] // parts)
-            if _block_bytes(spec, spaces, shape, lines, target) <= limit:
-                return lines
+            if _block_bytes(spec, spaces, shape, (lines, shape.out[1]), target) <= limit:
+                return lines, shape.out[1]
+    for pixels in sorted((part for part in range(1, shape.out[1]) if shape.out[1] % part == 0), reverse=True):
+        if _block_bytes(spec, spaces, shape, (1, pixels), target) <= limits[-1]:
+            return 1, pixels
     raise AllocationError(
-        f"target {target.name}: one line of {spec.kind} over an image of {shape.width} x {shape.channels} needs "
-        f"{_block_bytes(spec, spaces, shape, 1, target)} bytes of scratchpad, {limits[-1]} are free: raise "
+        f"target {target.name}: one pixel of {spec.kind} over an image of {shape.width} x {shape.channels} needs "
+        f"{_block_bytes(spec, spaces, shape, (1, 1), target)} bytes of scratchpad, {limits[-1]} are free: raise "
         "scratchpad.bytes"
     )
 
 
-def _block_bytes(spec: KernelSpec, spaces: tuple[Space, ...], shape: Windows, lines: int, target: Target) -> int:
-    """Scratchpad of a block with all its slots."""
-    high, wide = shape.band(lines)
+def _block_bytes(
+    spec: KernelSpec, spaces: tuple[Space, ...], shape: Windows, block: tuple[int, int], target: Target
+) -> int:
+    """Scratchpad of a block of (lines, pixels of a line) with all its slots."""
+    lines, pixels = block
+    high, wide = shape.band(lines, pixels)
     band = spec.args[0].dtype.nbytes(high * wide * shape.channels) * staged(shape, spaces[0])
-    made = lines * shape.out[1] * spec.outs[0].shape[1]
+    made = lines * pixels * spec.outs[0].shape[1]
     total = 8 * target.scratchpad.alignment_bytes
     total += 3 * band + 2 * spec.outs[0].dtype.nbytes(made) * (spaces[-1] is Space.DRAM)
     if sums(spec):

@@ -25,6 +25,7 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "vector.table_entries": (0, 256),
     "vector.narrow_cycles": (0, 1e4),
     "vector.drain_cycles": (0, 1e4),
+    "vector.fold_cycles": (0, 1e4),
     "vector.cycles": (1e-3, 1e4),
     "scratchpad.bytes": (1024, 1 << 34),
     "scratchpad.banks": (1, 4096),

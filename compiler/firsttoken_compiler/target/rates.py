@@ -137,4 +137,5 @@ def vector_cycles(
     weight = sum(count * unit.cycles[name] for name, count in zip(COST_CLASSES, kernel.cost, strict=True))
     weight += sum(dtype in PACKED for dtype in dtypes[1:]) * unit.cycles["convert"]
     weight += unit.drain_cycles * sums + unit.narrow_cycles * _narrows(kernel, dtypes)
-    return unit.startup_cycles + max(1, round(ceil_div(vectors, unit.contexts) * weight))
+    folds = unit.fold_cycles * ceil_div(outer, unit.contexts) if kernel.reduction is not None else 0.0
+    return unit.startup_cycles + max(1, round(ceil_div(vectors, unit.contexts) * weight + folds))

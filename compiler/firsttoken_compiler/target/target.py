@@ -15,7 +15,9 @@ GRADES = ("datasheet", "measured", "derived", "fitted", "assumed")
 
 
 _OFF_AT_ZERO = (
-    ("vector", "narrow_cycles"), ("vector", "drain_cycles"), ("scratchpad", "accumulator_slots"),
+    ("matrix", "windows"),
+    ("vector", "narrow_cycles"), ("vector", "drain_cycles"), ("vector", "fold_cycles"),
+    ("scratchpad", "accumulator_slots"),
 )  # fmt: skip
 """Values that change nothing where they are 0; they count in the hash of a target only otherwise."""
 
@@ -51,6 +53,8 @@ class Matrix:
     weight_cycles: dict[str, float] = field(default_factory=dict)
     """Tile: cycles by pair to turn rows x columns weights into what the unit multiplies, each time they are read, while
     it waits; a pair that is absent takes none."""
+    windows: bool = False
+    """The unit walks the windows of an image in the scratchpad by itself: a convolution reads pixels where they lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,9 @@ class Vector:
     """Cycles per lane-vector of results that are made of fewer bits than fp32; 0: the store ports narrow."""
     drain_cycles: float = 0.0
     """Cycles per lane-vector of sums that leave the accumulators; 0: they are read as fast as the scratchpad."""
+    fold_cycles: float = 0.0
+    """Cycles in which a reduction folds the lanes of a row into one number, a row per context at a time; 0: they are in
+    `cycles.reduce`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,15 +11,20 @@ from hypothesis import strategies as st
 from image_case import padded_taps, shapes, windows_spec
 from kernel_bench import Bench, small_target
 
+from firsttoken_compiler.codegen import convolve
 from firsttoken_compiler.codegen.build import build
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.dma import Load
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.isa.vector import Vector
 from firsttoken_compiler.schedule.conv import part_of
+from firsttoken_compiler.schedule.linear import Tile
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
 from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.schedule.windows import Windows
+from firsttoken_compiler.target.target import Target
 
 TARGET = small_target()
 PLACES = st.sampled_from((Space.DRAM, Space.SPAD))
@@ -33,14 +40,19 @@ def conv_spec(shape: Windows, n: int, dtype: Dtype = Dtype.F16) -> KernelSpec:
     return KernelSpec("conv", params, args, (Arg((shape.pixels, n), Dtype.F32),))
 
 
-def check(shape: Windows, n: int, spaces: tuple[Space, ...], dtype: Dtype, limit: int, seed: int) -> str:
+WALKING = replace(TARGET, matrix=replace(TARGET.matrix, windows=True))
+
+
+def check(
+    shape: Windows, n: int, spaces: tuple[Space, ...], dtype: Dtype, limit: int, seed: int, target: Target = TARGET
+) -> str:
     """Compares with numpy; returns the tile."""
     spec, random = conv_spec(shape, n, dtype), np.random.default_rng(seed)
     arrays = [random.standard_normal(arg.shape).astype(arg.dtype.numpy) for arg in spec.args]
-    template = build(spec, spaces, TARGET, Room(limit, 1 << 20))
+    template = build(spec, spaces, target, Room(limit, 1 << 20))
     products = template.code[template.code[:, word.OPCODE] == Matmul.OPCODE][:, word.DIMS : word.DIMS + 3]
     assert products.prod(axis=1).sum() == shape.pixels * n * spec["k"]
-    bench = Bench(spec, spaces, TARGET, (*spec.args, *spec.outs), panels=(1,))
+    bench = Bench(spec, spaces, target, (*spec.args, *spec.outs), panels=(1,))
     (got,) = bench.run(template, arrays)
     x, w, bias, residual = (array.astype(np.float64) for array in arrays)
     x = x.astype(np.float16).astype(np.float64)
@@ -58,6 +70,41 @@ def test_convolution(
     shape: Windows, n: int, spaces: tuple[Space, ...], dtype: Dtype, limit: int, seed: int
 ) -> None:
     check(shape, n, spaces, dtype, limit, seed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shapes(), st.integers(1, 20), st.tuples(PLACES, st.just(Space.DRAM), st.just(Space.DRAM), PLACES, PLACES),
+    st.sampled_from((Dtype.F16, Dtype.F32)), st.sampled_from((4000, 9000, 1 << 20)), st.integers(0, 99),
+)  # fmt: skip
+def test_convolution_whose_windows_the_unit_walks(
+    shape: Windows, n: int, spaces: tuple[Space, ...], dtype: Dtype, limit: int, seed: int
+) -> None:
+    check(shape, n, spaces, dtype, limit, seed, WALKING)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_unit_that_walks_windows_needs_no_copies(whole: bool) -> None:
+    """Vector instructions fill the padding and finish the sums; the image is read once where it is there at once."""
+    shape = Windows(8, 8, 16, (3, 3), (1, 1), (1, 1), (1, 1), (8, 8))
+    spec, spaces, tile = conv_spec(shape, 24), (Space.DRAM,) * 5, Tile(16, 1, 144)
+    walked = convolve.build(spec, spaces, WALKING, replace(tile, whole=whole)).code
+    copied = convolve.build(spec, spaces, TARGET, tile).code
+    elements = [
+        code[code[:, word.OPCODE] == Vector.OPCODE][:, word.DIMS : word.DIMS + 3].prod(axis=1).sum()
+        for code in (walked, copied)
+    ]
+    finished, windows, columns = 64 * 24, 64 * 144, 3
+    padding = (100 - 64) * 16 if whole else columns * (4 * 4 * 10 - 2 * 3 * 8 - 2 * 4 * 8) * 16
+    assert elements[0] == finished + padding
+    if not whole:
+        assert elements[1] == finished + padding + columns * windows
+    products = walked[walked[:, word.OPCODE] == Matmul.OPCODE]
+    assert len(products) == columns * 8 * 3
+    assert set(products[:, word.DIMS].tolist()) == {8}
+    assert set(products[:, word.DIMS + 2].tolist()) == {48}
+    loads = walked[walked[:, word.OPCODE] == Load.OPCODE]
+    assert (loads[:, word.DIMS : word.DIMS + 3].prod(axis=1) == 8 * 8 * 16 * 2).sum() == int(whole)
 
 
 @pytest.mark.parametrize("limit", [6000, 20000])

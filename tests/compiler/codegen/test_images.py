@@ -84,10 +84,27 @@ def test_a_rectangle_without_its_inside_is_every_other_pixel_once() -> None:
     assert not any(1 <= y < 3 and x >= 2 for y, x in pixels)
 
 
-def test_an_image_whose_lines_do_not_fit_names_the_remedy() -> None:
-    shape = Windows(4, 4096, 8, (3, 3), (1, 1), (1, 1), (1, 1), (4, 4096))
-    with pytest.raises(AllocationError, match=r"one line of windows .* raise scratchpad\.bytes"):
+def test_an_image_of_which_no_pixel_fits_names_the_remedy() -> None:
+    shape = Windows(4, 64, 2048, (3, 3), (1, 1), (1, 1), (1, 1), (4, 64))
+    with pytest.raises(AllocationError, match=r"one pixel of windows .* raise scratchpad\.bytes"):
         images.build(windows_spec("windows", shape, Dtype.F16), (Space.DRAM, Space.DRAM), TARGET, (4096,))
+
+
+@pytest.mark.parametrize("kind", ["windows", "pool"])
+def test_a_line_that_does_not_fit_is_cut_into_even_parts(kind: str) -> None:
+    shape = Windows(4, 96, 8, (3, 3), (1, 1), (1, 1), (1, 1), (4, 96))
+    more = {} if kind == "windows" else {"mode": "max", "scale": 1.0}
+    spec, limit = windows_spec(kind, shape, Dtype.F16, **more), 12_000
+    template = images.build(spec, (Space.DRAM, Space.DRAM), TARGET, (limit,))
+    pixels = int(template.tile.removesuffix(" pixels"))
+    assert 1 < pixels < 96
+    assert 96 % pixels == 0
+    assert template.scratch_bytes <= limit
+    x = image(shape, 1, Dtype.F16)
+    taps = padded_taps(x.reshape(4, 96, -1), shape, 0.0 if kind == "windows" else -np.inf)
+    expected = taps.reshape(shape.pixels, -1) if kind == "windows" else taps.max(axis=1)
+    got = Bench(spec, (Space.DRAM, Space.DRAM), TARGET, (*spec.args, *spec.outs)).run(template, [x])[0]
+    np.testing.assert_array_equal(got, expected.astype(np.float16))
 
 
 @given(st.integers(1, 7), st.integers(0, 40), st.integers(0, 40))
