@@ -49,6 +49,9 @@ _SHOWN = VectorKernel(("select", ("le", "i1", ("add", "i0", "i2")), ("mul", "s0"
 _SOFTMAX: Final = (
     VectorKernel("s0", "max"), VectorKernel(("f16", ("exp", ("sub", "s0", "s1")))), VectorKernel("s0", "add"),
 )  # fmt: skip
+ATTENTION_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+MANY_ROWS: Final = (256, 512, 1024)
+"""Tried for attention over keys and values that lie in DRAM, which every tile of rows reads again."""
 LARGE_SAVES: Final = 0.75
 """What a tile of attention beyond half of the scratchpad may cost of the best one within."""
 DRAM_SHARE = 0.9
@@ -278,7 +281,8 @@ def choose_attention(
     A tile beyond `room.preferred` must save a quarter: it keeps the next operators' loads from overlapping.
     """
     heads = attention.Heads.of(spec)
-    rows = sorted({min(heads.rows, r) for r in (1, 2, 4, 8, 16, 32, 64, 128)}, reverse=True)
+    again = heads.rows > ATTENTION_ROWS[-1] and spaces[1] is Space.DRAM
+    rows = sorted({min(heads.rows, r) for r in ATTENTION_ROWS + MANY_ROWS * again}, reverse=True)
     keys = sorted({min(heads.keys, k) for k in (16, 32, 64, 128, 256, 512, 1024, 2048)}, reverse=True)
     costs = {}
     for tile in (attention.AttentionTile(r, t) for r in rows for t in keys):
@@ -307,15 +311,33 @@ def attention_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: attention.
     load = 0.0
     if spaces[1] is Space.DRAM:
         load = spec.args[1].dtype.nbytes(tile.keys * heads.width) / rate + target.dma.setup_cycles
-    scores = max(
+    together = max if target.dma.decoupled or heads.rows <= ATTENTION_ROWS[-1] else _added
+    scores = together(
         load,
         matmul_cost(target, tile.rows, tile.keys, heads.width, pair).cycles,
         vector_cycles(target, _SHOWN, (1, tile.rows, tile.keys)),
     )
-    values = max(load, matmul_cost(target, tile.rows, heads.width, tile.keys, pair).cycles)
+    values = together(load, matmul_cost(target, tile.rows, heads.width, tile.keys, pair).cycles)
     softmax = sum(vector_cycles(target, kernel, (1, tile.rows, heads.keys)) for kernel in _SOFTMAX)
-    tiles = ceil_div(heads.keys, tile.keys)
-    return heads.batches * ceil_div(heads.rows, tile.rows) * (tiles * (scores + values + 2 * start) + softmax)
+    down, tiles = ceil_div(heads.rows, tile.rows), ceil_div(heads.keys, tile.keys)
+    if heads.rows <= ATTENTION_ROWS[-1]:
+        return heads.batches * down * (tiles * (scores + values + 2 * start) + softmax)
+    store = 0.0 if target.dma.decoupled else spec.outs[0].nbytes / heads.batches / down / rate
+    work = tiles * (scores + values + 2 * start) + softmax
+    return heads.batches * down * (_seen(spec, heads, tile) * work + store)
+
+
+def _added(*cycles: float) -> float:
+    """Cycles of units that one sequencer runs one after the other."""
+    return sum(cycles)
+
+
+def _seen(spec: KernelSpec, heads: attention.Heads, tile: attention.AttentionTile) -> float:
+    """Share of its keys that a tile of rows of a causal attention reads, on average over the tiles."""
+    if not spec["causal"] or spec["mask"]:
+        return 1.0
+    past, down = int(spec["past"]), ceil_div(heads.rows, tile.rows)
+    return sum(min(heads.keys, past + (at + 1) * tile.rows) for at in range(down)) / down / heads.keys
 
 
 def choose_rows(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> int:

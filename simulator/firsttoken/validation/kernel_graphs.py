@@ -28,6 +28,8 @@ IR_VERSION: Final = 10
 WIDTH: Final = 2048
 """Widest row of a matrix that stands for elements in a line."""
 EPSILON: Final = 1e-5
+BERT: Final = (512, 768, 3072, 12)
+"""Tokens, width, inner width and heads of a layer of BERT-base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class Operator:
         op: matmul, gemv, layer_norm, rms_norm, softmax, silu_mul, add, rope, attention, bert.
         shape: (M, K, N) of a matmul; (outputs, K) of a gemv; (rows, width) of norms and softmax; (elements,) of add and
             silu_mul; (rows, head width) of rope; (rows of queries, rows of keys, head width, heads of queries, heads of
-            keys) of attention; nothing for bert.
+            keys) of attention; nothing for bert, which is one layer of BERT-base over 512 tokens: by the
+            multiply-accumulates that analytic models count for the row "bert_base".
         dtypes: "bf16>fp32", operands and result, or one word for both.
         causal: of attention.
     """
@@ -221,7 +224,26 @@ def _attention(graph: _Graph, operator: Operator) -> None:
     graph.output(made, (1, queries, heads * width))
 
 
+def _bert(graph: _Graph, _operator: Operator) -> None:
+    tokens, hidden, inner, heads = BERT
+
+    def linear(x: str, name: str, inputs: int, outputs: int) -> str:
+        product = graph.op("MatMul", x, graph.weight(f"{name}.weight", (inputs, outputs)))
+        return graph.op("Add", product, graph.weight(f"{name}.bias", (outputs,)))
+
+    def normed(x: str, name: str) -> str:
+        operands = (graph.weight(f"{name}.{part}", (hidden,)) for part in ("weight", "bias"))
+        return graph.op("LayerNormalization", x, *operands, axis=-1, epsilon=EPSILON)
+
+    x = graph.input("x", (1, tokens, hidden))
+    operands = [linear(x, name, hidden, hidden) for name in ("query", "key", "value")]
+    seen = graph.op("Attention", *operands, q_num_heads=heads, kv_num_heads=heads)
+    x = normed(graph.op("Add", linear(seen, "output", hidden, hidden), x), "attention.norm")
+    wide = graph.op("Gelu", linear(x, "intermediate", hidden, inner))
+    graph.output(normed(graph.op("Add", linear(wide, "dense", inner, hidden), x), "norm"), (1, tokens, hidden))
+
+
 _BUILDERS: Final = {
     "matmul": _matmul, "gemv": _matmul, "layer_norm": _layer_norm, "rms_norm": _rms_norm, "softmax": _softmax,
-    "add": _add, "silu_mul": _silu_mul, "rope": _rope, "attention": _attention,
+    "add": _add, "silu_mul": _silu_mul, "rope": _rope, "attention": _attention, "bert": _bert,
 }  # fmt: skip

@@ -18,7 +18,14 @@ from firsttoken_compiler.schedule import tiling
 from firsttoken_compiler.schedule.attention import AttentionTile
 from firsttoken_compiler.schedule.linear import operand_names
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
-from firsttoken_compiler.schedule.tiling import Room, camping, choose_attention, choose_linear, choose_rows
+from firsttoken_compiler.schedule.tiling import (
+    Room,
+    attention_cost,
+    camping,
+    choose_attention,
+    choose_linear,
+    choose_rows,
+)
 from firsttoken_compiler.target.target import Dram, Target
 
 D, S = Space.DRAM, Space.SPAD
@@ -132,6 +139,24 @@ def test_products_that_fit_nowhere_say_what_is_missing() -> None:
     poor = with_scratchpad(target, accumulator_bytes=64)
     with pytest.raises(AllocationError, match=r"of accumulators; 100000 and 64 are free"):
         choose_linear(spec, (D,) * 5, poor, Room(100_000, 100_000))
+
+
+def test_keys_in_dram_are_read_for_as_many_rows_as_fit() -> None:
+    """A long prompt's tiles of rows all read the keys; those that lie on chip are read for nothing."""
+    target, room = Target.load("tpu-v3"), Room(1 << 23, 1 << 24)
+    spec = attention(512, 0, 2, 64)
+    spec = replace(spec, params=tuple((name, value * (name != "causal")) for name, value in spec.params))
+    assert choose_attention(spec, (D, D, D, D), target, room).rows == 512
+    assert choose_attention(spec, (D, S, S, D), target, room).rows <= 128
+
+
+def test_a_causal_tile_is_ranked_by_the_keys_that_it_sees() -> None:
+    target = with_scratchpad(small_target(), bytes=1 << 25, accumulator_bytes=1 << 23)
+    spec = attention(1024, 0, 1, 64)
+    free = replace(spec, params=tuple((name, value * (name != "causal")) for name, value in spec.params))
+    tile = AttentionTile(256, 256)
+    share = attention_cost(spec, (D, D, D, D), tile, target) / attention_cost(free, (D, D, D, D), tile, target)
+    assert share == pytest.approx((1 + 2 + 3 + 4) / 4 / 4)
 
 
 def test_attention_and_rows_that_fit_nowhere_say_what_is_missing() -> None:

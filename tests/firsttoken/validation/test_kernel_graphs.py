@@ -7,9 +7,8 @@ import pickle
 import pytest
 
 from firsttoken.api import target_of
-from firsttoken.encoder import EncoderConfig
-from firsttoken.latency import EncoderWork, KernelWork, Step, compile_step
-from firsttoken.validation.kernel_graphs import Operator
+from firsttoken.latency import KernelWork, Step, compile_step
+from firsttoken.validation.kernel_graphs import Operator, graph_of
 from firsttoken.validation.kernel_works import work_of
 from firsttoken_compiler.errors import OptionError
 from firsttoken_simulator.machine import simulate_program
@@ -46,11 +45,15 @@ def test_works_are_equal_where_operators_are_and_travel() -> None:
     assert hash(first) == hash(pickle.loads(pickle.dumps(second)))
 
 
-def test_bert_is_a_layer_of_an_encoder() -> None:
-    work = work_of(Operator("bert", (), "bf16"), None)
-    assert isinstance(work, EncoderWork)
-    assert isinstance(work.student, EncoderConfig)
-    assert (work.student.layers, work.tokens) == (1, 512)
+def test_bert_is_a_layer_without_embeddings() -> None:
+    model = graph_of(Operator("bert", (), "bf16"))
+    kinds = [node.op_type for node in model.graph.node]
+    assert {kind: kinds.count(kind) for kind in ("MatMul", "Attention", "LayerNormalization", "Gelu")} == {
+        "MatMul": 6, "Attention": 1, "LayerNormalization": 2, "Gelu": 1,
+    }  # fmt: skip
+    weights = {name: dims for name, *dims in ((w.name, *w.dims) for w in model.graph.initializer) if len(dims) == 2}
+    assert sum(m * n for m, n in weights.values()) == 4 * 768 * 768 + 2 * 768 * 3072
+    assert isinstance(work_of(Operator("bert", (), "bf16"), None), KernelWork)
 
 
 @pytest.mark.parametrize(
