@@ -14,6 +14,10 @@ LLAMA = StudentConfig(
     vocab=128, rope_theta=1e4, max_positions=64, rms_eps=1e-5, tie_embeddings=True, qkv_bias=False,
     source="made up for tests",
 )  # fmt: skip
+SMALL = dataclasses.replace(
+    LLAMA, name="small-llama", hidden=256, intermediate=768, layers=1, kv_heads=2, head_dim=64, vocab=256
+)
+"""Its products have choices worth searching."""
 QWEN2 = dataclasses.replace(
     LLAMA, name="tiny-qwen2", family="qwen2", head_dim=24, tie_embeddings=False, qkv_bias=True, rms_eps=1e-6
 )

@@ -38,8 +38,9 @@ class Kernel:
         room: what it may use of the scratchpad.
         machine: the target, or what one core has of it where several cores work side by side.
         launches: how many operators of the program it serves.
-        name: the first of them.
+        operators: their names, `layers.*` standing for all layers.
         macs: multiply-accumulates of one launch.
+        phase: the graph that it is of, `prompt` or `decode`.
     """
 
     key: KernelKey
@@ -48,8 +49,15 @@ class Kernel:
     room: Room
     machine: Target
     launches: int
-    name: str = ""
+    operators: tuple[str, ...] = ()
     macs: int = 0
+    phase: str = ""
+
+    @property
+    def name(self) -> str:
+        """The operators for people: the first, and how many more."""
+        more = f" +{len(self.operators) - 1}" if len(self.operators) > 1 else ""
+        return f"{self.operators[0]}{more}" if self.operators else self.key
 
 
 def candidates(kernel: Kernel) -> list[Choice]:

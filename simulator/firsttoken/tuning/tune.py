@@ -76,9 +76,10 @@ class KernelRow:
 
     Attributes:
         key: its name in the schedule file.
-        name: the first operator that it serves.
-        dims: m x n x k, or what the kernel's name says.
-        launches: operators of the graphs that it serves.
+        operators: those that it serves, `layers.*` standing for all layers.
+        graph: `prompt` or `decode`.
+        dims: m, n and k of a product, or the extents of a result.
+        launches: how many operators it serves.
         default_cycles: with the compiler's own choice.
         tuned_cycles: with the choice that the schedule has.
         best_cycles: of the best choice alone, whether the schedule has it or not.
@@ -90,8 +91,9 @@ class KernelRow:
     """
 
     key: str
-    name: str
-    dims: str
+    operators: tuple[str, ...]
+    graph: str
+    dims: tuple[int, ...]
     launches: int
     default_cycles: float
     tuned_cycles: float
@@ -148,9 +150,7 @@ class _Tuning:
         progress: Progress | None,
     ) -> None:  # fmt: skip
         self.subject, self.target, self.plan, self.store, self.progress = subject, target, plan, store, progress
-        self.graphs = [
-            Graph(subject, target, options, tokens, past, store, progress) for tokens, past in self._lengths()
-        ]
+        self.graphs = [Graph(subject, target, options, *which, store, progress) for which in self._lengths()]
         self.own: dict[KernelKey, Choice] = {}
         self.times: dict[KernelKey, dict[Choice, KernelTime]] = {}
         self.sizes: dict[KernelKey, int] = {}
@@ -179,14 +179,15 @@ class _Tuning:
             trials.measured, sum(graph.simulated for graph in self.graphs),
         )  # fmt: skip
 
-    def _lengths(self) -> list[tuple[int, int]]:
-        """Tokens and rows in the cache of each graph that the objective is about."""
+    def _lengths(self) -> list[tuple[int, int, str]]:
+        """Tokens, rows in the cache and name of each graph that the objective is about."""
         plan, subject = self.plan, self.subject
         tokens, past = subject.lengths(plan.prompt, plan.past)
+        prompt = (tokens, past, "prompt")
         if not plan.decode:
-            return [(tokens, past)]
-        step = subject.lengths(1, past + tokens + plan.decode - 1)
-        return {"ttft": [(tokens, past)], "tpot": [step]}.get(plan.objective, [(tokens, past), step])
+            return [prompt]
+        step = (*subject.lengths(1, past + tokens + plan.decode - 1), "decode")
+        return {"ttft": [prompt], "tpot": [step]}.get(plan.objective, [prompt, step])
 
     def _searches(self, kernels: Sequence[Kernel]) -> list[tuple[Kernel, Search]]:
         made = []
@@ -263,13 +264,14 @@ class _Tuning:
 
     def _row(self, kernel: Kernel, search: Search, choices: Mapping[KernelKey, Choice]) -> KernelRow:
         from firsttoken.tuning.bounds import bound_cycles
-        from firsttoken_compiler.schedule.choice import dims_of
+        from firsttoken_compiler.schedule.choice import product_dims
 
         own, times = self.own[kernel.key], self.times[kernel.key]
         tuned = choices.get(kernel.key)
         nothing = float("nan")
         return KernelRow(
-            kernel.key, kernel.name, dims_of(kernel.spec), kernel.launches,
+            kernel.key, kernel.operators, kernel.phase, product_dims(kernel.spec) or kernel.spec.outs[0].shape,
+            kernel.launches,
             times[own].cycles if own in times else nothing,
             times[tuned or own].cycles if (tuned or own) in times else nothing,
             min(time.cycles for time in times.values()), bound_cycles(kernel), len(search.scores),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -60,6 +59,8 @@ class Graph:
     options: RunOptions
     tokens: int
     past: int
+    phase: str
+    """`prompt` or `decode`."""
     store: TrialStore
     progress: Progress | None = None
     compiled: Compiled | None = None
@@ -72,7 +73,7 @@ class Graph:
         """Compiles the graph; raises FirsttokenError where the student cannot run so."""
         program = self._compile(self.options)
         assert self.compiled is not None
-        self.kernels = _kernels(self.compiled, self.templates, program, self.target)
+        self.kernels = _kernels(self.compiled, program, self.target, self.phase)
 
     def cost(self, choices: Choices) -> Cost:
         """Of the program with these choices, the compiler's own for all other kernels; out of the store where known."""
@@ -145,28 +146,22 @@ class Graph:
         return Cost(timeline.total_cycles, ms, spent)
 
 
-def _kernels(compiled: Compiled, templates: Templates, program: Program, target: Target) -> list[Kernel]:
+def _kernels(compiled: Compiled, program: Program, target: Target, phase: str) -> list[Kernel]:
     """The distinct kernels of a program, those with most multiply-accumulates first."""
-    from firsttoken_compiler.codegen.assemble import kernel_key as spaces_of
+    from firsttoken.schedule_file import patterns
     from firsttoken_compiler.codegen.assemble import parts_of
-    from firsttoken_compiler.passes.spread import share_of
-    from firsttoken_compiler.schedule.choice import kernel_key
+    from firsttoken_compiler.codegen.kernels import kernels_of
 
-    launches: Counter[Any] = Counter()
-    first: dict[Any, tuple[int, int, int]] = {}
-    for number, launch in enumerate(compiled.launches.launches):
-        if launch.spec.kind == "host":
-            continue
-        _, spaces = spaces_of(launch, compiled.placement)
-        parts = parts_of(compiled, number)
-        cores = len({part.core for part in parts})
-        for key in dict.fromkeys((part.spec, part.spaces(spaces)) for part in parts):
-            launches[key] += 1
-            first.setdefault(key, (number, len(parts), cores))
+    names = [op.name for op in program.ops]
     made = []
-    for spec, spaces in templates:
-        number, count, cores = first[spec, spaces]
-        op, room = program.ops[number], compiled.placement.room
-        name, machine, served = kernel_key(spec, spaces), share_of(target, cores), launches[spec, spaces]
-        made.append(Kernel(name, spec, spaces, room, machine, served, op.name, op.macs // count))
+    for found in kernels_of(compiled, target):
+        first = found.launches[0]
+        operators = patterns([names[number] for number in found.launches], names)
+        macs = program.ops[first].macs // len(parts_of(compiled, first))
+        made.append(
+            Kernel(
+                found.key, found.spec, found.spaces, found.room, found.target, len(found.launches), operators, macs,
+                phase,
+            )
+        )
     return sorted(made, key=lambda kernel: -kernel.macs * kernel.launches)
