@@ -15,7 +15,7 @@ import numpy as np
 import tvm_ffi
 
 from firsttoken_compiler.frontend.importer import Imported
-from firsttoken_compiler.passes import views
+from firsttoken_compiler.passes import neighbourhood, views
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, GenericConst, dtype_of, is_op, relax, shape_of, wildcard
@@ -56,6 +56,14 @@ class Context:
     def bindings(self) -> Any:
         """`values` as TVM's own map: handing over a dictionary copies all of it at every match."""
         return tvm_ffi.convert(self.values)
+
+    def bindings_for(self, pattern: Any, value: Any) -> Any:
+        """Those of `bindings` that a pattern can see from a value."""
+        return self.bindings if len(self.values) <= neighbourhood.WHOLE else self._around.of(pattern, value)
+
+    @cached_property
+    def _around(self) -> neighbourhood.Neighbourhood:
+        return neighbourhood.Neighbourhood(self.values, self.bindings)
 
     @cached_property
     def uses(self) -> dict[Any, int]:
@@ -169,7 +177,7 @@ class PatternRule(Rule):
 
     def match(self, context: Context, variable: Any, value: Any) -> Match | None:
         """See `Rule.match`."""
-        found = self.pattern.extract_matched_expr(value, context.bindings)
+        found = self.pattern.extract_matched_expr(value, context.bindings_for(self.pattern, value))
         if found is None:
             return None
         # TVM looks through variables while matching, so what it captures are bound values: name them again.

@@ -9,7 +9,7 @@ from typing import Any, Final
 import tvm
 from tvm import relax, s_tir, te, tirx
 from tvm.ir import Call, GenericConst, GlobalVar, IRModule, Op
-from tvm.relax import transform
+from tvm.relax import dpl, transform
 from tvm.relax.dpl import is_op, wildcard
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.s_tir import Schedule, TensorIntrin
@@ -31,9 +31,9 @@ for _package, _version in PINS.items():
         )
 
 __all__ = [
-    "Call", "GenericConst", "GlobalVar", "IRBuilder", "IRModule", "Op", "Schedule", "TensorIntrin", "Trace", "is_op",
-    "is_static", "onnx_frontend", "parse_function", "relax", "s_tir", "te", "tir_builder", "tirx", "transform", "tvm",
-    "wildcard",
+    "Call", "GenericConst", "GlobalVar", "IRBuilder", "IRModule", "Op", "Schedule", "TensorIntrin", "Trace", "dpl",
+    "is_op", "is_static", "onnx_frontend", "parse_function", "relax", "s_tir", "te", "tir_builder", "tirx",
+    "transform", "tvm", "wildcard",
 ]  # fmt: skip
 
 
