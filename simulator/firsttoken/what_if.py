@@ -56,9 +56,11 @@ class Effect:
 def changes(target: Target, found: Explanation) -> list[Change]:
     """Changes of the target for the largest steps of a ladder, the largest first."""
     rungs = sorted((r for r in found.rungs if r.percent >= LEAST_PERCENT), key=lambda rung: -rung.fs)[:MOST]
-    made = []
+    made: list[Change] = []
     for rung in rungs:
         for values, why in _OF_STEP.get(rung.step.name, _none)(target):
+            if any(change.values == values for change in made):
+                continue
             text = ", ".join(_texts(target, values)) + (f" ({why})" if why else "")
             made.append(Change(rung.step.name, text, values, min(rung.fs, _exposed(found, rung.step.resource))))
     return made
@@ -163,13 +165,25 @@ def _array(target: Target) -> Values:
         return [(halved, "")] if halved else []
     if not unit.double_buffered and unit.dataflow != "os":
         return [({"matrix.double_buffered": True}, "the next operand loads behind the present one")]
-    return [({"matrix.dataflow": "os"}, "no operand is held in the array")] if unit.dataflow == "ws" else []
+    found = _smaller(target)
+    if unit.dataflow == "ws":
+        found.append(({"matrix.dataflow": "os"}, "no operand is held in the array"))
+    return found
+
+
+def _smaller(target: Target) -> Values:
+    """The same rate in four arrays of half the rows and columns, which load, fill and drain sooner."""
+    unit = target.matrix
+    if unit.rows % 2 or unit.columns % 2:
+        return []
+    halves = {"matrix.rows": unit.rows // 2, "matrix.columns": unit.columns // 2, "matrix.arrays": 4 * unit.arrays}
+    return [(halves, "the same rate in smaller arrays")]
 
 
 def _fill(target: Target) -> Values:
     if target.matrix.kind == "tile":
         return _scaled("matrix.fill_cycles", 0.5)(target)
-    return _array(target) if not target.matrix.double_buffered else []
+    return _smaller(target) if target.matrix.double_buffered else _array(target)
 
 
 def _padding(target: Target) -> Values:

@@ -48,6 +48,15 @@ def test_every_change_is_another_value_of_the_target(name: str, monkeypatch: pyt
         assert 0 < change.at_stake_fs <= 500
 
 
+def test_one_change_that_serves_two_steps_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(what_if, "MOST", 99)
+    for name in preset_names():
+        found = what_if.changes(Target.load(name), all_steps())
+        assert len({change.text for change in found}) == len(found)
+    texts = [change.text for change in what_if.changes(TARGET, all_steps())]
+    assert any("matrix.rows 128 -> 64, matrix.columns 128 -> 64, matrix.arrays 1 -> 4" in text for text in texts)
+
+
 def test_small_steps_are_not_tried() -> None:
     found = all_steps()
     small = replace(found, rungs=tuple(replace(rung, percent=1.9) for rung in found.rungs))
