@@ -5,6 +5,7 @@ from pathlib import Path
 
 from firsttoken import CostModel, Estimate
 from firsttoken.cache import ResultCache
+from firsttoken.cost_tables.table import CostTable, QuickEstimate
 from firsttoken.student import StudentConfig
 
 
@@ -23,3 +24,8 @@ def hammer(folder: Path, worker: int) -> int:
 def estimate(model: CostModel, student: StudentConfig) -> tuple[Estimate, list[str]]:
     """The cost of a student, and which heavy packages it took to know it."""
     return model.exact(student), [name for name in ("tvm", "numba", "onnx") if name in sys.modules]
+
+
+def quick_estimate(table: CostTable, student: StudentConfig) -> tuple[QuickEstimate, list[str]]:
+    """The cost of a student out of a table, and which heavy packages it took to know it."""
+    return table.estimate(student, outside="raise"), [name for name in ("tvm", "onnx", "torch") if name in sys.modules]

@@ -1,7 +1,7 @@
 """What a student costs on a target, for a search or a training loop to ask; answers are kept on disk.
 
-First form of the feedback: exact, that is compiled and simulated. Answers depend on nothing but student, target and
-options, and the same question gives the same answer in every process.
+`exact` compiles and simulates; `table` measures a space of students once and then answers in microseconds. Answers
+depend on nothing but student, target and options, and the same question gives the same answer in every process.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.target.target import Target
 
 if TYPE_CHECKING:
+    from firsttoken.cost_tables.space import CostSpace
+    from firsttoken.cost_tables.table import CostTable
     from firsttoken_simulator.report.document import RunDocument
 
 _BLOB: Final = "estimate.json"
@@ -157,6 +159,15 @@ class CostModel:
         else:
             found = {key: self._computed(subject, key, progress) for key, subject in missing.items()}
         return [found.get(key) or _present(known[key]) for key in keys]
+
+    def table(self, space: CostSpace, *, jobs: int | None = None, progress: Progress | None = None) -> CostTable:
+        """Costs of the space's students in microseconds; the table is built, or taken from the cache.
+
+        `jobs` as in `exact_many`. Raises FirsttokenError.
+        """
+        from firsttoken.cost_tables.table import CostTable
+
+        return CostTable.build(self, space, jobs=jobs, progress=progress)
 
     def _spread(self, missing: dict[str, Subject], workers: int, progress: Progress | None) -> dict[str, Estimate]:
         found: dict[str, Estimate] = {}
