@@ -1,6 +1,7 @@
 """What it takes sums to leave the accumulators (a drain, a rounding, products that wait), and lanes to fold."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from kernel_bench import small_target
@@ -21,7 +22,7 @@ COPY, ADD, PEAK = VectorKernel("s0"), VectorKernel.parse("add(s0, s1)"), VectorK
 DIMS = (2, 8, 512)
 
 
-def slow(**changes: float) -> Target:
+def slow(**changes: Any) -> Target:
     target = small_target()
     return replace(target, vector=replace(target.vector, contexts=1, **changes))
 
@@ -84,6 +85,16 @@ def test_products_wait_where_there_is_one_tile_of_sums() -> None:
         assert len(set(products[:, word.operand_column(0) + 1].tolist())) == slots
         assert tiling.linear_bytes(spec, spaces, tile, target)[1] == slots * 16 * 8 * 4
     assert one.content_hash != two.content_hash
+
+
+def test_operations_in_a_pipeline_take_as_long_as_the_slowest_stage() -> None:
+    """Three stages: up to three operations of a cycle pass at once, a fourth waits; one of 4 cycles decides alone."""
+    cycles = {**slow().vector.cycles, "add": 1.0, "mul": 1.0, "exp": 4.0}
+    target = slow(stages=3, cycles=cycles)
+    expected = {"s0": 1, "add(s0, mul(s1, s2))": 1, "add(add(mul(s0, s1), s2), mul(s3, s4))": 4 / 3, "exp(s0)": 4}
+    for text, each in expected.items():
+        found = vector_cycles(target, VectorKernel.parse(text), DIMS) - target.vector.startup_cycles
+        assert found == round(each * vectors(target)), text
 
 
 def test_values_of_nothing_leave_the_hash_as_it_was() -> None:

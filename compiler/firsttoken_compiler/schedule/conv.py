@@ -51,12 +51,14 @@ def choose(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Ro
     """
     shape, product = Windows.of(spec), product_of(spec)
     accumulators = target.scratchpad.accumulator_bytes
-    for limit in (room.preferred, room.limit):
+    for limit in (room.limit,) if walks(spec, target) else (room.preferred, room.limit):
         costs: dict[Tile, float] = {}
         for tile in _candidates(spec, product, shape, target):
             scratch, acc = tile_bytes(spec, spaces, tile, target)
             if scratch <= limit and acc <= accumulators:
                 costs[tile] = tile_cost(spec, spaces, tile, target)
+                if scratch > room.preferred and limit > room.preferred:
+                    costs[tile] /= tiling.LARGE_SAVES  # it keeps the next operators' loads from overlapping
         if costs:
             return min(costs, key=lambda tile: (costs[tile], -tile.m, -tile.k, -tile.panels))
     raise AllocationError(

@@ -23,6 +23,7 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "vector.startup_cycles": (0, 100_000),
     "vector.byte_lanes": (0, 65536),
     "vector.table_entries": (0, 256),
+    "vector.stages": (0, 64),
     "vector.narrow_cycles": (0, 1e4),
     "vector.drain_cycles": (0, 1e4),
     "vector.fold_cycles": (0, 1e4),

@@ -136,6 +136,9 @@ def vector_cycles(
     vectors = ceil_div(inner, lanes) * ceil_div(outer, together)
     weight = sum(count * unit.cycles[name] for name, count in zip(COST_CLASSES, kernel.cost, strict=True))
     weight += sum(dtype in PACKED for dtype in dtypes[1:]) * unit.cycles["convert"]
+    if unit.stages:
+        used = [unit.cycles[name] for name, count in zip(COST_CLASSES, kernel.cost, strict=True) if count]
+        weight = max([weight / unit.stages, *used])
     weight += unit.drain_cycles * sums + unit.narrow_cycles * _narrows(kernel, dtypes)
     folds = unit.fold_cycles * ceil_div(outer, unit.contexts) if kernel.reduction is not None else 0.0
     return unit.startup_cycles + max(1, round(ceil_div(vectors, unit.contexts) * weight + folds))

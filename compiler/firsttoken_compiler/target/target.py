@@ -16,7 +16,7 @@ GRADES = ("datasheet", "measured", "derived", "fitted", "assumed")
 
 _OFF_AT_ZERO = (
     ("matrix", "windows"),
-    ("vector", "narrow_cycles"), ("vector", "drain_cycles"), ("vector", "fold_cycles"),
+    ("vector", "stages"), ("vector", "narrow_cycles"), ("vector", "drain_cycles"), ("vector", "fold_cycles"),
     ("scratchpad", "accumulator_slots"),
 )  # fmt: skip
 """Values that change nothing where they are 0; they count in the hash of a target only otherwise."""
@@ -71,6 +71,9 @@ class Vector:
     take the lanes of fp32."""
     table_entries: int = 0
     """Entries of the largest table that the lanes look numbers up in by one operation; 0: they compare and select."""
+    stages: int = 0
+    """Operations of an instruction that a lane-vector passes in one cycle, where they follow one another in a pipeline that
+    takes a lane-vector as often as its slowest stage can; 0: one after the other."""
     narrow_cycles: float = 0.0
     """Cycles per lane-vector of results that are made of fewer bits than fp32; 0: the store ports narrow."""
     drain_cycles: float = 0.0
