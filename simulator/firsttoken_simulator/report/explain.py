@@ -250,7 +250,12 @@ def verdict(found: Explanation) -> list[str]:
             f"{found.total_fs / found.bound_fs:.2f} times the longer"
         )
     held = ", ".join(f"{name} {100 * fs / found.total_fs:.0f} %" for name, fs in found.critical.items() if fs)
-    lines.append(f"on the critical path meanwhile: {held}")
+    works = found.by_resource["matrix unit"]
+    hidden = max(0, works - found.critical["matrix"])
+    lines.append(
+        f"on the critical path meanwhile: {held}"
+        + (f"; {hidden / 1e9:,.3f} of {works / 1e9:,.3f} us of the matrix unit hide behind others" if hidden else "")
+    )
     mine = [rung for rung in found.rungs if rung.step.resource == found.binding]
     largest = max(mine, key=lambda rung: rung.fs)
     share = 100 * found.by_resource[found.binding] / found.total_fs

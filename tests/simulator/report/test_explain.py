@@ -84,6 +84,7 @@ def test_hidden_products_do_not_bind(run: RunDocument) -> None:
     assert next(iter(found.by_resource)) == "matrix unit"
     assert found.binding == "DRAM latency"
     assert "dma 90 %, matrix 10 %" in verdict(found)[-2]
+    assert "of the matrix unit hide behind others" in verdict(found)[-2]
     assert "bound by: DRAM latency (40 %, most of it DRAM latency)" in verdict(found)[-1]
 
 
