@@ -1,5 +1,6 @@
 """Tunes a student on a target: every kernel alone, then the choices that pay in the whole program.
 
+0. On a target of several cores the number of cores that the work is divided over is chosen by simulating each.
 1. Each distinct kernel is searched by simulating it alone (`search`, `trials`).
 2. Choices that were better there are taken one by one, those that gain most first, each only if the whole program gets
    better by it. Beside a kernel's best choices one is tried that works in less of the scratchpad and is about as fast:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from firsttoken.options import Progress, RunOptions
     from firsttoken.subject import Subject
     from firsttoken.tuning.store import TrialStore
-    from firsttoken_compiler.schedule.choice import Choice, KernelKey
+    from firsttoken_compiler.schedule.choice import Choice, CoreSplit, KernelKey
     from firsttoken_compiler.target.target import Target
 
 TRIALS: Final = 64
@@ -117,6 +118,10 @@ class TuneResult:
     after: Cost
     kernels: tuple[KernelRow, ...]
     choices: Mapping[KernelKey, Choice]
+    cores: int
+    """Cores that work is divided over; 0 for the compiler's own number."""
+    splits: tuple[tuple[KernelKey, CoreSplit], ...]
+    """How launches are cut for them; choices are of the parts."""
     measured: int
     """Trials that ran; the others came out of the store."""
     simulated: int
@@ -127,8 +132,9 @@ class TuneResult:
         facts: dict[str, Any] = {
             "student": self.student, "target": self.target, "target_hash": self.target_hash, **asdict(self.plan),
             "before": asdict(self.before), "after": asdict(self.after), "kernels": [asdict(r) for r in self.kernels],
-            "choices": {key: asdict(choice) for key, choice in self.choices.items()},
-            "measured": self.measured, "simulated": self.simulated,
+            "choices": {key: asdict(choice) for key, choice in self.choices.items()}, "cores": self.cores,
+            "splits": {key: asdict(split) for key, split in self.splits}, "measured": self.measured,
+            "simulated": self.simulated,
         }  # fmt: skip
         return json.dumps(facts, indent=1, ensure_ascii=False)
 
@@ -150,16 +156,17 @@ class _Tuning:
         progress: Progress | None,
     ) -> None:  # fmt: skip
         self.subject, self.target, self.plan, self.store, self.progress = subject, target, plan, store, progress
-        self.graphs = [Graph(subject, target, options, *which, store, progress) for which in self._lengths()]
+        self.options = options
+        self.graphs = self._graphs(options)
         self.own: dict[KernelKey, Choice] = {}
         self.times: dict[KernelKey, dict[Choice, KernelTime]] = {}
         self.sizes: dict[KernelKey, int] = {}
+        self.cores = self.simulated = 0
 
     def run(self) -> TuneResult:
-        for graph in self.graphs:
-            graph.open()
-        kernels = _merged(self.graphs)
         before = self._cost({})
+        self._divide()
+        kernels = _merged(self.graphs)
         searches = self._searches(kernels)
         with workers(self.plan.jobs) as pool:
             trials = Trials(self.store, pool)
@@ -170,14 +177,36 @@ class _Tuning:
             self.times[kernel.key] = {
                 choice: KernelTime(**trials.results[kernel.key, choice]) for choice in search.best
             }
-        tuned = self._together(searches, before)
-        confirmed = self._confirmed(tuned)
-        after = before if not confirmed else _sum(graph.confirm(confirmed) for graph in self.graphs)
+        confirmed, after = self._confirmed(self._together(searches, before), before)
         return TuneResult(
             self.subject.name, self.target.name, self.target.content_hash, self.plan, before, after,
             tuple(self._row(kernel, search, confirmed) for kernel, search in searches if search.best), confirmed,
-            trials.measured, sum(graph.simulated for graph in self.graphs),
+            self.cores, tuple(sorted({pair for graph in self.graphs for pair in graph.splits})) if confirmed else (),
+            trials.measured, self.simulated + sum(graph.simulated for graph in self.graphs),
         )  # fmt: skip
+
+    def _graphs(self, options: RunOptions) -> list[Graph]:
+        """The graphs that the objective is about, compiled."""
+        made = [
+            Graph(self.subject, self.target, options, *which, self.store, self.progress) for which in self._lengths()
+        ]
+        for graph in made:
+            graph.open()
+        return made
+
+    def _divide(self) -> None:
+        """Chooses over how many cores work is divided; 0, the compiler's own number, where none is better."""
+        from firsttoken_compiler.schedule.choice import GraphChoice, Schedules
+
+        objective, best = self.plan.objective, self._cost({}).of(self.plan.objective)
+        for cores in (count for count in (1, 2, 4, 8, 16, 32) if count < self.target.cores):
+            self._show("cores", cores, self.target.cores)
+            graphs = self._graphs(replace(self.options, schedule=Schedules((), GraphChoice(cores))))
+            cost = _sum(graph.cost({}) for graph in graphs).of(objective)
+            worse = self.graphs if cost < best else graphs
+            self.simulated += sum(graph.simulated for graph in worse)
+            if cost < best:
+                self.graphs, self.cores, best = graphs, cores, cost
 
     def _lengths(self) -> list[tuple[int, int, str]]:
         """Tokens, rows in the cache and name of each graph that the objective is about."""
@@ -250,14 +279,14 @@ class _Tuning:
             better += [smallest] if smallest not in better else []
         return better
 
-    def _confirmed(self, choices: dict[KernelKey, Choice]) -> dict[KernelKey, Choice]:
-        """The choices, if the program that a schedule file makes is no worse than the compiler's own; else none."""
-        if not choices:
-            return {}
-        objective = self.plan.objective
-        anew = _sum(graph.confirm(choices) for graph in self.graphs).of(objective)
-        own = _sum(graph.confirm({}) for graph in self.graphs).of(objective)
-        return choices if anew <= own else {}
+    def _confirmed(self, choices: dict[KernelKey, Choice], before: Cost) -> tuple[dict[KernelKey, Choice], Cost]:
+        """The choices and the cost of the program that a schedule file makes of them; none where it is worse."""
+        if choices or self.cores:
+            after = _sum(graph.confirm(choices) for graph in self.graphs)
+            if after.of(self.plan.objective) <= before.of(self.plan.objective):
+                return choices, after
+        self.cores = 0
+        return {}, before
 
     def _cost(self, choices: Mapping[KernelKey, Choice]) -> Cost:
         return _sum(graph.cost(choices) for graph in self.graphs)

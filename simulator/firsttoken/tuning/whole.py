@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from firsttoken_compiler.codegen.template import Template
     from firsttoken_compiler.isa.program import Program
     from firsttoken_compiler.isa.types import Space
-    from firsttoken_compiler.schedule.choice import Choice, KernelKey
+    from firsttoken_compiler.schedule.choice import Choice, CoreSplit, KernelKey
     from firsttoken_compiler.schedule.spec import KernelSpec
     from firsttoken_compiler.target.target import Target
 
@@ -118,10 +118,22 @@ class Graph:
                 templates[kernel.spec, kernel.spaces] = self.made[known]
         return assemble(self.compiled, templates, self.target, {"target": self.target.name})
 
-    def _anew(self, choices: Choices) -> Program:
-        from firsttoken_compiler.schedule.choice import Schedules
+    @property
+    def splits(self) -> tuple[tuple[KernelKey, CoreSplit], ...]:
+        """How its launches are cut, on a target of several cores."""
+        from firsttoken_compiler.schedule.choice import launch_key
 
-        return self._compile(replace(self.options, schedule=Schedules.of(dict(choices))))
+        assert self.compiled is not None
+        launches, splits = self.compiled.launches.launches, self.compiled.spread.splits
+        found = {launch_key(launch.spec): split for launch, split in zip(launches, splits, strict=False)}
+        return tuple(sorted(found.items()))
+
+    def _anew(self, choices: Choices) -> Program:
+        from firsttoken_compiler.schedule.choice import GraphChoice, Schedules
+
+        given = self.options.schedule
+        schedules = Schedules(tuple(choices.items()), GraphChoice() if given is None else given.graph, self.splits)
+        return self._compile(replace(self.options, schedule=schedules))
 
     def _compile(self, options: RunOptions) -> Program:
         from firsttoken import api

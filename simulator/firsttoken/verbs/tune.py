@@ -87,7 +87,8 @@ def _write(path: Path, result: TuneResult) -> None:
         f"{result.before.cycles:,} -> {result.after.cycles:,} cycles"
     )
     file = ScheduleFile(
-        result.student, result.target, tuple(entries), GraphChoice(), result.target_hash, made_by
+        result.student, result.target, tuple(entries), GraphChoice(result.cores), result.target_hash, made_by,
+        result.splits,
     )
     write_file(path, to_toml(file).encode())
 
@@ -114,6 +115,8 @@ def show(result: TuneResult) -> None:
         f"cycles of kernels are of one launch among its kind; {result.measured} trials simulated now, "
         f"{sum(row.trials for row in result.kernels) - result.measured} known; {result.simulated} whole programs"
     )
+    if result.cores:
+        print(f"work is divided over {result.cores} cores")
     if not result.choices:
         print("no choice makes the whole program better than the compiler's own")
 

@@ -19,7 +19,7 @@ from firsttoken.subject import subject_of
 from firsttoken.tuning.store import TrialStore
 from firsttoken.tuning.tune import Plan, TuneResult, tune
 from firsttoken_compiler.errors import OptionError
-from firsttoken_compiler.schedule.choice import Schedules
+from firsttoken_compiler.schedule.choice import GraphChoice, Schedules
 from firsttoken_compiler.target.target import Target
 
 TARGET = Target.load("systolic-128")
@@ -110,3 +110,21 @@ def test_what_is_asked_for_is_checked() -> None:
         with pytest.raises(OptionError, match=text):
             Plan(**wrong)  # type: ignore[arg-type]
     assert Plan("tpot").decode == 1
+
+
+def test_several_cores(student: StudentConfig, tmp_path: Path) -> None:
+    target = dataclasses.replace(TARGET, name="two-cores", cores=2)
+    plan = Plan("ttft", prompt=48, trials=3)
+    result = tune(subject_of(student), target, RunOptions(), plan, TrialStore(tmp_path / "trials.sqlite3"))
+    assert result.after.ms <= result.before.ms
+    one = api.run(student, target, prompt=48, options=with_cores(1), cache=False)
+    assert result.after.ms <= one.ttft_ms  # over one core was tried too
+    schedules = Schedules(tuple(result.choices.items()), GraphChoice(result.cores), result.splits)
+    document = api.run(
+        student, target, prompt=48, options=dataclasses.replace(RunOptions(), schedule=schedules), cache=False
+    )
+    assert document.ttft_ms == pytest.approx(result.after.ms, rel=1e-12)
+
+
+def with_cores(cores: int) -> RunOptions:
+    return dataclasses.replace(RunOptions(), schedule=Schedules((), GraphChoice(cores)))
