@@ -17,6 +17,7 @@ import typer
 from firsttoken.progress import Bar
 from firsttoken.verbs.calibrate import calibrate
 from firsttoken.verbs.diff import diff
+from firsttoken.verbs.compare import compare as compare_command
 from firsttoken.verbs.explain import explain
 from firsttoken.verbs.footprint import footprint
 from firsttoken.verbs.latency import latency
@@ -53,6 +54,7 @@ app.add_typer(students_app, name="students")
 app.command()(diff)
 app.command()(explain)
 app.add_typer(schedule_app, name="schedule")
+app.command("compare")(compare_command)
 app.command()(footprint)
 app.command()(latency)
 app.command()(quantise)

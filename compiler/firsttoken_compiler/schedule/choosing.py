@@ -185,9 +185,11 @@ class _Linear:
             most = ceil_div(extent, step) * step
             if not 1 <= value <= most:
                 _refuse(f"{where}: {name} is {value}, the product has {extent} {what}: give 1 to {most}")
-            if value % step and value != extent:
+            whole = name == "n" or not self.shape.group  # a last group that is cut off is a whole one in the tile
+            if value % step and not (whole and value == extent):
                 reason = "columns of a panel of weights" if name == "n" else self._reason()
-                _refuse(f"{where}: {name} is {value}, no multiple of {step}, the {reason}: give one, or {extent}")
+                also = f", or {extent}" if whole else f" up to {most}"
+                _refuse(f"{where}: {name} is {value}, no multiple of {step}, the {reason}: give one{also}")
         if choice.order not in ORDERS:
             _refuse(f"{where}: order is {choice.order!r}: give {' or '.join(ORDERS)}")
         if not 1 <= choice.buffers <= MOST_BUFFERS:
