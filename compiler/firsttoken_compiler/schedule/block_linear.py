@@ -16,7 +16,7 @@ from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.schedule import tiling
 from firsttoken_compiler.schedule.block_trees import Blocks, Tree, kernel_of, leaves
-from firsttoken_compiler.schedule.linear import Shape, Tile, panel_of
+from firsttoken_compiler.schedule.linear import Shape, Tile, fetches_of, panel_of
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
 from firsttoken_compiler.schedule.tiling import Making, Room
 from firsttoken_compiler.target.rates import ceil_div, pair_name, vector_cycles
@@ -139,9 +139,9 @@ def plan(spec: KernelSpec, spaces: tuple[Space, ...], method: str, target: Targe
 
 def slots(product: KernelSpec, tile: Tile, target: Target) -> int:
     """Tiles of planes, and of what is made of them, that exist at a time: the next ones are made early."""
-    shape, panels = Shape.of(product), Shape.of(product).panels(panel_of(target))
-    once = tile.m >= shape.m and tile.panels >= panels and tile.k >= shape.k
-    return 1 if once else max(2, tile.buffers)
+    shape, panel = Shape.of(product), panel_of(target)
+    once = tile.m >= shape.m and tile.panels >= shape.panels(panel) and tile.k >= shape.k
+    return 1 if once else max(2, min(tile.buffers, fetches_of(shape, tile, panel)[0]))
 
 
 def tile_bytes(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> tuple[int, int]:

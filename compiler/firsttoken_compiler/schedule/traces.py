@@ -18,7 +18,7 @@ from firsttoken_compiler.schedule.kernel import Scheduled
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.schedule.windows import product_of
 from firsttoken_compiler.target.target import Target
-from firsttoken_compiler.tvm.api import Schedule, Trace, module_of, parse_module, tvm
+from firsttoken_compiler.tvm.api import Schedule, Trace, module_of, parse_module
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def replay(source: str, steps: list[Any]) -> Any:
             if instruction[0] == "Tensorize":
                 intrinsics.of_name(next(text for text in instruction[2] if isinstance(text, str)))
         Trace.apply_json_to_schedule(steps, schedule)
-    except (ValueError, TypeError, LookupError, StopIteration, tvm.error.TVMError) as error:
+    except (ValueError, TypeError, LookupError, StopIteration, RuntimeError) as error:
         raise OptionError(f"no trace of this function: {str(error).strip().splitlines()[-1]}") from error
     return schedule.mod
 

@@ -113,7 +113,7 @@ def cases(draw: st.DrawFn) -> Case:
     tokens = draw(st.one_of(st.just(1), st.integers(1, 11)))
     past, shared = draw(st.one_of(st.just(0), st.integers(0, 13))), draw(st.integers(1, 3))
     rows = shared if tokens == 1 else tokens
-    tile = AttentionTile(draw(st.integers(1, rows)), draw(st.integers(1, past + tokens)))
+    tile = AttentionTile(draw(st.integers(1, rows)), draw(st.integers(1, past + tokens)), draw(st.integers(0, 3)))
     return Case(
         tokens, past, draw(st.integers(1, 3)), shared, draw(st.sampled_from([1, 2, 6, 8, 11])), tile,
         draw(st.sampled_from(["", "mask", "row", "none"])), draw(st.sampled_from([Dtype.F16, Dtype.F32])),

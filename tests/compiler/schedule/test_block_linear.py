@@ -127,6 +127,7 @@ def cases(draw: st.DrawFn, kind: BlockType, method: str) -> Case:
     added = tuple(name for name in ("bias", "residual", "factor") if draw(st.booleans()))
     on_chip = draw(st.frozensets(st.sampled_from(["a", "out", "residual", "factor"])))
     tile = replace(tile, whole=tile.whole and "a" not in on_chip)
+    tile = replace(tile, rows_outer=draw(st.booleans()), buffers=draw(st.integers(2, 3)))
     unit = draw(st.sampled_from([(8, 8), (16, 16), (32, 5)]))
     return Case(kind, m, n, blocks, tile, method, added, on_chip, unit, draw(st.integers(0, 99)), draw(st.booleans()))
 

@@ -127,6 +127,7 @@ def cases(draw: st.DrawFn, *, integer: bool = False, plain: bool = False) -> Cas
     tile = Tile(
         draw(st.one_of(st.just(m), st.integers(1, m))), draw(st.integers(1, 4)),
         draw(st.one_of(st.just(-(-k // unit)), st.integers(1, -(-k // unit)))) * unit,
+        rows_outer=draw(st.booleans()), buffers=draw(st.integers(1, 3)),
     )  # fmt: skip
     names = ["a", "out", "a_scale", "residual", "w_scale", "bias", "factor"]
     return Case(
