@@ -16,8 +16,8 @@ import typer
 
 from firsttoken.progress import Bar
 from firsttoken.verbs.calibrate import calibrate
-from firsttoken.verbs.diff import diff
 from firsttoken.verbs.compare import compare as compare_command
+from firsttoken.verbs.diff import diff
 from firsttoken.verbs.explain import explain
 from firsttoken.verbs.footprint import footprint
 from firsttoken.verbs.latency import latency
@@ -250,7 +250,7 @@ def compile_command(
 ) -> None:
     """Compile a student to a program file, or to one for each prompt length."""
     from firsttoken import api
-    from firsttoken.buckets import bucket_path, prompt_lengths, weight_bytes
+    from firsttoken.buckets import bucket_path, prompt_lengths
     from firsttoken_simulator.report.folder import write_file
 
     lengths = prompt_lengths(prompt or [])
@@ -274,15 +274,7 @@ def compile_command(
     note_absent(options)
     for path, program in written.items():
         write_file(path, program.encode())
-    facts: dict[str, Any] = {"program": None, "stopped_after": stop_after, "dump": dump_after and str(dump_dir)}
-    if len(written) > 1:
-        facts |= {"program": [str(path) for path in written]} | weight_bytes([*written.values()])
-        programs = [_program_facts(program) | {"program": str(path)} for path, program in written.items()]
-        _print_programs(facts, programs, as_json)
-        return
-    for path, program in written.items():
-        facts |= _program_facts(program) | {"program": str(path)}
-    print_facts(facts, as_json)
+    _print_written(written, stop_after, dump_after and str(dump_dir), as_json)
 
 
 @app.command()
@@ -398,6 +390,23 @@ def _options(mix: str | None, acts_range: str, *, host: tuple[str, float], **cho
     roles = tuple(role.strip() for role in host[0].split(",") if role.strip())
     chosen |= {"host_roles": roles, "host_weight_bits": host[1]}
     return RunOptions(rules=() if mix is None else rules_of(mix), ranges=ranges_of(acts_range), **chosen)
+
+
+def _print_written(
+    written: dict[Path, Program], stop_after: str | None, dump: str | None, as_json: bool
+) -> None:
+    """What was compiled, one program or several."""
+    from firsttoken.buckets import weight_bytes
+
+    facts: dict[str, Any] = {"program": None, "stopped_after": stop_after, "dump": dump}
+    if len(written) > 1:
+        facts |= {"program": [str(path) for path in written]} | weight_bytes([*written.values()])
+        programs = [_program_facts(program) | {"program": str(path)} for path, program in written.items()]
+        _print_programs(facts, programs, as_json)
+        return
+    for path, program in written.items():
+        facts |= _program_facts(program) | {"program": str(path)}
+    print_facts(facts, as_json)
 
 
 def _program_facts(program: Program) -> dict[str, Any]:
