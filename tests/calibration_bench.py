@@ -7,11 +7,12 @@ from typing import Any
 
 from firsttoken import api
 from firsttoken.calibration.forward import KeptClock
-from firsttoken.calibration.parameters import parameters_of, with_values
+from firsttoken.calibration.parameters import parameters_of
 from firsttoken.calibration.problem import Problem, Row
 from firsttoken.options import RunOptions
 from firsttoken.student import StudentConfig
 from firsttoken_compiler.target.calibration import Tunable
+from firsttoken_compiler.target.changed import with_values
 from firsttoken_compiler.target.target import Target
 
 STUDENT = StudentConfig(

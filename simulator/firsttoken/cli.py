@@ -27,6 +27,7 @@ from firsttoken.verbs.quality import quality
 from firsttoken.verbs.quantise import quantise
 from firsttoken.verbs.ranges import ranges
 from firsttoken.verbs.schedule import note_absent, schedule_app, schedule_of
+from firsttoken.verbs.sweep import sweep
 from firsttoken.verbs.tune import tune
 from firsttoken.verbs.validate import validate
 from firsttoken_compiler.errors import FirsttokenError, OptionError
@@ -59,6 +60,7 @@ app.command()(footprint)
 app.command()(latency)
 app.command()(quantise)
 app.command()(ranges)
+app.command()(sweep)
 app.command()(tune)
 app.command()(quality)
 app.command("mix")(mix_command)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from firsttoken.calibration.parameters import with_values
+from firsttoken_compiler.target.changed import with_values
 from firsttoken_simulator.report.errors import ReportError
 from firsttoken_simulator.report.explain import RESOURCES
 

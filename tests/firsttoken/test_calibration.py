@@ -12,10 +12,11 @@ from calibration_bench import STUDENT, Machinery, Step, predict, problem, tunabl
 
 from firsttoken.calibration.fit import Outcome, fit, mape
 from firsttoken.calibration.forward import KeptClock
-from firsttoken.calibration.parameters import parameters_of, target_at, with_values
+from firsttoken.calibration.parameters import parameters_of, target_at
 from firsttoken.calibration.problem import Problem, Row
 from firsttoken_compiler.errors import OptionError, TargetError
 from firsttoken_compiler.target.calibration import Tunable
+from firsttoken_compiler.target.changed import with_values
 from firsttoken_compiler.target.target import Target
 
 RATE, BUS, EXP = "matrix.macs_per_cycle.int8xint8", "dma.bus_bytes_per_cycle", "vector.cycles.exp"

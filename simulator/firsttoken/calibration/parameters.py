@@ -7,12 +7,13 @@ whole numbers are rounded one by one where a target is made.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from firsttoken_compiler.errors import OptionError, TargetError
 from firsttoken_compiler.target.calibration import Tunable
+from firsttoken_compiler.target.changed import with_values
 from firsttoken_compiler.target.target import Target
 
 if TYPE_CHECKING:
@@ -115,23 +116,3 @@ def target_at(
     for parameter, place in zip(parameters, x, strict=True):
         values |= dict(zip(parameter.tunable.paths, parameter.values(float(place), exact), strict=True))
     return with_values(target, values)
-
-
-def with_values(target: Target, values: Mapping[str, Any]) -> Target:
-    """The target with other values at some dotted paths."""
-    changed: Any = target
-    for path, value in values.items():
-        section, *rest = path.split(".")
-        changed = _put(changed, rest if section == "npu" else [section, *rest], value)
-    found: Target = changed
-    return found
-
-
-def _put(where: Any, path: Sequence[str], value: Any) -> Any:
-    """A copy of nested records and tables with one value changed."""
-    if not path:
-        return value
-    first, *rest = path
-    if isinstance(where, dict):
-        return {**where, first: _put(where[first], rest, value)}
-    return replace(where, **{first: _put(getattr(where, first), rest, value)})
