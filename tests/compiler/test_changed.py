@@ -14,7 +14,7 @@ def test_paths_in_full_and_with_an_underscore() -> None:
     assert path_of(BASE, "scratchpad_bytes") == "scratchpad.bytes"
     assert path_of(BASE, "clock_hz") == "npu.clock_hz"
     assert path_of(BASE, "dram_trcd_ns") == "dram.trcd_ns"
-    with pytest.raises(TargetError, match="nearest: dma.outstanding"):
+    with pytest.raises(TargetError, match=r"nearest: dma\.outstanding"):
         path_of(BASE, "dma.outstandin")
 
 
