@@ -101,6 +101,17 @@ def _ranges(ops: list[OpInfo], code: np.ndarray) -> tuple[OpInfo, ...]:
     return tuple(replace(op, first=edges[i], last=edges[i + 1]) for i, op in enumerate(ops))
 
 
+def _given_first(code: np.ndarray, symbols: np.ndarray, made: list[bool]) -> np.ndarray:
+    """A part's code with those of its first loads in front that wait for no other core; `made`: by operand.
+
+    Loads of a queue run in order: behind one of what another core has not made yet, weights would wait with it. The
+    loads before all other instructions go to different places, so that their order is free.
+    """
+    first = int(np.argmax(np.append(code[:, word.OPCODE] != Load.OPCODE, True)))
+    waits = [bool(0 <= source < len(made) and made[source]) for source in symbols[:first, 1].tolist()]
+    return code[[*np.argsort(waits, kind="stable"), *range(first, len(code))]]
+
+
 @dataclass
 class _Emitter:
     """Relocates templates launch by launch; consecutive kernels work in different parts of the free scratchpad."""
@@ -160,7 +171,11 @@ class _Emitter:
                 apart = index < 0 or spaces[index] is Space.DRAM
                 operands.append(begin + (at if apart else 0))
             kernels = [self.kernels.setdefault(kernel, len(self.kernels)) for kernel in template.kernels]
-            self.code.append(template.relocated(operands, scratch, kernels, number, part.core))
+            code = template.relocated(operands, scratch, kernels, number, part.core)
+            if self.compiled.spread.cores > 1:
+                made = [i < 0 or values[i].kind != "param" for i in part.operands]
+                code = _given_first(code, template.symbols, made)
+            self.code.append(code)
             self.emitted += len(template.code)
         split = self.compiled.spread.splits[number] if self.compiled.spread.splits else CoreSplit()
         tile = templates[0].tile + (f", {split.text()}" if len(parts) > 1 else "")

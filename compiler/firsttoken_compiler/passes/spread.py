@@ -201,7 +201,7 @@ class _Plans:
         key = (spec, spaces, cores)
         if key not in self._known:
             try:
-                self._known[key] = self._estimate(spec, spaces, share_of(self.target, cores))
+                self._known[key] = self._estimate(spec, spaces, seen_by(self.target, cores))
             except AllocationError:
                 self._known[key] = math.inf
         return self._known[key]
@@ -222,13 +222,25 @@ class _Plans:
 
 
 def share_of(target: Target, cores: int) -> Target:
-    """The target as one of so many busy cores sees it: each gets its share of the DRAM and of the bus."""
-    if cores < 2:
-        return target
-    rate = target.dram.data_rate_mtps * meeting_share(target) / cores
-    dram = replace(target.dram, data_rate_mtps=max(1, int(rate)))
-    dma = replace(target.dma, bus_bytes_per_cycle=max(1, target.dma.bus_bytes_per_cycle // cores))
-    return replace(target, dram=dram, dma=dma)
+    """The target as one of so many busy cores sees it; a core alone sees the target, whatever it gets of the DRAM."""
+    return target if cores < 2 else seen_by(target, cores)
+
+
+def seen_by(target: Target, cores: int) -> Target:
+    """The target with a core's part of DRAM and bus.
+
+    It gets its share of what streams of so many cores get together, and no more than its own requests in flight bring:
+    one core alone may be too few to use all of the DRAM.
+    """
+    dram, dma = target.dram, target.dma
+    share = (meeting_share(target) if cores > 1 else 1.0) / cores
+    burst_ns = dram.burst_length * 1e3 / dram.data_rate_mtps
+    latency_ns = dram.trcd_ns + dram.tcl_ns + burst_ns + dram.controller_ns
+    latency_ns += dma.bus_latency_cycles * 1e9 / target.clock_hz
+    own = dma.outstanding * dram.burst_bytes / latency_ns * 1e9 / dram.peak_bytes_per_s
+    rate = max(1, int(dram.data_rate_mtps * min(share, own)))
+    bus = max(1, dma.bus_bytes_per_cycle // cores)
+    return replace(target, dram=replace(dram, data_rate_mtps=rate), dma=replace(dma, bus_bytes_per_cycle=bus))
 
 
 def meeting_share(target: Target) -> float:
