@@ -11,7 +11,7 @@ from firsttoken_compiler.codegen.tir_reader import read
 from firsttoken_compiler.codegen.unroll import Place, unroll
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.types import Space
-from firsttoken_compiler.schedule import attention, block_linear, linear, rowwise, windows
+from firsttoken_compiler.schedule import attention, block_linear, linear, rowwise, tiling, windows
 from firsttoken_compiler.schedule.choice import AttentionChoice, Choice, ProductChoice, RowsChoice
 from firsttoken_compiler.schedule.choosing import attention_tile, check, default_choice, tile_of
 from firsttoken_compiler.schedule.kernel import Scheduled
@@ -64,7 +64,7 @@ def _rows(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, rows: int
     copies = spec.kind in rowwise.COPIES
     body = over_rows(
         body, params, list(spaces), rowwise.row_elements(spec), rows, rowwise.rows_of(spec), len(spec.outs), copies,
-        rowwise.row_parts(spec),
+        rowwise.row_parts(spec), 1 if tiling.row_slots(spec, spaces, target) == 1 else 0,
     )  # fmt: skip
     places = [Place(space, layout) for space, layout in zip(spaces, scheduled.layouts, strict=True)]
     return unroll(body, places, scheduled.ragged, target.scratchpad.alignment_bytes, scheduled.tile)

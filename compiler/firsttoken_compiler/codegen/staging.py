@@ -14,13 +14,14 @@ from firsttoken_compiler.schedule.kernel import PIPELINE
 
 def over_rows(
     body: list[Statement], params: list[Buffer], spaces: list[Space], row_elements: dict[int, int], rows: int,
-    total: int, results: int, copies: bool, parts: int = 1,
+    total: int, results: int, copies: bool, parts: int = 1, slots: int = 0,
 ) -> list[Statement]:  # fmt: skip
     """The kernel over all its rows.
 
     `body` was read with one outer loop. `row_elements`: elements per row of the operands that have rows; the last
     `results` of `params` are written. `copies`: the kernel only moves its first operand, so a DRAM operand needs no
-    staging. `parts`: in how many runs a row of a result lies in memory (the heads of a cache).
+    staging. `parts`: in how many runs a row of a result lies in memory (the heads of a cache). `slots`: blocks that are
+    staged at a time; 0: as many as the pipeline asks for.
     """
     first_result = len(params) - results
     staged: dict[int, Buffer] = {}
@@ -29,18 +30,18 @@ def over_rows(
         if space is Space.DRAM and (not copies or (result and spaces[0] is Space.DRAM)):
             staged[index] = replace(params[index], name=f"stage{index}", scope="spad", param=-1)
     inner = [_moved(statement, staged, row_elements, rows) for statement in body]
-    loads = {i: _load(params[i], b, row_elements.get(i), rows) for i, b in staged.items() if i < first_result}
+    loads = {i: _load(params[i], b, row_elements.get(i), rows, slots) for i, b in staged.items() if i < first_result}
     once = [statement for i, pair in loads.items() if i not in row_elements for statement in pair]
     before = [statement for i, pair in loads.items() if i in row_elements for statement in pair]
-    fresh: list[Statement] = [Alloc(b) for i, b in staged.items() if i >= first_result]
+    fresh: list[Statement] = [Alloc(b, slots) for i, b in staged.items() if i >= first_result]
     after = [_copy(params[i], b, row_elements.get(i), rows, parts) for i, b in staged.items() if i >= first_result]
     loop = Loop(0, -(-total // rows), "m", rows, tuple(PIPELINE))
     loop.body = [*before, *fresh, *inner, *after]
     return [*once, loop]
 
 
-def _load(param: Buffer, stage: Buffer, row: int | None, rows: int) -> list[Statement]:
-    return [Alloc(stage), _copy(stage, param, row, rows)]
+def _load(param: Buffer, stage: Buffer, row: int | None, rows: int, slots: int) -> list[Statement]:
+    return [Alloc(stage, slots), _copy(stage, param, row, rows)]
 
 
 def _copy(to: Buffer, source: Buffer, row: int | None, rows: int, parts: int = 1) -> Nest:

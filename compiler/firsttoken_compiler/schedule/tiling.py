@@ -340,6 +340,10 @@ def _seen(spec: KernelSpec, heads: attention.Heads, tile: attention.AttentionTil
     return sum(min(heads.keys, past + (at + 1) * tile.rows) for at in range(down)) / down / heads.keys
 
 
+ROW_SLOTS: Final = 3
+"""Blocks of rows that a pipeline of loads, vector work and stores holds."""
+
+
 def choose_rows(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> int:
     """Rows of a block of a row-wise kernel; raises AllocationError when not even one row fits."""
     total = rowwise.rows_of(spec)
@@ -360,7 +364,24 @@ def row_bytes(spec: KernelSpec, spaces: tuple[Space, ...], rows: int, target: Ta
     operands = rowwise.kernel_operands(spec, (*spec.args, *spec.outs))
     total = (6 * rows * rowwise.row_parts(spec) * Dtype.F32.bits // 8) * 4 + 16 * target.scratchpad.alignment_bytes
     total += rows * rowwise.kept_elements(spec) * Dtype.F32.bits // 8
+    slots = row_slots(spec, spaces, target)
     for index, (arg, space) in enumerate(zip(operands, spaces, strict=True)):
         if space is Space.DRAM and not (spec.kind in rowwise.COPIES and index < len(operands) - len(spec.outs)):
-            total += arg.dtype.nbytes(per_row[index] * rows) * 3 if index in per_row else arg.nbytes
+            total += arg.dtype.nbytes(per_row[index] * rows) * slots if index in per_row else arg.nbytes
     return total
+
+
+def row_slots(spec: KernelSpec, spaces: tuple[Space, ...], target: Target) -> int:
+    """Blocks of rows that are staged at a time: one where three of a single row fill more than half of the scratchpad.
+
+    Then a row is loaded, worked on and stored before the next one.
+    """
+    per_row = rowwise.row_elements(spec)
+    operands = rowwise.kernel_operands(spec, (*spec.args, *spec.outs))
+    row = sum(
+        arg.dtype.nbytes(per_row[index])
+        for index, (arg, space) in enumerate(zip(operands, spaces, strict=True))
+        if space is Space.DRAM and index in per_row
+    )
+    kept = rowwise.kept_elements(spec) * Dtype.F32.bits // 8
+    return 1 if ROW_SLOTS * row + kept > target.scratchpad.bytes // 2 else ROW_SLOTS

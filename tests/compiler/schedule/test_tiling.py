@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_bench import small_target, with_scratchpad
+from kernel_bench import Bench, small_target, with_scratchpad
 
 from firsttoken_compiler.codegen.build import build
 from firsttoken_compiler.errors import AllocationError
@@ -139,6 +139,21 @@ def test_products_that_fit_nowhere_say_what_is_missing() -> None:
     poor = with_scratchpad(target, accumulator_bytes=64)
     with pytest.raises(AllocationError, match=r"of accumulators; 100000 and 64 are free"):
         choose_linear(spec, (D,) * 5, poor, Room(100_000, 100_000))
+
+
+def test_rows_that_crowd_the_scratchpad_are_staged_one_at_a_time() -> None:
+    spec, spaces = rowwise("rms_norm", 4, 4000, Dtype.F16), (D, D, D)
+    small, large = (with_scratchpad(small_target(), bytes=nbytes) for nbytes in (1 << 16, 1 << 18))
+    needs = [tiling.row_bytes(spec, spaces, 1, target) for target in (small, large)]
+    assert [tiling.row_slots(spec, spaces, target) for target in (small, large)] == [1, 3]
+    assert needs[1] - needs[0] == 2 * 2 * 4000 * 2
+    template = build(spec, spaces, small, Room(needs[0], needs[0]))
+    assert template.scratch_bytes <= needs[0]
+    x, gamma = (np.random.default_rng(1).standard_normal(arg.shape).astype(np.float16) for arg in spec.args)
+    (got,) = Bench(spec, spaces, small, (*spec.args, *spec.outs)).run(template, [x, gamma])
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + 1e-5) * gamma.astype(np.float64)
+    np.testing.assert_allclose(got.astype(np.float64), expected, rtol=2e-3, atol=1e-3)
 
 
 def test_keys_in_dram_are_read_for_as_many_rows_as_fit() -> None:
