@@ -16,14 +16,26 @@ import numpy as np
 from numba import njit
 
 from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE
 from firsttoken_simulator.units import bus, dma, scratchpad
-from firsttoken_simulator.units.dram import FAR, flush, request
+from firsttoken_simulator.units.dram import (
+    FAR,
+    P_CHANNELS,
+    P_ROUND,
+    P_WINDOW,
+    P_WORDS,
+    U,
+    flush,
+    serve,
+    stretch,
+)
 from firsttoken_simulator.units.layout import (
     BLOCKED,
     COMPUTE,
     DONE,
     FINISH,
     ISSUE,
+    M_BUS_FREE,
     M_NEXT_COMPLETION,
     NONE,
     O_END,
@@ -58,13 +70,13 @@ from firsttoken_simulator.units.layout import (
     T_WAITS,
     WRITE,
     X_BUS,
-    X_ENGINES,
     X_LATENCY,
     X_OUTSTANDING,
     X_PERIOD,
     X_PORTS,
     X_SETUP,
 )
+from firsttoken_simulator.units.stream import hits
 
 FINISHED: Final = 1
 STUCK: Final = 2
@@ -213,22 +225,95 @@ def start(table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.n
         fetch(table, order, queues, result, x, q, 0)
 
 
+@njit(_nrt=False, error_model="numpy", inline="always")
+def issue(
+    table: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine: np.ndarray, ports: np.ndarray,
+    flight: np.ndarray, p: np.ndarray, d: np.ndarray, activates: np.ndarray, core: int, q: int, i: int, t: int,
+    limit: int, budget: int,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Sends bursts of DMA instruction `i` from `t` on until another actor is due.
+
+    (1 when it has sent its last, when, the budget that is left).
+    """
+    write = table[i, T_KIND] == WRITE
+    burst, last = queues[q, Q_BURST], queues[q, Q_LAST]
+    latest, slot = queues[q, Q_LATEST], queues[q, Q_SLOT]
+    bus, port = machine[M_BUS_FREE], ports[core]
+    ring = q * x[X_OUTSTANDING]
+    stall_spad, stall_dram, ended, sent = 0, 0, 0, t
+    if burst > last:
+        ended = 1
+    while ended == 0:
+        c, first, turn, row, count = stretch(p, burst, last)
+        count = min(count, p[P_WINDOW])
+        o = c * p[P_WORDS]
+        k, free = 0, t
+        if not write:
+            count = min(count, x[X_OUTSTANDING] - slot)
+            k, t, bus, port, latest, waits, free = hits(
+                p, d, x, flight, ring + slot, latest, o, first, turn, row, count, t, limit, bus, port
+            )
+            stall_dram += waits
+            burst += k
+            budget -= k
+            slot += k
+            if slot == x[X_OUTSTANDING]:
+                slot = 0
+        if k < count:
+            if t >= limit and k > 0:
+                break
+            start, served = max(t, bus), max(t, port)
+            sent = max(start, served)
+            stall_spad += sent - start
+            bus, port = start + x[X_BUS], served + x[X_PORTS]
+            turn += k
+            while turn >= p[P_ROUND]:
+                turn -= p[P_ROUND]
+            accept, done = serve(p, d, activates, o, first + turn, row, write, i, sent)
+            done += x[X_LATENCY]
+            flight[U(ring + slot)] = done
+            slot += 1
+            if slot == x[X_OUTSTANDING]:
+                slot = 0
+            latest = max(latest, done)
+            free = sent + x[X_BUS]
+            t = max(free, accept)
+            burst += 1
+            budget -= 1
+        if burst > last:
+            step = dma.advance_run(table, queues, q, i, p)
+            if step == 0:
+                ended, sent = 1, t
+                break
+            burst, last = queues[q, Q_BURST], queues[q, Q_LAST]
+            if step == 2:
+                t = max(t, latest)
+        t = max(t, flight[U(ring + slot)])
+        stall_dram += t - free
+        if t >= limit:
+            break
+    machine[M_BUS_FREE], ports[core] = bus, port
+    result[i, O_STALL_SPAD] += stall_spad
+    result[i, O_STALL_DRAM] += stall_dram
+    queues[q, Q_BURST] = burst
+    queues[q, Q_LAST] = last
+    queues[q, Q_LATEST] = latest
+    queues[q, Q_SLOT] = slot
+    queues[q, Q_TIME] = t
+    return ended, sent, budget
+
+
 @njit(cache=True, _nrt=False, error_model="numpy")
-def drain(
-    p: np.ndarray, bank: np.ndarray, channel: np.ndarray, columns: np.ndarray, group: np.ndarray, buffer: np.ndarray,
-    stats: np.ndarray, activates: np.ndarray, t: int,
-) -> None:  # fmt: skip
+def drain(p: np.ndarray, d: np.ndarray, activates: np.ndarray, t: int) -> None:
     """Writes out at `t` what the controllers still buffer, so that every burst is counted."""
-    for c in range(channel.shape[0]):
-        flush(p, bank, channel, columns, group, buffer, stats, activates, c, t)
+    for c in range(p[P_CHANNELS]):
+        flush(p, d, activates, c * p[P_WORDS], t)
 
 
 @njit(cache=True, _nrt=False, error_model="numpy")
 def advance(
-    table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine:
-    np.ndarray, ports: np.ndarray, flight: np.ndarray, p: np.ndarray, bank: np.ndarray, channel: np.ndarray,
-    columns: np.ndarray, group: np.ndarray, buffer: np.ndarray, stats: np.ndarray, activates: np.ndarray, budget:
-    int,
+    table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine: np.ndarray,
+    ports: np.ndarray, flight: np.ndarray, p: np.ndarray, d: np.ndarray, activates: np.ndarray, budget: int,
 ) -> int:  # fmt: skip
     """Runs until all queues are done, none can go on, or `budget` events have passed; see the results above."""
     while budget > 0:
@@ -247,66 +332,20 @@ def advance(
             continue
         limit = min(limit, machine[M_NEXT_COMPLETION])
         i = order[queues[q, Q_AT]]
-        core = q // x[X_ENGINES]
+        core = q // ENGINES_PER_CORE
         phase = queues[q, Q_PHASE]
-
         if phase == START:
             begin(table, queues, result, x, p, q, i, t)
-
         elif phase == SLICES:
             budget = compute(table, queues, result, ports, core, q, i, t, limit, budget)
-
         elif phase == FINISH:
             _leave(table, order, queues, result, x, machine, q, t, t)
-
         else:
-            write = table[i, T_KIND] == WRITE
-            burst, last = queues[q, Q_BURST], queues[q, Q_LAST]
-            latest, slot = queues[q, Q_LATEST], queues[q, Q_SLOT]
-            stall_spad, stall_dram = 0, 0
-            sent = t
-            while True:
-                if burst > last:
-                    break
-                sent = bus.book(machine, t, x[X_BUS])
-                served = scratchpad.book(ports, core, t, x[X_PORTS])
-                if served > sent:
-                    stall_spad += served - sent
-                    sent = served
-                accept, done = request(
-                    p, bank, channel, columns, group, buffer, stats, activates, burst, write, i, sent
-                )
-                done += x[X_LATENCY]
-                flight[q, slot] = done
-                slot += 1
-                if slot == x[X_OUTSTANDING]:
-                    slot = 0
-                latest = max(latest, done)
-                budget -= 1
-                free = sent + x[X_BUS]
-                t = max(free, accept)
-                burst += 1
-                if burst > last:
-                    step = dma.advance_run(table, queues, q, i, p)
-                    if step == 0:
-                        sent = t
-                        break
-                    burst, last = queues[q, Q_BURST], queues[q, Q_LAST]
-                    if step == 2:
-                        t = max(t, latest)
-                t = max(t, flight[q, slot])
-                stall_dram += t - free
-                if t >= limit:
-                    break
-            result[i, O_STALL_SPAD] += stall_spad
-            result[i, O_STALL_DRAM] += stall_dram
-            queues[q, Q_BURST] = burst
-            queues[q, Q_LAST] = last
-            queues[q, Q_LATEST] = latest
-            queues[q, Q_SLOT] = slot
-            queues[q, Q_TIME] = t
-            if burst > last:
-                _leave(table, order, queues, result, x, machine, q, sent, max(latest, sent))
+            ended, sent, budget = issue(
+                table, queues, result, x, machine, ports, flight, p, d, activates, core, q, i, t, limit, budget
+            )
+            if ended:
+                _leave(table, order, queues, result, x, machine, q, sent, max(queues[q, Q_LATEST], sent))
     return 0
 
 

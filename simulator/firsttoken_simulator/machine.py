@@ -91,7 +91,7 @@ class _Machine:
 
 def _constants(target: Target) -> np.ndarray:
     x = np.zeros(layout.X_FIELDS, np.int64)
-    x[layout.X_PERIOD], x[layout.X_ENGINES] = target.period_fs, ENGINES_PER_CORE
+    x[layout.X_PERIOD], x[layout.X_ENGINES], x[layout.X_STRETCHES] = target.period_fs, ENGINES_PER_CORE, 1
     x[layout.X_SETUP], x[layout.X_OUTSTANDING] = dma.resolve(target)
     x[layout.X_BUS], x[layout.X_LATENCY] = bus.resolve(target)
     x[layout.X_PORTS] = -(-target.dram.burst_bytes * target.period_fs // scratchpad.width(target))

@@ -50,7 +50,8 @@ class LookAhead:
 
     def advance(self, program: tuple[np.ndarray, ...], budget: int) -> int:
         """See `Memory`."""
-        return int(kernels.advance(*program, self.p, *self.state, self.activates, budget))
+        *others, flight = program
+        return int(kernels.advance(*others, flight.ravel(), self.p, *self.state, self.activates, budget))
 
     def drain(self, total_fs: int) -> None:
         """See `Memory`."""
@@ -58,13 +59,14 @@ class LookAhead:
 
     def counters(self, total_fs: int) -> dict[str, int]:
         """See `Memory`."""
-        hits, misses, conflicts, bursts = (int(count) for count in self.state.stats)
+        words = self.state.words.reshape(-1, int(self.p[dram.P_WORDS]))
+        hits, misses, conflicts = (int(words[:, at].sum()) for at in (dram.C_HITS, dram.C_MISSES, dram.C_CONFLICTS))
         return {
-            "dram_bursts": bursts,
+            "dram_bursts": hits + misses + conflicts,
             "dram_row_hits": hits,
             "dram_row_misses": misses,
             "dram_row_conflicts": conflicts,
-            "dram_refreshes": len(self.state.channel) * (total_fs // int(self.p[dram.P_REFRESH])),
+            "dram_refreshes": int(self.p[dram.P_CHANNELS]) * (total_fs // int(self.p[dram.P_REFRESH])),
         }
 
 

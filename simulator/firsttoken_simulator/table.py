@@ -13,7 +13,7 @@ from firsttoken_compiler.isa.dma import Gather, Load, Store
 from firsttoken_compiler.isa.host import HostLoad, HostRun, HostStore
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.program import Program
-from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Space, queue_name
+from firsttoken_compiler.isa.types import ENGINES_PER_CORE, queue_name
 from firsttoken_compiler.isa.vector import Vector
 from firsttoken_compiler.target.target import Target
 from firsttoken_simulator.units import compute, dma, host, matrix, scratchpad, vector
@@ -31,7 +31,6 @@ from firsttoken_simulator.units.layout import (
     T_SLICES,
     T_TABLE,
     T_TABLE_COUNT,
-    T_TAIL,
     T_WAITS,
     WRITE,
 )
@@ -135,16 +134,20 @@ def _one_queue(rows: np.ndarray, queue: np.ndarray) -> np.ndarray:
 def _compute(
     rows: np.ndarray, account: Account, index: np.ndarray, program: Program, target: Target, matmul: bool
 ) -> None:
-    code = program.code[index]
-    kinds = code[:, word.operand_column(0) :: word.OPERAND_WIDTH]
-    direct = np.flatnonzero((word.space_of(kinds) == int(Space.DRAM)).any(axis=1))
+    code = program.code
+    operands = range(word.operand_column(0), word.WIDTH, word.OPERAND_WIDTH)
+    in_dram = np.zeros(len(index), bool)
+    for at in operands:
+        in_dram |= dma.in_dram(code[index, at])
+    direct = np.flatnonzero(in_dram)
     if len(direct):
         raise ProgramError(
             f"instruction {index[direct[0]]} computes on an operand in DRAM; units reach the scratchpad only: "
             "load it first"
         )
-    cost = matrix.resolve(code, target) if matmul else vector.resolve(code, target, program.kernels)
-    rows[index, T_HEAD : T_TAIL + 1] = np.stack(compute.cut(cost, target.period_fs, scratchpad.width(target)), axis=1)
+    cost = matrix.resolve(code, index, target) if matmul else vector.resolve(code, index, target, program.kernels)
+    for at, column in enumerate(compute.cut(cost, target.period_fs, scratchpad.width(target)), T_HEAD):
+        rows[index, at] = column
     (account.macs if matmul else account.vector_ops)[index] = cost.operations
     account.spad_read_bytes[index] = cost.spad_read_bytes
     account.spad_write_bytes[index] = cost.spad_write_bytes

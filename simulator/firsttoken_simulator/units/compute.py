@@ -5,6 +5,7 @@ buffers hide a wait that is shorter than the slice. The time by which a slice is
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -41,3 +42,23 @@ def cut(cost: ComputeCost, period_fs: int, port_bytes_per_cycle: int) -> tuple[n
     banks[cost.bank_cycles <= cost.body_cycles] = 0
     tail = cost.tail_cycles * period_fs + body - one * slices
     return cost.head_cycles * period_fs, slices, one, ports, banks, tail
+
+
+_MIX: Final = 0x9E3779B97F4A7C15
+"""An odd constant: multiplying by it spreads a number over 64 bits."""
+
+
+def distinct(code: np.ndarray, index: np.ndarray, columns: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(the different rows of `code[index][:, columns]`, which of them each is): `np.unique` by a hash of the rows."""
+    mixed: np.ndarray = np.zeros(len(index), np.uint64)
+    for column in columns:
+        mixed ^= code[index, column].view(np.uint64)
+        mixed *= np.uint64(_MIX)
+        mixed ^= mixed >> np.uint64(29)
+    _, first, inverse = np.unique(mixed, return_index=True, return_inverse=True)
+    inverse = inverse.ravel()
+    rows = code[index[first][:, None], columns]
+    if all(np.array_equal(rows[inverse, at], code[index, column]) for at, column in enumerate(columns)):
+        return rows, inverse
+    rows, inverse = np.unique(code[index[:, None], columns], axis=0, return_inverse=True)  # two hashes met
+    return rows, inverse.ravel()

@@ -37,6 +37,6 @@ O_HEAD, O_START, O_ISSUE_END, O_END, O_STALL_SPAD, O_STALL_DRAM, O_FIELDS = rang
 M_BUS_FREE, M_NEXT_COMPLETION, M_FIELDS = range(3)
 """Of the machine: when the bus is free, and when the next DMA instruction completes."""
 
-X_PERIOD, X_ENGINES, X_SETUP, X_OUTSTANDING, X_BUS, X_LATENCY, X_PORTS, X_FIELDS = range(8)
+X_PERIOD, X_ENGINES, X_SETUP, X_OUTSTANDING, X_BUS, X_LATENCY, X_PORTS, X_STRETCHES, X_FIELDS = range(9)
 """Constants: clock period, queues per core, DMA setup, requests in flight, bus time and latency, port time per
-burst."""
+burst, whether stretches of a stream may be sent at once (tests compare the times of both)."""

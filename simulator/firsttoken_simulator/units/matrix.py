@@ -14,24 +14,22 @@ from firsttoken_compiler.isa.matmul import TRANSPOSED
 from firsttoken_compiler.isa.types import Dtype
 from firsttoken_compiler.target.rates import ceil_div, matmul_cost, matmul_scratchpad_bytes, pair_name
 from firsttoken_compiler.target.target import Target
-from firsttoken_simulator.units.compute import ComputeCost
+from firsttoken_simulator.units.compute import ComputeCost, distinct
 from firsttoken_simulator.units.scratchpad import stream_cycles
 
 _A, _W = word.operand_column(1), word.operand_column(2)
 _SHAPE = [word.DIMS, word.DIMS + 1, word.DIMS + 2, word.FLAGS, _A, _A + 2, _W, _W + 3, _W + 4]
 
 
-def resolve(code: np.ndarray, target: Target) -> ComputeCost:
-    """Costs of rows of matmul instructions; every distinct shape is computed once."""
-    key = code[:, _SHAPE].copy()
-    key[:, 3] &= TRANSPOSED
-    distinct, inverse = np.unique(key, axis=0, return_inverse=True)
-    table = np.array([_one(target, *row) for row in distinct.tolist()], np.int64).reshape(-1, 8)
-    return ComputeCost(*table[inverse.ravel()].T)
+def resolve(code: np.ndarray, index: np.ndarray, target: Target) -> ComputeCost:
+    """Costs of the matmul instructions at `index`; every distinct shape is computed once."""
+    rows, inverse = distinct(code, index, _SHAPE)
+    table = np.array([_one(target, *row) for row in rows.tolist()], np.int64).reshape(-1, 8)
+    return ComputeCost(*table.T[:, inverse])
 
 
 def _one(
-    target: Target, m: int, n: int, k: int, transposed: int, a_kind: int, a_s0: int, w_kind: int, w_s1: int, w_s2: int
+    target: Target, m: int, n: int, k: int, flags: int, a_kind: int, a_s0: int, w_kind: int, w_s1: int, w_s2: int
 ) -> tuple[int, ...]:
     a, w = Dtype(word.dtype_of(a_kind)), Dtype(word.dtype_of(w_kind))
     cost = matmul_cost(target, m, n, k, pair_name(a, w))
@@ -41,7 +39,7 @@ def _one(
     a_bytes = times * (m * k * a.bits // 8)
     fetch = max(unit.rows * a.bits // 8, target.scratchpad.bank_bytes)
     a_run = max(1, min(k * a.bits // 8, fetch))
-    w_run = max(1, (k if transposed else min(n, w_s2 or n)) * w.bits // 8)
+    w_run = max(1, (k if flags & TRANSPOSED else min(n, w_s2 or n)) * w.bits // 8)
     banks = max(
         stream_cycles(target, a_bytes, a_run, a_s0 if m > 1 else a_run),
         stream_cycles(target, read - a_bytes, w_run, w_s1),

@@ -16,18 +16,18 @@ from firsttoken_compiler.isa.vector import INITIALISE, KERNEL_SHIFT
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.target.rates import vector_cycles, vector_lanes
 from firsttoken_compiler.target.target import Target
-from firsttoken_simulator.units.compute import ComputeCost
+from firsttoken_simulator.units.compute import ComputeCost, distinct
 from firsttoken_simulator.units.scratchpad import stream_cycles
 
 _OPERANDS = [word.operand_column(i) + f for i in range(word.MAX_OPERANDS) for f in (0, 2, 3, 4)]
 _SHAPE = [word.FLAGS, word.DIMS, word.DIMS + 1, word.DIMS + 2, *_OPERANDS]
 
 
-def resolve(code: np.ndarray, target: Target, kernels: tuple[VectorKernel, ...]) -> ComputeCost:
-    """Costs of rows of vector instructions; every distinct (microprogram, extents, strides) is computed once."""
-    distinct, inverse = np.unique(code[:, _SHAPE], axis=0, return_inverse=True)
-    table = np.array([_one(target, kernels, row) for row in distinct.tolist()], np.int64).reshape(-1, 8)
-    return ComputeCost(*table[inverse.ravel()].T)
+def resolve(code: np.ndarray, index: np.ndarray, target: Target, kernels: tuple[VectorKernel, ...]) -> ComputeCost:
+    """Costs of the vector instructions at `index`; every distinct (microprogram, extents, strides) is computed once."""
+    rows, inverse = distinct(code, index, _SHAPE)
+    table = np.array([_one(target, kernels, row) for row in rows.tolist()], np.int64).reshape(-1, 8)
+    return ComputeCost(*table.T[:, inverse])
 
 
 def _one(target: Target, kernels: tuple[VectorKernel, ...], row: list[int]) -> tuple[int, ...]:
