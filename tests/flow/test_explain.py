@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 from chain import Chain, drawn
 from hypothesis import HealthCheck, Phase, given, settings
-from students import LLAMA
+from students import LLAMA, QWEN2
 
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Engine
+from firsttoken_compiler.options import resolve
+from firsttoken_compiler.target.target import Target
 from firsttoken_models.registry import PROVIDER
 from firsttoken_simulator.report.critical import critical_path
 from firsttoken_simulator.report.ladder import ladder_of
@@ -52,6 +55,29 @@ def test_steps_sum_to_the_time_of_any_student_on_any_target(case: dict[str, Any]
         assert np.abs(mean * program.cores - own).max(initial=0) <= program.cores
     bursts = line.counters["dram_bursts"] * target.dram.burst_bytes / target.dram.peak_bytes_per_s * 1e15
     assert ladder.steps[:, OF_OPERATORS.index("dma_peak")].sum() <= bursts * 1.000001 + len(program)
+
+
+def test_several_cores_are_counted_one_by_one(tmp_path: Path) -> None:
+    """Products divided over four cores: a quarter of the ideal, and the cores wait for one another."""
+    base = Target.load("systolic-128")
+    rates = {pair: rate * 64 // 16384 for pair, rate in base.matrix.macs_per_cycle.items()}
+    small = replace(base, matrix=replace(base.matrix, rows=8, columns=8, macs_per_cycle=rates), provenance={})
+    ladders = {}
+    for cores in (1, 4):
+        student = replace(QWEN2, name="cores", layers=1, hidden=256, intermediate=320, max_positions=256)
+        chain = Chain(student, 64, 0, resolve("int4", None, "32", None), replace(small, cores=cores), tmp_path)
+        program, line = chain.program, chain.timeline
+        assert program.cores == cores
+        ladder = ladder_of(program, line, chain.target, critical_path(program, line))
+        assert (ladder.steps >= 0).all()
+        assert int(ladder.steps.sum()) == line.total_fs
+        np.testing.assert_array_equal(ladder.steps.sum(axis=1), ladder.critical.sum(axis=1))
+        ladders[cores] = {name: int(fs) for name, fs in zip(OF_OPERATORS, ladder.steps.sum(axis=0), strict=True)}
+    one, four = ladders[1], ladders[4]
+    assert four["ideal"] == pytest.approx(one["ideal"] / 4, rel=0.01)
+    assert one["sync"] < 0.001 * sum(one.values())
+    assert four["sync"] > 0.01 * sum(four.values())
+    assert sum(four.values()) < 0.6 * sum(one.values())
 
 
 @pytest.fixture(scope="module")
