@@ -84,8 +84,10 @@ class SpreadCores:
         spreads = {name: found.spread(by) for name, by in plans.items()}
         cycles = {name: found.whole(spread) for name, spread in spreads.items()}
         chosen = min(spreads, key=lambda name: cycles[name] * (1 if name == "one core" else 1 + LEAST_GAIN))
-        said = "; ".join(f"{name} {cycles[name]:,.0f} cycles" for name in plans)
-        lines = (f"cores, estimated: {said}; {chosen} is compiled", *_lines(launches, spreads[chosen], found))
+        said = "; ".join(f"{name} {cycles[name]:,.0f} cycles" for name in plans) + f"; {chosen} is compiled"
+        if all(launch.spec in asked for launch in launches.launches):
+            said = f"{cycles[chosen]:,.0f} cycles, cut as the schedule says"
+        lines = (f"cores, estimated: {said}", *_lines(launches, spreads[chosen], found))
         return replace(spreads[chosen] if spreads[chosen].cores > 1 else ON_ONE_CORE, lines=lines)
 
     def _cores(self) -> int:
@@ -292,7 +294,8 @@ def _lines(launches: Launches, spread: Spread, found: _Plans) -> list[str]:
         said = f"{launch.spec.kind} {split.text()}"
         if split.by == NONE:
             cuttable = len(ways(launch.spec, found.target, found.cores)) > 1
-            said += " (others would not speed it up)" if cuttable else " (it cannot be cut)"
+            why = "others would not speed it up" if cuttable else "it cannot be cut"
+            said += f" ({'as the schedule says' if launch.spec in found.asked else why})"
         counts[said] = counts.get(said, 0) + 1
     return [f"{count} x {said}" for said, count in counts.items()]
 

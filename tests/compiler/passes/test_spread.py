@@ -52,6 +52,8 @@ def test_little_work_stays_on_one_core_and_that_is_said(lowered: Launches) -> No
 def test_values_that_cores_exchange_lie_in_dram_and_rows_of_one_core_stay_with_it(lowered: Launches) -> None:
     spread = SpreadCores(TWO, by_rows(lowered)).run(lowered)
     assert spread.cores == 2
+    assert spread.lines[0].endswith(" cycles, cut as the schedule says")
+    assert any("row core 0 (as the schedule says)" in line for line in spread.lines)
     placement = Place(TWO, exchanged=spread.exchanged, rows=spread.rows, cores=2).run(lowered)
     for launch, parts in zip(lowered.launches, spread.parts, strict=True):
         values = kernel_operands(launch.spec, (*launch.args, *launch.outs))
