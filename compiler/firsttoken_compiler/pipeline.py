@@ -139,7 +139,7 @@ class _Run:
             self.done(name, made)
         inline = frozenset(n for n, item in imported.student.initializers.items() if item.external is None)
         parts = (canonical, quantised, launches, placement, imported.weights, inputs, imported.segments, inline)
-        compiled = Compiled(*parts, lowered.spread)
+        compiled = Compiled(*parts, lowered.spread, plan.ways)
         show = partial(self._show, "schedule")
         templates = schedule_all(compiled, target, show, plan.templates, self.schedules)
         self.done("schedule", templates)

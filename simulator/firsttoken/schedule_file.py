@@ -136,8 +136,8 @@ def parse_schedule(data: bytes, origin: str) -> ScheduleFile:
         entries.append(
             Entry(KernelKey(kernel.key), choice, tuple(kernel.operators), dims, kernel.graph, kernel.note)
         )
-    graph = GraphChoice(**(found.graph.model_dump() if found.graph is not None else {}))
     try:
+        graph = GraphChoice(**(found.graph.model_dump() if found.graph is not None else {}))
         splits = tuple((KernelKey(each.key), CoreSplit(each.by, each.cores)) for each in found.split)
         head = (found.student, found.target, tuple(entries), graph, found.target_hash, found.made_by)
         made = ScheduleFile(*head, splits)

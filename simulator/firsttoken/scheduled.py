@@ -35,6 +35,8 @@ class Graph:
     """Of each kernel; None where there is nothing to choose."""
     splits: tuple[tuple[KernelKey, CoreSplit], ...] = ()
     """Of launches, on a target of several cores."""
+    norms: tuple[tuple[str, str], ...] = ()
+    """(name, way) of norms."""
 
     def operators(self, kernel: Kernel) -> list[str]:
         """Names of the operators that a kernel computes, or a part of which it computes."""
@@ -65,11 +67,13 @@ def compiled_graph(
 
     found: list[Kernel] = []
     splits: dict[KernelKey, CoreSplit] = {}
+    norms: list[tuple[str, str]] = []
 
     def observe(compiled: Any, _templates: Any) -> None:
         found.extend(kernels_of(compiled, target))
         for launch, split in zip(compiled.launches.launches, compiled.spread.splits, strict=False):
             splits.setdefault(launch_key(launch.spec), split)
+        norms.extend(compiled.norm_ways)
 
     program = api.compile_subject(subject, target, tokens, past, options, progress, observe=observe)
     given = options.schedule or NO_SCHEDULES
@@ -78,7 +82,7 @@ def compiled_graph(
         or default_choice(kernel.spec, kernel.spaces, kernel.target, kernel.room)
         for kernel in found
     )
-    return Graph(phase, program, tuple(found), choices, tuple(splits.items()))
+    return Graph(phase, program, tuple(found), choices, tuple(splits.items()), tuple(norms))
 
 
 def graphs_of(
@@ -102,10 +106,24 @@ def file_of(graphs: Sequence[Graph], student: str, target: Target, options: RunO
     for graph in graphs:
         for entry in graph.entries():
             entries.setdefault(entry.key, entry)
-    chosen = options.schedule.graph if options.schedule is not None else GraphChoice()
+    cores = options.schedule.graph.cores if options.schedule is not None else 0
+    chosen = GraphChoice(cores, norm_patterns(graphs))
     splits = {key: split for graph in reversed(graphs) for key, split in graph.splits}
     kept = tuple(sorted(splits.items(), key=lambda item: item[0]))
     return ScheduleFile(student, target.name, tuple(entries.values()), chosen, target.content_hash, splits=kept)
+
+
+def norm_patterns(graphs: Sequence[Graph]) -> tuple[str, ...]:
+    """What norms keep, as `layers.*.input_layernorm=scratchpad`; those that differ between graphs are left free."""
+    ways: dict[str, set[str]] = {}
+    for graph in graphs:
+        for name, way in graph.norms:
+            ways.setdefault(name, set()).add(way)
+    alike: dict[str, list[str]] = {}
+    for name, found in ways.items():
+        if len(found) == 1:
+            alike.setdefault(next(iter(found)), []).append(name)
+    return tuple(f"{pattern}={way}" for way, names in alike.items() for pattern in patterns(names, ways))
 
 
 def traces_document(graphs: Sequence[Graph]) -> dict[str, Any]:

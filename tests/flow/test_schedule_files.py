@@ -157,6 +157,27 @@ def test_files_that_are_no_schedules(tmp_path: Path) -> None:
         read_schedule(tmp_path / "absent.toml")
 
 
+def test_what_norms_keep_is_in_the_file_and_can_be_changed() -> None:
+    auto = RunOptions(norm_cache="auto")
+    _, file = exported(auto)
+    ways = dict(text.split("=") for text in file.graph.norms)
+    assert ways["layers.*.input_layernorm"] == "scratchpad"
+    norms = ("layers.0.input_layernorm=statistics", "layers.1,2-3.post_attention_layernorm=dram")
+    options = replace(auto, schedule=Schedules(graph=GraphChoice(norms=norms)))
+    program = api.compile(STUDENT, TARGET, prompt=9, options=options)
+    kinds = {op.name: op.kind for op in program.ops}
+    assert kinds["layers.0.self_attn.q_proj"] == "normed"
+    assert kinds["layers.1.self_attn.q_proj"] == "linear"
+    lines = {line.partition(": ")[0]: line for line in program.meta["norm_decisions"]}
+    assert "made from its statistics" in lines["layers.0.input_layernorm"]
+    assert "in scratchpad" in lines["layers.0.post_attention_layernorm"]
+    assert "in DRAM" in lines["layers.1.post_attention_layernorm"]
+    with pytest.raises(OptionError, match=r"layers\.0\.input_layernorm is to go by 'statistics', and can go by "):
+        api.compile(STUDENT, TARGET, prompt=9, options=replace(options, norm_cache="int8"))
+    with pytest.raises(OptionError, match="give NAME=WAY"):
+        GraphChoice(norms=("norm=nowhere",))
+
+
 def test_splits_of_cores_are_kept() -> None:
     _, file = exported(RunOptions())
     split = replace(file, splits=((file.kernels[0].key, CoreSplit("rows", 2)),), graph=GraphChoice(2))

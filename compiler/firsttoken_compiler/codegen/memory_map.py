@@ -45,6 +45,8 @@ class Compiled:
     """Initialisers whose bytes are in the ONNX file itself: tables for its lengths may be among them."""
     spread: Spread = ON_ONE_CORE
     """Which cores compute what."""
+    norm_ways: tuple[tuple[str, str], ...] = ()
+    """(name, way) of norms whose rows products read; see `codegen.norm_choice`."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from firsttoken_compiler.codegen.estimate import Estimate
 from firsttoken_compiler.codegen.names import module_path
 from firsttoken_compiler.codegen.norm_ways import WAYS, Costs, Group, Templates, groups_of
-from firsttoken_compiler.errors import AllocationError
+from firsttoken_compiler.errors import AllocationError, OptionError
 from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.options import Precision
 from firsttoken_compiler.passes.cache_norms import CacheNorms, NormDecision
@@ -60,6 +60,8 @@ class Plan:
     lowered: Lowered
     templates: Templates
     lines: list[str]
+    ways: tuple[tuple[str, str], ...] = ()
+    """(name, way) of each norm whose rows products read."""
 
 
 def choose_norms(precision: Precision, target: Target, lower: Lower, schedules: Schedules = NO_SCHEDULES) -> Plan:
@@ -99,6 +101,8 @@ class _Choice:
             chosen = self._option({decision.name: self.asked for decision in lowered.decisions}, frozenset())
         elif lowered.spread.parts:
             pass  # what ways cost on several cores is not estimated: rows are kept
+        elif self.schedules.graph.norms:
+            chosen = self._pinned(first, groups, now)
         elif self.place == "auto" or (self.asked == "auto" and self.place == "dram"):
             chosen, notes = self._cheapest(first, estimates, now)
         ways = {**now, **chosen.ways}
@@ -111,7 +115,9 @@ class _Choice:
             for decision in chosen.lowered.decisions
         ]
         lines += [*notes, *_residual_line(chosen.lowered, self.spill)]
-        return Plan(chosen.lowered, chosen.costs.templates, lines)
+        names = {decision.name: _named(decision, lowered) for decision in lowered.decisions}
+        taken = tuple((names[label], way) for label, way in ways.items() if label in names)
+        return Plan(chosen.lowered, chosen.costs.templates, lines, taken)
 
     def _option(self, ways: Mapping[str, str], spilled: frozenset[str]) -> _Option:
         keeps = {label: WAYS[way] for label, way in ways.items()}
@@ -119,6 +125,28 @@ class _Choice:
             keeps = {label: replace(way, place=self.place) for label, way in keeps.items()}
         lowered = self.lower(CacheNorms.of(self.asked, self.place, keeps), spilled)
         return _Option(ways, lowered, Costs(self.target, lowered.placement, schedules=self.schedules))
+
+    def _pinned(self, first: _Option, groups: Mapping[str, list[Group]], now: Mapping[str, str]) -> _Option:
+        """The plan of the schedule's ways; raises OptionError for one that a norm cannot go.
+
+        Rows that are to lie in the scratchpad and have no room there stay in DRAM.
+        """
+        allowed = KEEPING if self.asked != "auto" else tuple(WAYS)
+        asked: dict[str, str] = {}
+        for decision in first.lowered.decisions:
+            name, found = _named(decision, first.lowered), groups.get(decision.name, [])
+            way = self.schedules.graph.norm_way(name)
+            possible = [each for each in allowed if all(each in group.ways for group in found)]
+            if way is None or not found or way == now[decision.name]:
+                continue
+            if way not in possible:
+                raise OptionError(
+                    f"schedule: norm {name} is to go by {way!r}, and can go by {', '.join(possible)} with --norm-cache "
+                    f"{self.asked}: change norms, or give --norm-cache auto"
+                )
+            if way != "scratchpad":
+                asked[decision.name] = way
+        return self._option(asked, frozenset()) if asked else first
 
     def _cheapest(
         self, first: _Option, estimates: Mapping[str, Mapping[str, Estimate | None]], now: Mapping[str, str]
@@ -179,6 +207,12 @@ def _summed(parts: Iterable[Mapping[str, Estimate | None]]) -> dict[str, Estimat
     return total or {}
 
 
+def _named(decision: NormDecision, lowered: Lowered) -> str:
+    """A norm's name for people."""
+    behind = lowered.canonical.nodes.get(decision.name, ())
+    return module_path(behind[0]) if behind else decision.name
+
+
 def _line(
     decision: NormDecision, lowered: Lowered, groups: Mapping[str, list[Group]],
     estimates: Mapping[str, Mapping[str, Estimate | None]], ways: Mapping[str, str], cheaper: bool,
@@ -187,8 +221,7 @@ def _line(
 
     `cheaper`: its rows lie in DRAM because that costs less.
     """
-    behind = lowered.canonical.nodes.get(decision.name, ())
-    name = module_path(behind[0]) if behind else decision.name
+    name = _named(decision, lowered)
     products = f"{decision.consumers} product{'s' if decision.consumers > 1 else ''}"
     found, way = groups.get(decision.name, []), ways.get(decision.name, "")
     nbytes = sum(out.arg.nbytes for group in found for out in group.norm.outs)

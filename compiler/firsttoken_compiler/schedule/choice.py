@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final, NewType
@@ -122,20 +124,58 @@ def product_dims(spec: KernelSpec) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class GraphChoice:
-    """What a schedule chooses about the graph as a whole.
+    """What a schedule chooses about the graph as a whole: what is fused with what, and who works.
 
     Attributes:
         cores: cores that work is divided over; 0 for as many as the compiler uses by itself.
+        norms: what norms keep for their products, `layers.*.input_layernorm=scratchpad`: one of `NORM_WAYS`, for those
+            that a pattern covers, the first that does; others go as the compiler decides.
     """
 
     cores: int = 0
+    norms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises OptionError naming the value, and what is possible."""
+        object.__setattr__(self, "norms", tuple(self.norms))
+        for text in self.norms:
+            if text.rpartition("=")[2].strip() not in NORM_WAYS or not text.rpartition("=")[0].strip():
+                raise OptionError(f"schedule: norms has {text!r:.80}: give NAME=WAY, a way is {', '.join(NORM_WAYS)}")
         if not 0 <= self.cores <= 1024:
             raise OptionError(f"schedule: cores is {self.cores}: give 0 (the compiler's own) to 1024")
 
+    def norm_way(self, name: str) -> str | None:
+        """The way of the norm of this name, None where the compiler chooses."""
+        for text in self.norms:
+            pattern, _, way = text.rpartition("=")
+            if covers(pattern.strip(), name):
+                return way.strip()
+        return None
 
+    def facts(self) -> dict[str, Any]:
+        """As JSON values; what is left to the compiler is left out."""
+        norms = {"norms": list(self.norms)} if self.norms else {}
+        return {"cores": self.cores, **norms}
+
+
+_NUMBERS: Final = re.compile(r"(?P<before>.*\blayers\.)(?P<numbers>[\d,-]+)(?P<after>\..*)")
+
+
+def covers(pattern: str, name: str) -> bool:
+    """Whether a name is meant: by itself, by wildcards, or as one of the layers `layers.0-3,7.input_layernorm`."""
+    if fnmatchcase(name, pattern):
+        return True
+    wanted, found = _NUMBERS.fullmatch(pattern), _NUMBERS.fullmatch(name)
+    if wanted is None or found is None or not found["numbers"].isdecimal():
+        return False
+    ranges = [part.split("-") for part in wanted["numbers"].split(",")]
+    inside = any(part[0].isdecimal() and part[-1].isdecimal() and int(part[0]) <= int(found["numbers"]) <= int(part[-1])
+                 for part in ranges)  # fmt: skip
+    return inside and wanted["after"] == found["after"]
+
+
+NORM_WAYS: Final = ("scratchpad", "dram", "statistics", "off")
+"""Rows in the scratchpad or in DRAM, numbers per row from which products make the rows, or nothing."""
 WAYS: Final = ("none", "n", "k", "heads", "rows")
 """How a launch is cut for several cores; `none`: core 0 computes it."""
 
@@ -224,7 +264,7 @@ class Schedules:
         """As JSON values."""
         splits = {"splits": {key: asdict(split) for key, split in self.splits}} if self.splits else {}
         choices = {key: asdict(choice) for key, choice in self.choices}
-        return {"graph": asdict(self.graph), "choices": choices, **splits}
+        return {"graph": self.graph.facts(), "choices": choices, **splits}
 
     def canonical_json(self) -> str:
         """Stable text for content hashing."""
