@@ -88,6 +88,7 @@ def test_more_requests_in_flight_help_where_there_are_few(made: Any) -> None:
     slow = replace(TARGET, dma=replace(TARGET.dma, outstanding=2))
     document = api.run(LLAMA, slow, prompt=9, cache=False)
     program = api.compile(LLAMA, slow, prompt=9)
+    assert any("(few requests in flight); raise dma.outstanding" in line for line in document.advice)
     first = what_if.effects(program, slow, explain(document))[0]
     assert first.change.text == "dma.outstanding 2 -> 4"
     assert first.run_fs is not None

@@ -27,7 +27,7 @@ from firsttoken_simulator.report.document import (
     TargetValue,
 )
 from firsttoken_simulator.report.energy_table import energy_bands
-from firsttoken_simulator.report.ladder import ladder_of
+from firsttoken_simulator.report.ladder import Ladder, ladder_of
 from firsttoken_simulator.report.occupancy import arenas, occupancy, occupancy_points, spills
 from firsttoken_simulator.report.steps import HOLDERS, OF_OPERATORS
 from firsttoken_simulator.report.tables import OpTable, bound_word, dram_bytes_by_kind, fold, layer_of, whole_cycles
@@ -51,6 +51,7 @@ class Phase:
     target: Target
     path: CriticalPath
     table: OpTable
+    steps: Ladder
 
     @property
     def dispatch_fs(self) -> int:
@@ -99,7 +100,8 @@ class Phase:
 def make_phase(program: Program, timeline: Timeline, target: Target, energy: EnergyResult) -> Phase:
     """Folds one execution."""
     path = critical_path(program, timeline)
-    return Phase(program, timeline, energy, target, path, fold(program, timeline, target, path))
+    steps = ladder_of(program, timeline, target, path)
+    return Phase(program, timeline, energy, target, path, fold(program, timeline, target, path), steps)
 
 
 def build_run(
@@ -135,7 +137,7 @@ def build_run(
         "arenas": arenas(program),
         "sram_occupancy": occupancy_points(occupancy(program, timeline), timeline.total_fs),
         "spilled": spills(program),
-        "advice": advise(program, phase.table, target, timeline),
+        "advice": advise(program, phase.table, target, timeline, phase.steps.steps),
         "ladder": ladder(phase.table, timeline, target, phase.host_fs, program.cores, _whole(program)),
         "critical_path": _path(phase),
         "layers": _layers(phase),
@@ -147,10 +149,9 @@ def build_run(
 
 def _steps(phase: Phase) -> StepTable:
     """Where the time of every operator goes."""
-    found = ladder_of(phase.program, phase.timeline, phase.target, phase.path)
     return StepTable(
-        names=list(OF_OPERATORS), dispatch_fs=phase.dispatch_fs, rows=found.steps.tolist(), holders=list(HOLDERS),
-        critical=found.critical.tolist(),
+        names=list(OF_OPERATORS), dispatch_fs=phase.dispatch_fs, rows=phase.steps.steps.tolist(), holders=list(HOLDERS),
+        critical=phase.steps.critical.tolist(),
     )  # fmt: skip
 
 
