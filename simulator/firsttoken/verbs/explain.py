@@ -138,8 +138,8 @@ def _help(found: Explanation, rows: list[dict[str, Any]], why: str) -> None:
     elif simulated:
         print(f"no change that was tried helps: {'; '.join(row['change'] for row in simulated)}")
     elif rows:
-        left = [found.total_fs - row["at_stake_fs"] for row in rows]
-        cells = [[r["change"], percent(fs, found.total_fs), r["step"]] for r, fs in zip(rows, left, strict=True)]
+        shown = sorted((r for r in rows if r["at_stake_fs"] > found.total_fs * 0.001), key=lambda r: -r["at_stake_fs"])
+        cells = [[r["change"], percent(found.total_fs - r["at_stake_fs"], found.total_fs), r["step"]] for r in shown]
         table(["what may help", "at stake", "its step"], cells)
     if why:
         print(f"effects are not simulated: {why}")
