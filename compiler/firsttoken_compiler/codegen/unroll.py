@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from firsttoken_compiler.codegen import slots
-from firsttoken_compiler.codegen.alike import Alike, Seen
+from firsttoken_compiler.codegen.alike import Alike, Form, Now, Seen
 from firsttoken_compiler.codegen.loops import (
     Access,
     Alloc,
@@ -183,7 +183,7 @@ class _Unroller:
         return Stream(SCRATCH, Space.SPAD, buffer.dtype, address * 8 + base * bits, strides)
 
     def _nest(self, nest: Nest, again: bool = False) -> None:
-        """`again`: the same object comes in every iteration, so that what it became before serves again."""
+        """`again`: the same object comes in every iteration; without it nests are told apart by their form."""
         if nest.value[0] == "const" and nest.dst.buffer.param < 0:
             self.pending[nest.dst.buffer] = nest.value[1]
             self.unwritten[nest.dst.buffer] = [(nest, p, self._stream(nest.dst, *p[1:])) for p in self._pieces(nest)]
@@ -191,15 +191,18 @@ class _Unroller:
         if self.pending:
             self._write_constants(nest.value, nest.dst.buffer)
         initial = self.pending.pop(nest.dst.buffer, None)
+        now = Now(self.env, self.turn, None if again else Form.of(nest, self.env))
         for extents, first, narrow in self._pieces(nest):
-            key = (id(nest), extents, first, narrow, initial)
-            if again and self._repeated(key):
+            key = (id(nest) if now.form is None else now.form.key, extents, first, narrow, initial)
+            if self._repeated(key, now):
                 continue
             start = len(self.rows)
             dst = self._stream(nest.dst, first, narrow)
-            sources = self._instructions(nest, extents, first, narrow, dst, initial)
-            if again:
-                self._remember(key, start, [nest.dst, *sources], (first, narrow), nest.value)
+            accesses = [nest.dst, *self._instructions(nest, extents, first, narrow, dst, initial)]
+            if key not in self.seen:
+                alike = Alike(self.places, self.memory.rooms, first, narrow)
+                self.seen[key] = alike.nest(accesses, nest, now.form)
+            self.seen[key].keep(self.rows[start:], self.symbols[start:], now)
 
     def _instructions(
         self, nest: Nest, extents: tuple[int, ...], first: tuple[int, ...], narrow: bool, dst: Stream,
@@ -213,26 +216,16 @@ class _Unroller:
                 return [nest.value[1]]
         return self._vector(nest, extents, first, narrow, dst, initial)
 
-    def _repeated(self, key: tuple[object, ...]) -> bool:
+    def _repeated(self, key: tuple[object, ...], now: Now) -> bool:
         """Emits what a statement became before, at the addresses of now; False where that is not known."""
         seen = self.seen.get(key)
-        made = None if seen is None else seen.again(self.env, self.turn)
+        made = None if seen is None else seen.again(now)
         if made is None:
             return False
         rows, symbols = made
         self.rows += rows
         self.symbols += symbols
         return True
-
-    def _remember(
-        self, key: tuple[object, ...], start: int, accesses: list[Access], cut: tuple[tuple[int, ...], bool],
-        value: Value | None,
-    ) -> None:  # fmt: skip
-        """Keeps the instructions since `start`, whose operands are these accesses in order."""
-        if key not in self.seen:
-            alike = Alike(self.places, self.memory.rooms, *cut)
-            self.seen[key] = Seen([alike.of(access) for access in accesses], value)
-        self.seen[key].keep(self.rows[start:], self.symbols[start:], self.env, self.turn)
 
     def _write_constants(self, value: Value, own: Buffer) -> None:
         """Writes constants that are read elsewhere than where the result `own` starts from them."""
@@ -335,8 +328,8 @@ class _Unroller:
             n = self._cut(call.n, call.axes[1])
         started = self.pending.pop(call.acc.buffer, None) is not None
         fresh = started if call.fresh is None else call.fresh
-        key, start = (id(call), m, n, k, fresh), len(self.rows)
-        if again and self._repeated(key):
+        key, start, now = (id(call), m, n, k, fresh), len(self.rows), Now(self.env, self.turn)
+        if again and self._repeated(key, now):
             return
         flags = (0 if fresh else ACCUMULATE) | (0 if call.panel else TRANSPOSED)
         acc, a, w = (self._stream(access) for access in (call.acc, call.a, call.w))
@@ -350,7 +343,8 @@ class _Unroller:
         ]
         self._emit(Matmul.OPCODE, Engine.MATRIX, flags, (m, n, k), operands)
         if again:
-            self._remember(key, start, [call.acc, call.a, call.w], ((), False), None)
+            alike = Alike(self.places, self.memory.rooms, (), narrow=False)
+            self.seen.setdefault(key, alike.product(call)).keep(self.rows[start:], self.symbols[start:], now)
 
     def _elements(self, access: Access, count: int) -> int:
         """Bits of a flat element stride in a buffer."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from firsttoken_compiler.codegen import unroll as module
-from firsttoken_compiler.codegen.loops import Access, Alloc, Buffer, Loop, MatmulCall, Nest, Statement
+from firsttoken_compiler.codegen.loops import Access, Alloc, Buffer, Computed, Loop, MatmulCall, Nest, Statement
 from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.unroll import Place, unroll
 from firsttoken_compiler.isa.types import Dtype, Space
@@ -35,8 +35,8 @@ def both(body: list[Statement], monkeypatch: pytest.MonkeyPatch, ragged: Ragged 
     hits: list[bool] = []
     repeated = module._Unroller._repeated
 
-    def counted(self: Any, key: tuple[object, ...]) -> bool:
-        hits.append(repeated(self, key))
+    def counted(self: Any, *of: Any) -> bool:
+        hits.append(repeated(self, *of))
         return hits[-1]
 
     def made(method: Callable[..., bool]) -> Template:
@@ -98,3 +98,33 @@ def test_parts_of_bytes_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     nest = Nest((8,), ("",), at(Y, 64, 1), ("load", at(packed, 3, 1)))
     monkeypatch.setitem(globals(), "PLACES", places)
     assert both(loop(6, nest), monkeypatch)[1] == 2
+
+
+def test_nests_made_for_each_iteration_are_told_apart_by_their_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offsets move an instruction; another number, index, operation or extent makes another one."""
+
+    def make(env: list[int]) -> list[Nest]:
+        i = env[0]
+        factor = ("const", 2.0 if i < 6 else 3.0)
+        value = ("mul", ("load", Access(X, lambda _env: i * 64, (64, 1))), factor)
+        shifted = ("add", ("load", Access(X, lambda _env: i * 8, (64, 1))), ("index", lambda _env: i // 4, (0, 1)))
+        extents = (4, 8) if i % 4 else (3, 8)
+        return [
+            Nest(extents, ("", ""), Access(Y, lambda _env: i * 64, (64, 1)), value),
+            Nest((2, 8), ("", ""), Access(Y, lambda _env: i * 64, (64, 1)), shifted),
+        ]
+
+    template, hits = both(loop(8, Computed(make)), monkeypatch)
+    assert len(template.code) == 16
+    assert hits == (8 - 3) + (8 - 2)
+
+
+def test_one_read_twice_is_not_two_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(env: list[int]) -> list[Nest]:
+        i = env[0]
+        left = Access(X, lambda _env: i * 64, (1,))
+        right = left if i < 2 else Access(X, lambda _env: 640, (1,))
+        return [Nest((64,), ("",), at(Y, 64, 1), ("mul", ("load", left), ("load", right)))]
+
+    template, hits = both(loop(6, Computed(make)), monkeypatch)
+    assert (len(template.kernels), hits) == (2, 1 + 3)
