@@ -75,20 +75,25 @@ class SpreadCores:
         cores, asked = self._cores(), self._asked(launches) if self.schedules.splits else {}
         if cores < 2:
             return ON_ONE_CORE
-        found = _Plans(self.target, cores, launches, asked)
-        plans = {
-            "one core": [NONE] * len(launches.launches),
-            "rows where there are several": [found.by_rows(launch) for launch in launches.launches],
-            "each launch for itself": [found.alone(launch) for launch in launches.launches],
-        }
-        spreads = {name: found.spread(by) for name, by in plans.items()}
-        cycles = {name: found.whole(spread) for name, spread in spreads.items()}
-        chosen = min(spreads, key=lambda name: cycles[name] * (1 if name == "one core" else 1 + LEAST_GAIN))
-        said = "; ".join(f"{name} {cycles[name]:,.0f} cycles" for name in plans) + f"; {chosen} is compiled"
+        alone = _Plans(self.target, cores, launches, asked)
+        chosen = alone.spread([NONE] * len(launches.launches))
+        least = alone.whole(chosen)
+        name, said = "one core", [f"one core {least:,.0f} cycles"]
+        for count in sorted({cores, *(1 << i for i in range(1, cores.bit_length()) if 1 << i < cores)}):
+            found = _Plans(self.target, count, launches, asked)
+            for what, way in (("rows where there are several", found.by_rows), ("each launch for itself", found.alone)):
+                spread = found.spread([way(launch) for launch in launches.launches])
+                cycles = found.whole(spread)
+                plan = f"{count} cores, {what}"
+                said.append(f"{plan} {cycles:,.0f} cycles")
+                fewer = chosen.cores < spread.cores
+                if cycles < least * (1 - LEAST_GAIN if fewer else 1):
+                    chosen, least, name = spread, cycles, plan
+        text = f"{'; '.join(said)}; {name} compiled"
         if all(launch.spec in asked for launch in launches.launches):
-            said = f"{cycles[chosen]:,.0f} cycles, cut as the schedule says"
-        lines = (f"cores, estimated: {said}", *_lines(launches, spreads[chosen], found))
-        return replace(spreads[chosen] if spreads[chosen].cores > 1 else ON_ONE_CORE, lines=lines)
+            text = f"{least:,.0f} cycles, cut as the schedule says"
+        lines = (f"cores, estimated: {text}", *_lines(launches, chosen, alone))
+        return replace(chosen if chosen.cores > 1 else ON_ONE_CORE, lines=lines)
 
     def _cores(self) -> int:
         """Cores to spread over."""
