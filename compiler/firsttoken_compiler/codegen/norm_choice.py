@@ -102,7 +102,10 @@ class _Choice:
         elif lowered.spread.parts:
             pass  # what ways cost on several cores is not estimated: rows are kept
         elif self.schedules.graph.norms:
-            chosen = self._pinned(first, groups, now)
+            asked = self._pinned(first, groups, now)
+            chosen, notes = self._cheapest(first, estimates, now)
+            if chosen.ways != asked:  # else it is the same plan, and the same is said about it
+                chosen, notes = self._option(asked, frozenset()) if asked else first, []
         elif self.place == "auto" or (self.asked == "auto" and self.place == "dram"):
             chosen, notes = self._cheapest(first, estimates, now)
         ways = {**now, **chosen.ways}
@@ -126,8 +129,8 @@ class _Choice:
         lowered = self.lower(CacheNorms.of(self.asked, self.place, keeps), spilled)
         return _Option(ways, lowered, Costs(self.target, lowered.placement, schedules=self.schedules))
 
-    def _pinned(self, first: _Option, groups: Mapping[str, list[Group]], now: Mapping[str, str]) -> _Option:
-        """The plan of the schedule's ways; raises OptionError for one that a norm cannot go.
+    def _pinned(self, first: _Option, groups: Mapping[str, list[Group]], now: Mapping[str, str]) -> dict[str, str]:
+        """The schedule's ways where they are not those of the first plan; raises OptionError for one that cannot be.
 
         Rows that are to lie in the scratchpad and have no room there stay in DRAM.
         """
@@ -146,7 +149,7 @@ class _Choice:
                 )
             if way != "scratchpad":
                 asked[decision.name] = way
-        return self._option(asked, frozenset()) if asked else first
+        return asked
 
     def _cheapest(
         self, first: _Option, estimates: Mapping[str, Mapping[str, Estimate | None]], now: Mapping[str, str]
