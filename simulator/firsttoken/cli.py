@@ -17,6 +17,7 @@ import typer
 from firsttoken.progress import Bar
 from firsttoken.verbs.calibrate import calibrate
 from firsttoken.verbs.compare import compare as compare_command
+from firsttoken.verbs.costs import costs
 from firsttoken.verbs.diff import diff
 from firsttoken.verbs.explain import explain
 from firsttoken.verbs.footprint import footprint
@@ -66,6 +67,7 @@ app.command()(quality)
 app.command("mix")(mix_command)
 app.command()(validate)
 app.command()(calibrate)
+app.command()(costs)
 
 Student = Annotated[str, typer.Argument(help="An ONNX or GGUF file, or a built-in student.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", help="A preset (see 'firsttoken targets') or a .toml file.")]

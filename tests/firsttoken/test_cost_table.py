@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import workers
 from students import LLAMA, QWEN2
+from typer.testing import CliRunner
 
 from firsttoken import CostModel, RunOptions, Target
+from firsttoken.cli import app
 from firsttoken.cost_tables import lookup, probes
 from firsttoken.cost_tables.accuracy import random_students
 from firsttoken.cost_tables.cells import cells_of
@@ -104,6 +106,12 @@ def test_a_base_of_uneven_layers(uneven: StudentConfig) -> None:
         CostSpace.of(uneven, {})
     with pytest.raises(OptionError, match="points is 1, must be at least 2"):
         CostSpace.of(BASE, {}, points=1)
+
+
+def test_the_base_is_one_of_the_space() -> None:
+    space = CostSpace.of(BASE, {"hidden": "64,128", "heads": "4:8:1", "kv_heads": "2,4", "layers": "1:9:1"})
+    assert (space.base.hidden, space.base.heads, space.base.kv_heads, space.base.layers) == (64, 4, 2, 2)
+    assert CostSpace.of(BASE, {"kv_heads": "5", "heads": "9,10"}).base.heads == 10
 
 
 def test_a_space_in_words() -> None:
@@ -458,7 +466,7 @@ def test_a_training_loop_needs_no_compiler(table: CostTable, tmp_path: Path) -> 
         "import sys; from firsttoken import CostModel, Target; from firsttoken.cost_tables.table import CostTable\n"
         f"table = CostTable.load({str(tmp_path / 't.npz')!r}, "
         "CostModel(Target.load('systolic-128'), prompt=16))\n"
-        "assert table.estimate(table.space.base, outside='nan').outside\n"
+        "assert table.estimate(table.space.base).source == 'table'\n"
         "print(sorted({'tvm', 'onnx', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -472,3 +480,39 @@ def test_grid_covers_every_cell(table: CostTable) -> None:
     assert not unmeasured[bases[1] :].any()
     # kv_heads 4 go with 4 and 8 query heads, kv_heads 2 with 4, 6 and 8.
     assert unmeasured[: bases[1]].mean() == pytest.approx(1 / 6)
+
+
+# The verb
+
+TINY = [
+    "costs", "smollm2-135m", "--target", "systolic-128", "--prompt", "2", "--jobs", "1", "--check", "2",
+    *(f"--vary={what}" for what in ("layers=1:2:1", "hidden=64", "heads=2", "kv_heads=1", "head_dim=32", "vocab=256")),
+]  # fmt: skip
+
+
+def test_the_verb_builds_checks_and_writes(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "t.npz"
+    run = [*TINY, "--vary", "intermediate=64,128", "-o", str(path)]
+    done = CliRunner().invoke(app, [*run, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert found["space"]["intermediate"] == {"values": [64, 128], "measured": [64, 128]}
+    assert [entry["cost"] for entry in found["accuracy"]] == ["ttft_ms", "energy_mj"]
+    table = CostTable.load(path, CostModel(MODEL.target, prompt=2))
+    assert [dataclasses.asdict(entry) for entry in table.accuracy] == found["accuracy"]
+    screen = CliRunner().invoke(app, run).output
+    for text in ("intermediate", "median %", "worst %", "of 2 random students", "Written to"):
+        assert text in screen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smollm2-135m", "--vary", "hidden"], "give DIM=VALUES"),
+        (["student.onnx"], "is a file, whose widths are given"),
+        (["minilm-l6"], "minilm-l6 is an encoder"),
+    ],
+)
+def test_mistakes_of_the_verb(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["costs", *arguments])
+    assert message in str(done.exception)

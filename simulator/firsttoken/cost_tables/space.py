@@ -54,7 +54,7 @@ class CostSpace:
     """Students that differ from `base` in the dimensions of `axes` alone.
 
     Attributes:
-        base: gives every dimension that does not vary, and the kind of graph.
+        base: one of them; it gives the kind of graph.
         axes: (name out of `DIMS`, axis), in the order of `DIMS`, every dimension once.
     """
 
@@ -66,7 +66,7 @@ class CostSpace:
         """The space around a student.
 
         Args:
-            base: a student of uniform layers.
+            base: a student of uniform layers. Where the space lacks a value of its own, the space's first one counts.
             vary: values by dimension. All numbers of a list are measured, of a range `points`, evenly over it.
                 `weight_bits` 0 is the precision of the options. `layers` is never interpolated: a layer costs the same
                 wherever it stands.
@@ -88,7 +88,17 @@ class CostSpace:
         space = CostSpace(replace(base, per_layer=()), axes)
         for kv_heads in space["kv_heads"].values:
             space.heads(kv_heads)
-        return space
+        return replace(space, base=space._nearest())
+
+    def _nearest(self) -> StudentConfig:
+        """The base, with the first value of each axis that does not have its own."""
+        found: dict[str, Any] = {
+            name: own if (own := getattr(self.base, name)) in self[name].values else self[name].values[0]
+            for name in DIMS[:-1]
+        }
+        if found["heads"] % found["kv_heads"]:
+            found["heads"] = self.heads(found["kv_heads"]).values[0]
+        return replace(self.base, **found)
 
     def __getitem__(self, name: str) -> Axis:
         return self._by_name[name]

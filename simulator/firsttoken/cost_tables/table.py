@@ -24,7 +24,7 @@ from firsttoken.cost_tables.cells import cells_of
 from firsttoken.cost_tables.file import CostTableError
 from firsttoken.cost_tables.probes import METRICS, measure_all
 from firsttoken.cost_tables.space import DIMS, PER_LAYER, CostSpace
-from firsttoken.student import StudentConfig
+from firsttoken.student import LayerConfig, StudentConfig
 from firsttoken.subject import subject_of
 from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.formats.policy import POLICIES
@@ -39,12 +39,16 @@ COSTS: Final = ("ttft_ms", "energy_mj", "dram_bytes", "macs", "tpot_ms", "token_
 """What derivatives are of."""
 _BLOB: Final = "table.npz"
 _SHARED: Final = DIMS[: -len(PER_LAYER)]
+_BLOCK: Final = 4096
+"""Students that are looked up together, so that what they need stays near."""
+_Array = NDArray[np.float64]
+_Columns = Sequence[_Array]
 _BITS_OF: Final = {name: bits for bits, name in OF_BITS.items()}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class QuickEstimate:
-    """The cost of a student; names and units are those of `Estimate`.
+    """The cost of a student; names and units are those of `Estimate`. Not frozen, because that would double its time.
 
     Attributes:
         source: "table", or "exact" where the student was compiled and simulated.
@@ -117,6 +121,8 @@ class CostTable:
         self._cells = np.ascontiguousarray(cells.sum(axis=0))
         self._grid = lookup.grid_of(space)
         self._default_bits = _default_bits(model)
+        self._positions = (model.prompt or 0) + model.decode
+        self._later = self._cells.shape[1] > len(METRICS)
         base = space.base
         self._kind = (base.family, base.tie_embeddings, base.qkv_bias, base.qk_norm, base.rope_scaling)
 
@@ -189,7 +195,7 @@ class CostTable:
         if flags or kind != self._kind or student.max_positions < self._positions:
             return self._beyond(student, flags, outside)
         costs = out.tolist()
-        later = costs[4:6] if len(costs) > len(METRICS) else (None, None)
+        later = costs[4:6] if self._later else (None, None)
         return QuickEstimate(
             costs[0], costs[1], costs[2], costs[3], later[0], later[1], "table", (),
             lambda: self._by_layer(row, widths, student.layers),
@@ -211,20 +217,23 @@ class CostTable:
         Raises:
             OptionError: the columns do not fit together, or a row is not covered and `outside` is "raise".
         """
-        rows, widths = self._columns(columns)
-        out = np.zeros((len(rows), self._cells.shape[1]))
-        flags = np.zeros(len(rows), dtype=np.int64)
-        lookup.many(self._grid, self._cells, rows, widths, relaxed, out, flags)
+        shared, lines = self._columns(columns)
+        n = max(len(shared[0]), len(lines[0]))
+        out, flags = np.zeros((n, self._cells.shape[1])), np.zeros(n, dtype=np.int64)
+        for at in range(0, n, _BLOCK):
+            rows, widths = _block(shared, lines, at, _BLOCK)
+            stop = at + _BLOCK
+            lookup.many(self._grid, self._cells, rows, widths, relaxed, out[at:stop], flags[at:stop])
         wrong = np.flatnonzero(flags)
-        exact = np.zeros(len(rows), dtype=np.bool_)
+        exact = np.zeros(n, dtype=np.bool_)
         if len(wrong) and outside != "nan":
             if outside == "raise":
                 at = int(wrong[0])
                 raise OptionError(f"student {at}: {self._refusal(int(flags[at]))}")
-            students = [self._student(rows[at], widths[at]) for at in wrong.tolist()]
+            students = [self._student(*_block(shared, lines, at, 1)) for at in wrong.tolist()]
             for at, found in zip(wrong.tolist(), self.model.exact_many(students, jobs=jobs), strict=True):
                 out[at], exact[at] = self._line(found), True
-        later = out.shape[1] > len(METRICS)
+        later = self._later
         return QuickEstimates(
             out[:, 0], out[:, 1], out[:, 2], out[:, 3], out[:, 4] if later else None, out[:, 5] if later else None,
             flags, exact,
@@ -237,14 +246,14 @@ class CostTable:
         The derivative by layers is the cost of the mean layer. Those by heads and intermediate have a line per student
         where one of the columns has. Rows that are not covered are NaN.
         """
-        known = COSTS[: 4 if self._cells.shape[1] == len(METRICS) else None]
+        known = COSTS[: None if self._later else 4]
         if of not in known:
             raise OptionError(f"{of!r} is not measured; derivatives are there of {', '.join(known)}")
-        rows, widths = self._columns(columns)
-        ends, lines = np.zeros((len(rows), 3)), np.zeros((*widths.shape[:2], 2))
+        rows, widths = _block(*self._columns(columns))
+        ends, slopes = np.zeros((len(rows), 3)), np.zeros((*widths.shape[:2], 2))
         flags = np.zeros(len(rows), dtype=np.int64)
-        lookup.slopes(self._grid, self._cells, COSTS.index(of), rows, widths, ends, lines, flags)
-        flat = lines[:, 0] if widths.shape[1] == 1 else lines
+        lookup.slopes(self._grid, self._cells, COSTS.index(of), rows, widths, ends, slopes, flags)
+        flat = slopes[:, 0] if widths.shape[1] == 1 else slopes
         return {
             "layers": ends[:, 0], "hidden": ends[:, 1], "vocab": ends[:, 2],
             "heads": flat[..., 0], "intermediate": flat[..., 1],
@@ -261,22 +270,16 @@ class CostTable:
             found[name] = float(out[0])
         return found
 
-    @property
-    def _positions(self) -> int:
-        return (self.model.prompt or 0) + self.model.decode
-
     def _widths(self, student: StudentConfig) -> NDArray[np.float64]:
         """[layers or 1, 4]: the dimensions that may differ from layer to layer."""
         bits = self._default_bits
         if not student.per_layer:
             own = (student.heads, student.kv_heads, student.intermediate, bits)
             return np.array((own,), dtype=np.float64)
-        flat = [
-            number
-            for layer in student.per_layer
-            for number in (layer.heads, layer.kv_heads, layer.intermediate, layer.weight_bits or bits)
-        ]
-        return np.array(flat, dtype=np.float64).reshape(-1, lookup.WIDTHS)
+        flat: list[float] = []
+        for layer in student.per_layer:
+            flat += (layer.heads, layer.kv_heads, layer.intermediate, layer.weight_bits or bits)
+        return np.fromiter(flat, dtype=np.float64, count=len(flat)).reshape(-1, lookup.WIDTHS)
 
     def _by_layer(self, row: NDArray[np.float64], widths: NDArray[np.float64], layers: int) -> tuple[LayerCost, ...]:
         out = np.zeros((len(widths) + 2, self._cells.shape[1]))
@@ -296,7 +299,7 @@ class CostTable:
             raise OptionError(f"{student.name}: {self._refusal(flags, unlike)}")
         if outside == "nan":
             nan = float("nan")
-            later = nan if self._cells.shape[1] > len(METRICS) else None
+            later = nan if self._later else None
             return QuickEstimate(nan, nan, nan, nan, later, later, "table", names, tuple)
         found = self.model.exact(student)
         return QuickEstimate(
@@ -309,8 +312,8 @@ class CostTable:
         parts += [f"{name} ({getattr(self.space.base, name)})" for name in unlike]
         return f"the cost table does not cover its {', '.join(parts)}; widen the space, or ask for exact costs"
 
-    def _columns(self, columns: Mapping[str, ArrayLike]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """([students, 4], [students, layers or 1, 4])."""
+    def _columns(self, columns: Mapping[str, ArrayLike]) -> tuple[_Columns, _Columns]:
+        """Columns of the first dimensions, [students], and of the last ones, [students, layers or 1]; no copies."""
         for name in columns:
             if name not in DIMS:
                 raise OptionError(f"{name!r} is no dimension of a student; columns are {', '.join(DIMS)}")
@@ -322,24 +325,28 @@ class CostTable:
                     f"column {name} has {array.ndim} axes: give one number per student, or a line of layers"
                 )
         lengths = {array.shape[0] for array in given.values() if array.ndim}
-        lines = {array.shape[1] for array in given.values() if array.ndim == 2}
-        if len(lengths) > 1 or len(lines) > 1:
-            raise OptionError(f"columns of {sorted(lengths)} students and {sorted(lines)} layers: they must be as long")
-        n, width = max(lengths, default=1), max(lines, default=1)
-        rows, widths = np.empty((n, len(_SHARED))), np.empty((n, width, lookup.WIDTHS))
-        for at, name in enumerate(_SHARED):
-            rows[:, at] = given.get(name, getattr(self.space.base, name))
-        for at, name in enumerate(PER_LAYER):
+        widest = {array.shape[1] for array in given.values() if array.ndim == 2}
+        if len(lengths) > 1 or len(widest) > 1:
+            raise OptionError(
+                f"columns of {sorted(lengths)} students and {sorted(widest)} layers: they must be as long"
+            )
+        n, width = max(lengths, default=1), max(widest, default=1)
+        shared = [
+            np.broadcast_to(given.get(name, np.asarray(float(getattr(self.space.base, name)))), (n,))
+            for name in _SHARED
+        ]
+        lines = []
+        for name in PER_LAYER:
             array = given.get(name, np.asarray(float(getattr(first, name) or 0)))
-            widths[:, :, at] = array[:, None] if array.ndim == 1 else array
-        bits = widths[:, :, -1]
-        bits[bits == 0.0] = self._default_bits
-        return rows, widths
+            if name == "weight_bits":
+                array = np.where(array == 0.0, self._default_bits, array)
+            lines.append(np.broadcast_to(array[:, None] if array.ndim == 1 else array, (n, width)))
+        return shared, lines
 
-    def _student(self, row: NDArray[np.float64], widths: NDArray[np.float64]) -> StudentConfig:
-        from firsttoken.student import LayerConfig
-
-        layers, hidden, head_dim, vocab = (_whole(number) for number in row)
+    def _student(self, rows: NDArray[np.float64], lines_of: NDArray[np.float64]) -> StudentConfig:
+        """The one student of a block."""
+        widths = lines_of[0]
+        layers, hidden, head_dim, vocab = (_whole(number) for number in rows[0])
         if len(widths) > 1 and layers > len(widths):
             raise OptionError(f"{layers} layers, and columns of {len(widths)} layers: give one number per layer")
         lines = [[_whole(number) for number in line] for line in (widths[:layers] if len(widths) > 1 else widths)]
@@ -357,6 +364,12 @@ class CostTable:
         if found.tpot_ms is not None:
             line[4:6] = found.tpot_ms, found.token_energy_mj
         return line
+
+
+def _block(shared: _Columns, lines: _Columns, at: int = 0, count: int | None = None) -> tuple[_Array, _Array]:
+    """([students, 4], [students, layers or 1, 4]) of some of the students, all by default."""
+    some = slice(at, None if count is None else at + count)
+    return np.stack([column[some] for column in shared], axis=-1), np.stack([each[some] for each in lines], axis=-1)
 
 
 def _whole(number: float) -> int:
