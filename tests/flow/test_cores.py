@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from chain import Chain, cosine
+from chain import Chain, cosine, students
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from students import QWEN2
 
 from firsttoken.api import simulate
 from firsttoken.execution import load
+from firsttoken.student import StudentConfig
 from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent, from_model
 from firsttoken_compiler.isa import word
@@ -105,6 +109,25 @@ def test_numbers_are_onnxruntimes_however_launches_are_cut(
     one = chain_on(tmp_path, FORMATS[name], tokens, past, array(32))
     for output, values in one.outputs(None).items():
         assert cosine(found[output], values) > 0.99999, output
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    students(), st.integers(1, 20), st.integers(0, 5), st.sampled_from(("fp16", "int4", "int8")),
+    st.sampled_from((2, 3, 4, 6)), st.sampled_from(sorted(PREFERENCES)), st.sampled_from((8, 16, 32)),
+)  # fmt: skip
+def test_any_student_on_any_cores_computes_what_one_core_does(
+    config: StudentConfig, tokens: int, past: int, name: str, cores: int, prefer: str, size: int
+) -> None:
+    outputs = []
+    for target, way in ((array(size), ""), (array(size, cores), prefer)):
+        with tempfile.TemporaryDirectory() as folder:
+            chain = Chain(config, tokens, past, FORMATS[name], target, Path(folder))
+            cut = splits(chain.student, chain.precision, target, way) if way else None
+            chain.__dict__["program"] = compile_onnx(chain.student, target, chain.precision, schedules=cut)
+            outputs.append(chain.outputs(chain.timeline.completion_order))
+    for output, values in outputs[0].items():
+        assert cosine(outputs[1][output], values) > 0.999, output
 
 
 @pytest.mark.parametrize("prefer", ["n", "rows"])
