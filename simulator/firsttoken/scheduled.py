@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from firsttoken.schedule_file import Entry, ScheduleFile, patterns, to_toml
 
@@ -113,7 +113,15 @@ def file_of(graphs: Sequence[Graph], student: str, target: Target, options: RunO
     return ScheduleFile(student, target.name, tuple(entries.values()), chosen, target.content_hash, splits=kept)
 
 
-def norm_patterns(graphs: Sequence[Graph]) -> tuple[str, ...]:
+class WithNorms(Protocol):
+    """A graph of which it is known what its norms keep."""
+
+    @property
+    def norms(self) -> tuple[tuple[str, str], ...]:
+        """(name, way) of norms."""
+
+
+def norm_patterns(graphs: Iterable[WithNorms]) -> tuple[str, ...]:
     """What norms keep, as `layers.*.input_layernorm=scratchpad`; those that differ between graphs are left free."""
     ways: dict[str, set[str]] = {}
     for graph in graphs:

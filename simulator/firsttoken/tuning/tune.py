@@ -1,6 +1,7 @@
 """Tunes a student on a target: every kernel alone, then the choices that pay in the whole program.
 
-0. On a target of several cores the number of cores that the work is divided over is chosen by simulating each.
+0. What a schedule chooses about the graph is chosen by simulating it: what norms keep and where, and on a target of
+   several cores the number of cores that the work is divided over.
 1. Each distinct kernel is searched by simulating it alone (`search`, `trials`).
 2. Choices that were better there are taken one by one, those that gain most first, each only if the whole program gets
    better by it. Beside a kernel's best choices one is tried that works in less of the scratchpad and is about as fast:
@@ -11,7 +12,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,13 +20,13 @@ from firsttoken.tuning.measure import KernelTime
 from firsttoken.tuning.search import Kernel, Search, candidates
 from firsttoken.tuning.trials import Trials, workers
 from firsttoken.tuning.whole import OBJECTIVES, Cost, Graph
-from firsttoken_compiler.errors import OptionError
+from firsttoken_compiler.errors import AllocationError, OptionError
 
 if TYPE_CHECKING:
     from firsttoken.options import Progress, RunOptions
     from firsttoken.subject import Subject
     from firsttoken.tuning.store import TrialStore
-    from firsttoken_compiler.schedule.choice import Choice, CoreSplit, KernelKey
+    from firsttoken_compiler.schedule.choice import Choice, GraphChoice, KernelKey, Schedules
     from firsttoken_compiler.target.target import Target
 
 TRIALS: Final = 64
@@ -117,11 +118,7 @@ class TuneResult:
     before: Cost
     after: Cost
     kernels: tuple[KernelRow, ...]
-    choices: Mapping[KernelKey, Choice]
-    cores: int
-    """Cores that work is divided over; 0 for the compiler's own number."""
-    splits: tuple[tuple[KernelKey, CoreSplit], ...]
-    """How launches are cut for them; choices are of the parts."""
+    schedules: Schedules
     measured: int
     """Trials that ran; the others came out of the store."""
     simulated: int
@@ -132,9 +129,7 @@ class TuneResult:
         facts: dict[str, Any] = {
             "student": self.student, "target": self.target, "target_hash": self.target_hash, **asdict(self.plan),
             "before": asdict(self.before), "after": asdict(self.after), "kernels": [asdict(r) for r in self.kernels],
-            "choices": {key: asdict(choice) for key, choice in self.choices.items()}, "cores": self.cores,
-            "splits": {key: asdict(split) for key, split in self.splits}, "measured": self.measured,
-            "simulated": self.simulated,
+            **self.schedules.facts(), "measured": self.measured, "simulated": self.simulated,
         }  # fmt: skip
         return json.dumps(facts, indent=1, ensure_ascii=False)
 
@@ -156,16 +151,18 @@ class _Tuning:
         progress: Progress | None,
     ) -> None:  # fmt: skip
         self.subject, self.target, self.plan, self.store, self.progress = subject, target, plan, store, progress
+        from firsttoken_compiler.schedule.choice import GraphChoice
+
         self.options = options
         self.graphs = self._graphs(options)
         self.own: dict[KernelKey, Choice] = {}
         self.times: dict[KernelKey, dict[Choice, KernelTime]] = {}
         self.sizes: dict[KernelKey, int] = {}
-        self.cores = self.simulated = 0
+        self.graph, self.simulated = GraphChoice(), 0
 
     def run(self) -> TuneResult:
         before = self._cost({})
-        self._divide()
+        self._arrange()
         kernels = _merged(self.graphs)
         searches = self._searches(kernels)
         with workers(self.plan.jobs) as pool:
@@ -177,11 +174,11 @@ class _Tuning:
             self.times[kernel.key] = {
                 choice: KernelTime(**trials.results[kernel.key, choice]) for choice in search.best
             }
-        confirmed, after = self._confirmed(self._together(searches, before), before)
+        schedules, after = self._confirmed(self._together(searches, before), before)
+        choices = dict(schedules.choices)
         return TuneResult(
             self.subject.name, self.target.name, self.target.content_hash, self.plan, before, after,
-            tuple(self._row(kernel, search, confirmed) for kernel, search in searches if search.best), confirmed,
-            self.cores, tuple(sorted({pair for graph in self.graphs for pair in graph.splits})) if confirmed else (),
+            tuple(self._row(kernel, search, choices) for kernel, search in searches if search.best), schedules,
             trials.measured, self.simulated + sum(graph.simulated for graph in self.graphs),
         )  # fmt: skip
 
@@ -194,19 +191,43 @@ class _Tuning:
             graph.open()
         return made
 
-    def _divide(self) -> None:
-        """Chooses over how many cores work is divided; 0, the compiler's own number, where none is better."""
-        from firsttoken_compiler.schedule.choice import GraphChoice, Schedules
+    def _arrange(self) -> None:
+        """Chooses about the graph as a whole; what the compiler does by itself stays where nothing is better."""
+        from firsttoken_compiler.schedule.choice import Schedules
 
-        objective, best = self.plan.objective, self._cost({}).of(self.plan.objective)
-        for cores in (count for count in (1, 2, 4, 8, 16, 32) if count < self.target.cores):
-            self._show("cores", cores, self.target.cores)
-            graphs = self._graphs(replace(self.options, schedule=Schedules((), GraphChoice(cores))))
-            cost = _sum(graph.cost({}) for graph in graphs).of(objective)
+        best = self._cost({}).of(self.plan.objective)
+        for number, choice in enumerate(self._arrangements()):
+            self._show("arrangements", number, number + 1)
+            try:
+                graphs = self._graphs(replace(self.options, schedule=Schedules((), choice)))
+            except (AllocationError, OptionError):
+                continue  # a norm that cannot go that way under these options
+            cost = _sum(graph.cost({}) for graph in graphs).of(self.plan.objective)
             worse = self.graphs if cost < best else graphs
             self.simulated += sum(graph.simulated for graph in worse)
             if cost < best:
-                self.graphs, self.cores, best = graphs, cores, cost
+                self.graphs, self.graph, best = graphs, choice, cost
+
+    def _arrangements(self) -> Iterator[GraphChoice]:
+        """Numbers of cores; on one core ways that all norms go."""
+        from firsttoken_compiler.schedule.choice import NORM_WAYS, GraphChoice
+
+        if self.target.cores > 1:
+            yield from (GraphChoice(count) for count in (1, 2, 4, 8, 16, 32) if count < self.target.cores)
+            return
+        now = {way for graph in self.graphs for _, way in graph.norms}
+        ways = NORM_WAYS if self.options.norm_cache == "auto" else NORM_WAYS[:2]  # rows are kept, the place is open
+        yield from (GraphChoice(norms=(f"*={way}",)) for way in ways if now and now != {way})
+
+    def _schedules(self, choices: Mapping[KernelKey, Choice]) -> Schedules:
+        """What the file says: the kernels' choices, and all that they stand on, so that it stays as it was measured."""
+        from firsttoken.scheduled import norm_patterns
+        from firsttoken_compiler.schedule.choice import GraphChoice, Schedules
+
+        if not choices and self.graph == GraphChoice():
+            return Schedules()
+        splits = tuple(sorted({pair for graph in self.graphs for pair in graph.splits}))
+        return Schedules(tuple(choices.items()), replace(self.graph, norms=norm_patterns(self.graphs)), splits)
 
     def _lengths(self) -> list[tuple[int, int, str]]:
         """Tokens, rows in the cache and name of each graph that the objective is about."""
@@ -279,14 +300,16 @@ class _Tuning:
             better += [smallest] if smallest not in better else []
         return better
 
-    def _confirmed(self, choices: dict[KernelKey, Choice], before: Cost) -> tuple[dict[KernelKey, Choice], Cost]:
-        """The choices and the cost of the program that a schedule file makes of them; none where it is worse."""
-        if choices or self.cores:
-            after = _sum(graph.confirm(choices) for graph in self.graphs)
-            if after.of(self.plan.objective) <= before.of(self.plan.objective):
-                return choices, after
-        self.cores = 0
-        return {}, before
+    def _confirmed(self, choices: dict[KernelKey, Choice], before: Cost) -> tuple[Schedules, Cost]:
+        """The schedule and the cost of the program that it compiles to; an empty one where that is worse."""
+        from firsttoken_compiler.schedule.choice import Schedules
+
+        schedules = self._schedules(choices)
+        if schedules == Schedules():
+            return schedules, before
+        after = _sum(graph.confirm(schedules) for graph in self.graphs)
+        worse = after.of(self.plan.objective) > before.of(self.plan.objective)
+        return (Schedules(), before) if worse else (schedules, after)
 
     def _cost(self, choices: Mapping[KernelKey, Choice]) -> Cost:
         return _sum(graph.cost(choices) for graph in self.graphs)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from firsttoken.cache import PACKAGES, code_hash
 from firsttoken.tuning.search import Kernel
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from firsttoken_compiler.codegen.template import Template
     from firsttoken_compiler.isa.program import Program
     from firsttoken_compiler.isa.types import Space
-    from firsttoken_compiler.schedule.choice import Choice, CoreSplit, KernelKey
+    from firsttoken_compiler.schedule.choice import Choice, CoreSplit, KernelKey, Schedules
     from firsttoken_compiler.schedule.spec import KernelSpec
     from firsttoken_compiler.target.target import Target
 
@@ -78,14 +79,15 @@ class Graph:
     def cost(self, choices: Choices) -> Cost:
         """Of the program with these choices, the compiler's own for all other kernels; out of the store where known."""
         mine = {kernel.key: choices[kernel.key] for kernel in self.kernels if kernel.key in choices}
-        return self._kept("assembled", mine, lambda: self._assembled(mine))
+        text = json.dumps({key: choice_text(choice) for key, choice in mine.items()}, sort_keys=True)
+        return self._kept("assembled", text, partial(self._assembled, mine))
 
-    def confirm(self, choices: Choices) -> Cost:
-        """Of the program that a schedule file with these choices compiles to, checked by the verifier."""
-        return self._kept("compiled", choices, lambda: self._anew(choices))
+    def confirm(self, schedules: Schedules) -> Cost:
+        """Of the program that a schedule file compiles to, checked by the verifier."""
+        make = partial(self._compile, replace(self.options, schedule=schedules))
+        return self._kept("compiled", schedules.canonical_json(), make)
 
-    def _kept(self, how: str, choices: Choices, make: Any) -> Cost:
-        text = json.dumps({key: choice_text(choice) for key, choice in choices.items()}, sort_keys=True)
+    def _kept(self, how: str, text: str, make: Callable[[], Program]) -> Cost:
         subject, choice = f"{how} {self._key}", hashlib.sha256(text.encode()).hexdigest()
         found = self.store.get(subject, choice)
         if found is None:
@@ -128,12 +130,11 @@ class Graph:
         found = {launch_key(launch.spec): split for launch, split in zip(launches, splits, strict=False)}
         return tuple(sorted(found.items()))
 
-    def _anew(self, choices: Choices) -> Program:
-        from firsttoken_compiler.schedule.choice import GraphChoice, Schedules
-
-        given = self.options.schedule
-        schedules = Schedules(tuple(choices.items()), GraphChoice() if given is None else given.graph, self.splits)
-        return self._compile(replace(self.options, schedule=schedules))
+    @property
+    def norms(self) -> tuple[tuple[str, str], ...]:
+        """(name, way) of its norms."""
+        assert self.compiled is not None
+        return self.compiled.norm_ways
 
     def _compile(self, options: RunOptions) -> Program:
         from firsttoken import api

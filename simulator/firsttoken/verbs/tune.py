@@ -73,12 +73,11 @@ def tune(
 def _write(path: Path, result: TuneResult) -> None:
     """The schedule file: the choices that pay, with what each gains."""
     from firsttoken.schedule_file import Entry, ScheduleFile, to_toml
-    from firsttoken_compiler.schedule.choice import GraphChoice
     from firsttoken_simulator.report.folder import write_file
 
     rows = {row.key: row for row in result.kernels}
     entries = []
-    for key, choice in result.choices.items():
+    for key, choice in result.schedules.choices:
         row = rows[key]
         note = f"{row.default_cycles:,.0f} -> {row.tuned_cycles:,.0f} cycles a launch, {row.launches} launches"
         entries.append(Entry(key, choice, row.operators, row.dims if len(row.dims) == 3 else (), row.graph, note))
@@ -86,9 +85,9 @@ def _write(path: Path, result: TuneResult) -> None:
         f"firsttoken tune --objective {result.plan.objective} --trials {result.plan.trials} --seed {result.plan.seed}: "
         f"{result.before.cycles:,} -> {result.after.cycles:,} cycles"
     )
+    graph, splits = result.schedules.graph, result.schedules.splits
     file = ScheduleFile(
-        result.student, result.target, tuple(entries), GraphChoice(result.cores), result.target_hash, made_by,
-        result.splits,
+        result.student, result.target, tuple(entries), graph, result.target_hash, made_by, splits
     )
     write_file(path, to_toml(file).encode())
 
@@ -115,9 +114,12 @@ def show(result: TuneResult) -> None:
         f"cycles of kernels are of one launch among its kind; {result.measured} trials simulated now, "
         f"{sum(row.trials for row in result.kernels) - result.measured} known; {result.simulated} whole programs"
     )
-    if result.cores:
-        print(f"work is divided over {result.cores} cores")
-    if not result.choices:
+    graph = result.schedules.graph
+    if graph.cores:
+        print(f"work is divided over {graph.cores} cores")
+    if graph.norms:
+        print(f"norms keep {', '.join(graph.norms)}")
+    if not result.schedules.choices:
         print("no choice makes the whole program better than the compiler's own")
 
 

@@ -34,7 +34,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneResult, TrialSt
 
 
 def outcome(result: TuneResult) -> tuple[object, ...]:
-    return result.before, result.after, result.kernels, result.choices
+    return result.before, result.after, result.kernels, result.schedules
 
 
 def test_the_whole_program_gets_better(tuned: tuple[TuneResult, TrialStore], student: StudentConfig) -> None:
@@ -50,9 +50,8 @@ def test_the_whole_program_gets_better(tuned: tuple[TuneResult, TrialStore], stu
 
 def test_the_numbers_are_those_of_a_run(tuned: tuple[TuneResult, TrialStore], student: StudentConfig) -> None:
     result, _ = tuned
-    schedules = Schedules.of(dict(result.choices))
     for options, cost in (
-        (RunOptions(), result.before), (dataclasses.replace(RunOptions(), schedule=schedules), result.after)
+        (RunOptions(), result.before), (dataclasses.replace(RunOptions(), schedule=result.schedules), result.after)
     ):  # fmt: skip
         document = api.run(student, TARGET, prompt=48, options=options, cache=False)
         assert document.ttft_ms == pytest.approx(cost.ms, rel=1e-12)
@@ -119,10 +118,8 @@ def test_several_cores(student: StudentConfig, tmp_path: Path) -> None:
     assert result.after.ms <= result.before.ms
     one = api.run(student, target, prompt=48, options=with_cores(1), cache=False)
     assert result.after.ms <= one.ttft_ms  # over one core was tried too
-    schedules = Schedules(tuple(result.choices.items()), GraphChoice(result.cores), result.splits)
-    document = api.run(
-        student, target, prompt=48, options=dataclasses.replace(RunOptions(), schedule=schedules), cache=False
-    )
+    options = dataclasses.replace(RunOptions(), schedule=result.schedules)
+    document = api.run(student, target, prompt=48, options=options, cache=False)
     assert document.ttft_ms == pytest.approx(result.after.ms, rel=1e-12)
 
 
