@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from firsttoken_compiler.codegen import block_products, concat, convolve, images, normed
+from firsttoken_compiler.codegen.kept_templates import KeptTemplates
 from firsttoken_compiler.codegen.staging import over_rows
 from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.tir_reader import read
@@ -19,6 +21,9 @@ from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.target.target import Target
 
+KEPT: Final = KeptTemplates()
+"""Of this process: prompts of other lengths, decode steps and trials share most kernels with what came before."""
+
 
 def build(
     spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room, choice: Choice | None = None
@@ -28,6 +33,13 @@ def build(
     Raises AllocationError when nothing fits, or the choice does not, and OptionError for another choice that the kernel
     does not have.
     """
+    key = (spec, spaces, target.content_hash, room, choice)
+    return KEPT.get(key, lambda: _build(spec, spaces, target, room, choice))
+
+
+def _build(
+    spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room, choice: Choice | None
+) -> Template:  # fmt: skip
     if choice is None:
         choice = default_choice(spec, spaces, target, room)
     else:

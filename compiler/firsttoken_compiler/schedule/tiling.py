@@ -91,8 +91,8 @@ def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, r
             tile: linear_cost(spec, spaces, tile, target)
             for plain in linear_tiles(spec, target, rows)
             for tile in ((plain, replace(plain, whole=True)) if spaces[0] is Space.DRAM else (plain,))
-            if linear_bytes(spec, spaces, tile, target)[0] <= limit
-            and linear_bytes(spec, spaces, tile, target)[1] <= target.scratchpad.accumulator_bytes
+            if (needed := linear_bytes(spec, spaces, tile, target))[0] <= limit
+            and needed[1] <= target.scratchpad.accumulator_bytes
             and max(shape.w.nbytes(tile.k * tile.panels * panel), tile.m * tile.panels * panel) <= MAX_EXTENT
         }
         if costs:

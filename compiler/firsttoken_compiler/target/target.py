@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -354,7 +355,7 @@ class Target:
             )
         return self.runtimes[name]
 
-    @property
+    @cached_property
     def content_hash(self) -> str:
         """Hash of every value that can change a program or its time (sources, descriptions and runtimes do not)."""
         document = asdict(self)
