@@ -27,7 +27,8 @@ from firsttoken_compiler.tvm.api import same_structure
 
 TARGET = Target.load("snapdragon-x-elite")
 FORMATS = {
-    "int4": RunOptions(), "auto": RunOptions(norm_cache="auto"), "q4_k": RunOptions(weights="q4_k"), "fp16": RunOptions(weights="fp16"),
+    "int4": RunOptions(), "auto": RunOptions(norm_cache="auto"), "q4_k": RunOptions(weights="q4_k"),
+    "fp16": RunOptions(weights="fp16"),
     "statistics": RunOptions(norm_cache="statistics"),
 }  # fmt: skip
 STUDENT = replace(QWEN2, name="scheduled", hidden=256, intermediate=512, max_positions=64)
