@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: case-study blocks memory help demo test fuzz lint bench gemm dram bad-input precision kv-cache norm-cache smollm2 clean onnx-backend docs formats format-bench quality validate power
+.PHONY: golden case-study blocks memory help demo test fuzz lint bench gemm dram bad-input precision kv-cache norm-cache smollm2 clean onnx-backend docs formats format-bench quality validate power
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,8 +36,11 @@ lint: .venv/installed-dev ## Set up, then check style, types and the direction o
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: .venv/installed ## Set up, then print seconds and peak memory of the 1.5B student at 64 tokens.
-	$(PY) reports/bench.py
+bench: .venv/installed ## Set up, then write reports/benchmarks: seconds, memory, cost queries, schedules over their bounds.
+	$(PY) reports/benchmarks.py
+
+golden: .venv/installed ## Set up, then write tests/golden/metrics.csv: what the model says of small runs on every target.
+	$(PY) tests/golden/metrics.py --write
 
 gemm: .venv/installed ## Set up, then write reports/gemm: four products beside other simulators' cycles.
 	$(PY) reports/gemm.py

@@ -73,8 +73,8 @@ class Vector:
     table_entries: int = 0
     """Entries of the largest table that the lanes look numbers up in by one operation; 0: they compare and select."""
     stages: int = 0
-    """Operations of an instruction that a lane-vector passes in one cycle, where they are stages of a pipeline that takes
-    the next lane-vector as soon as the slowest stage can; 0: one after the other."""
+    """Operations of an instruction that a lane-vector passes in one cycle, where they are stages of a pipeline that
+    takes the next lane-vector as soon as the slowest stage can; 0: one after the other."""
     narrow_cycles: float = 0.0
     """Cycles per lane-vector of results that are made of fewer bits than fp32; 0: the store ports narrow."""
     drain_cycles: float = 0.0
