@@ -25,6 +25,7 @@ from firsttoken_simulator.units.dram_channels import (
     device_of,
     place,
 )
+from firsttoken_simulator.units.dram_commands import INNER
 from firsttoken_simulator.units.dram_scheduler import (
     C_DEPTH,
     NEVER,
@@ -79,7 +80,7 @@ TAG: Final = 32
 """A request's tag: its instruction above this bit, its slot (queue times ring plus place in the ring) below."""
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _next_completion(queues: np.ndarray, order: np.ndarray, result: np.ndarray, machine: np.ndarray) -> None:
     at = FAR
     for q in range(queues.shape[0]):
@@ -88,7 +89,7 @@ def _next_completion(queues: np.ndarray, order: np.ndarray, result: np.ndarray, 
     machine[M_NEXT_COMPLETION] = at
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _complete(
     table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray,
     machine: np.ndarray,
@@ -110,7 +111,7 @@ def _complete(
     _next_completion(queues, order, result, machine)
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _leave(
     table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine: np.ndarray,
     returns: np.ndarray, q: int, t: int,
@@ -124,7 +125,7 @@ def _leave(
     fetch(table, order, queues, result, x, q, t)
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _return(
     order: np.ndarray, queues: np.ndarray, result: np.ndarray, machine: np.ndarray, flight: np.ndarray,
     hold: np.ndarray,
@@ -147,7 +148,7 @@ def _return(
         queues[q, Q_TIME] = max(hold[q, H_SINCE], returns[i, R_LATEST])
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _look(
     table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine: np.ndarray,
     flight: np.ndarray, hold: np.ndarray, returns: np.ndarray, dram: np.ndarray, ch: Channels, activates: np.ndarray,
@@ -183,14 +184,14 @@ def _look(
     dram[D_NEXT] = first * clock if first < NEVER else FAR
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _hold(queues: np.ndarray, hold: np.ndarray, q: int, reason: int, since: int) -> None:
     """Queue `q` goes on when something else lets it; the wait counts from `since`."""
     hold[q, H_FOR], hold[q, H_SINCE] = reason, since
     queues[q, Q_TIME] = FAR
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _send(
     table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine: np.ndarray,
     ports: np.ndarray, flight: np.ndarray, hold: np.ndarray, returns: np.ndarray, dram: np.ndarray, ch: Channels,

@@ -17,7 +17,7 @@ from numba import njit
 
 from firsttoken_compiler.target.limits import DRAM_FIELDS, DRAM_MAPS
 from firsttoken_compiler.target.target import Dram, Target
-from firsttoken_simulator.units.dram_commands import Device, new_device
+from firsttoken_simulator.units.dram_commands import INNER, Device, new_device
 from firsttoken_simulator.units.dram_scheduler import Controller, new_controller
 
 (
@@ -96,13 +96,13 @@ def new_channels(target: Target) -> Channels:
     return Channels(**arrays, next=np.ones(count, np.int64), a=a)
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def device_of(ch: Channels, at: int) -> Device:
     """The device of channel `at`."""
     return Device(ch.ready[at], ch.row[at], ch.hits[at], ch.acts[at], ch.table, ch.first, ch.k, ch.node)
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def controller_of(ch: Channels, at: int) -> Controller:
     """The controller of channel `at`."""
     return Controller(
@@ -110,7 +110,7 @@ def controller_of(ch: Channels, at: int) -> Controller:
     )
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def place(a: np.ndarray, burst: int) -> tuple[int, int, int]:
     """(channel, bank, row) of burst number `burst` (byte address over burst bytes)."""
     chunk = burst // a[A_CHUNK]

@@ -10,7 +10,7 @@ as JEDEC counts them.
 """
 
 import math
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -38,6 +38,13 @@ data clock runs on after a burst (0: it needs no start); command buses; refreshe
 
 WINDOW: Final = 4
 """Activates that tFAW counts."""
+
+
+INNER: Final[dict[str, Any]] = {
+    "_nrt": False, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
+}  # fmt: skip
+"""How functions are compiled that only compiled ones call: without what lets Python call them, which for so many arrays
+takes numba as long to compile as the functions themselves. Tests call their plain twins, `py_func`."""
 
 
 class Rule(NamedTuple):
@@ -188,7 +195,7 @@ def new_device(d: Dram, c: DramCommands) -> Device:
     )  # fmt: skip
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INNER)
 def earliest(device: Device, command: int, bank: int) -> int:
     """The first clock at which `command` to `bank` (for a whole rank: to any bank of it) keeps every rule."""
     k, ready, node = device.k, device.ready, device.node
@@ -207,7 +214,7 @@ def earliest(device: Device, command: int, bank: int) -> int:
     return at
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INNER)
 def needed(device: Device, bank: int, row: int, write: bool, last: bool) -> int:
     """The command that brings a request one step on; `last`: the row closes behind it."""
     open_row = device.row[bank]
@@ -218,7 +225,7 @@ def needed(device: Device, bank: int, row: int, write: bool, last: bool) -> int:
     return ACT if open_row < 0 else PRE
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def issue(device: Device, command: int, bank: int, row: int, t: int) -> None:
     """Issues `command` at clock `t`, which must not be before `earliest`."""
     k, ready, table = device.k, device.ready, device.table

@@ -26,6 +26,7 @@ from numba import njit
 from firsttoken_compiler.target.target import Dram, DramCommands
 from firsttoken_simulator.units.dram_commands import (
     ACT,
+    INNER,
     K_AAD,
     K_AT_ONCE,
     K_BANKS,
@@ -118,14 +119,14 @@ def new_controller(d: Dram, c: DramCommands) -> Controller:
     return made
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _remove(line: np.ndarray, count: int, at: int) -> None:
     """Closes the gap at position `at` of a line of `count` slots."""
     for i in range(at, count - 1):
         line[i] = line[i + 1]
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def offer(con: Controller, bank: int, row: int, write: bool, tag: int) -> bool:
     """Puts a request into its queue, to be looked at from the next clock on; False when the queue is full."""
     s = con.s
@@ -145,7 +146,7 @@ def offer(con: Controller, bank: int, row: int, write: bool, tag: int) -> bool:
     return True
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def transfer(con: Controller) -> bool:
     """With queues per bank: moves the oldest request whose bank has room; False when there is none."""
     s, depth = con.s, con.c[C_BANK_DEPTH]
@@ -170,7 +171,7 @@ def transfer(con: Controller) -> bool:
     return False
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _count(device: Device, con: Controller, slot: int) -> None:
     """Counts a request as hit, miss or conflict, by what it finds at its first command."""
     if con.counted[slot]:
@@ -185,7 +186,7 @@ def _count(device: Device, con: Controller, slot: int) -> None:
         con.s[S_CONFLICTS] += 1
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _finish(device: Device, con: Controller, slot: int, t: int) -> None:
     """The column command of a request goes out at `t`; the request is done with its data."""
     s, k = con.s, device.k
@@ -202,7 +203,7 @@ def _finish(device: Device, con: Controller, slot: int, t: int) -> None:
     s[S_FREE] += 1
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _last_hit(con: Controller, slot: int, line: int, count: int) -> bool:
     """Under the closed page policy: whether no other queued request of the line wants the same row."""
     if not con.c[C_CLOSED]:
@@ -219,7 +220,7 @@ def _last_hit(con: Controller, slot: int, line: int, count: int) -> bool:
     return True
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _owed(device: Device, con: Controller) -> int:
     """The bank (its first, for a rank) of the oldest refresh that is owed."""
     k, s = device.k, con.s
@@ -228,7 +229,7 @@ def _owed(device: Device, con: Controller) -> int:
     return which if k[K_PER_BANK] else which * (k[K_BANKS] // k[K_RANKS])
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _any_open(device: Device, first: int, last: int) -> bool:
     open_rows = 0
     for bank in range(first, last):
@@ -236,7 +237,7 @@ def _any_open(device: Device, first: int, last: int) -> bool:
     return open_rows > 0
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _busy(con: Controller, first: int, last: int) -> bool:
     """Whether a row has been opened in these banks for a request that has not been served."""
     for at in range(con.s[S_ACTIVE]):
@@ -246,7 +247,7 @@ def _busy(con: Controller, first: int, last: int) -> bool:
     return half >= 0 and first <= con.entry[half, E_BANK] < last
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _refresh_shared(device: Device, con: Controller, t: int) -> tuple[bool, int]:
     """Brings the owed refresh one command on: (issued, when it could next be)."""
     k, s = device.k, con.s
@@ -269,7 +270,7 @@ def _refresh_shared(device: Device, con: Controller, t: int) -> tuple[bool, int]
     return True, t + 1
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _second_half(con: Controller) -> None:
     """The second part of the activate goes out: its request waits for its column command."""
     s = con.s
@@ -278,7 +279,7 @@ def _second_half(con: Controller) -> None:
     s[S_HALF] = -1
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _column(
     device: Device, con: Controller, line: int, kind: int, at: int, t: int, command: int,
 ) -> None:  # fmt: skip
@@ -299,7 +300,7 @@ def _column(
     _finish(device, con, slot, t)
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _opened(device: Device, con: Controller, t: int) -> tuple[bool, int]:
     """The oldest request whose row has been opened for it and whose column command may go: (issued, next time)."""
     s, soon = con.s, NEVER
@@ -317,7 +318,7 @@ def _opened(device: Device, con: Controller, t: int) -> tuple[bool, int]:
     return False, soon
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _queued(device: Device, con: Controller, t: int, columns: bool, rows: bool) -> tuple[bool, int]:
     """The oldest request of the queue being served whose next command may go: (issued, next time)."""
     s, c, k = con.s, con.c, device.k
@@ -367,7 +368,7 @@ def _queued(device: Device, con: Controller, t: int, columns: bool, rows: bool) 
     return False, soon
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _shared(device: Device, con: Controller, t: int, columns: bool, rows: bool) -> tuple[bool, int]:
     """One command slot of the shared queues: (issued, when something could next be)."""
     soon = NEVER
@@ -384,7 +385,7 @@ def _shared(device: Device, con: Controller, t: int, columns: bool, rows: bool) 
     return issued, min(soon, at)
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _split(device: Device, con: Controller, t: int) -> tuple[bool, int]:
     """One command slot of a device with two-part activates and a data clock that stops."""
     s = con.s
@@ -409,7 +410,7 @@ def _split(device: Device, con: Controller, t: int) -> tuple[bool, int]:
     return issued, soon
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _refresh_banked(device: Device, con: Controller, t: int) -> tuple[bool, int]:
     """Closes the next bank of the owed refresh that may be closed, or issues the refresh: (issued, next time)."""
     k, s, soon = device.k, con.s, NEVER
@@ -437,7 +438,7 @@ def _refresh_banked(device: Device, con: Controller, t: int) -> tuple[bool, int]
     return True, t + 1
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _may_close(device: Device, con: Controller, bank: int) -> bool:
     """Whether the head of a bank's queue may close its row."""
     for at in range(1, con.banked[bank, 0] + 1):
@@ -447,7 +448,7 @@ def _may_close(device: Device, con: Controller, bank: int) -> bool:
     return True
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _banked(device: Device, con: Controller, t: int, columns: bool, rows: bool) -> tuple[bool, int]:
     """The next command of the bank queues, which take turns: (issued, next time)."""
     k, s, soon = device.k, con.s, NEVER
@@ -492,7 +493,7 @@ def _banked(device: Device, con: Controller, t: int, columns: bool, rows: bool) 
     return False, soon
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _quiet_until(device: Device, con: Controller, t: int) -> int:
     """After a command at `t`: the next clock at which another can go, where only hits to open rows are queued."""
     s, k, ready = con.s, device.k, device.ready
@@ -510,7 +511,7 @@ def _quiet_until(device: Device, con: Controller, t: int) -> int:
     return max(t + 1, bound, ready[ready.shape[0] - 1, RD])
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def tick(device: Device, con: Controller, t: int) -> int:
     """Issues what the rules allow at clock `t`; returns the next clock at which there may be more to issue.
 
@@ -547,7 +548,7 @@ def tick(device: Device, con: Controller, t: int) -> int:
     return min(max(soon, t + 1), s[S_REFRESH_AT])
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def look_for(device: Device, con: Controller, bank: int, row: int, t: int) -> int:
     """The first clock from `t` at which a request that has just been offered can change what the controller does."""
     s = con.s
