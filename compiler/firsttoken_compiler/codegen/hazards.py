@@ -24,8 +24,8 @@ MAX_LOCAL_BYTES: Final = 1 << 30
 MAX_WRITTEN_BYTES: Final = 1 << 34
 MAX_QUEUES: Final = 4096
 
-UNREAD: Final = (word.OP, word.SIGNAL, *range(word.WAITS, word.WAITS + 2 * word.MAX_WAITS))
-"""Fields that no footprint depends on."""
+UNREAD: Final = range(word.OP, word.WAITS + 2 * word.MAX_WAITS)
+"""Fields that no footprint depends on: operator, signal and waits."""
 
 INSTRUCTION, WRITE, SPACE, ADDRESS = range(4)
 RUN = REGION_COLUMNS.index("run")
@@ -63,8 +63,9 @@ def hazards(code: np.ndarray, queues: int) -> Hazards:
             f"queues {queue.min()} to {queue.max()} are used; the program has {queues}, the limit is {MAX_QUEUES}: "
             "check the core numbers"
         )
-    digest = hashlib.blake2b(f"{queues}".encode(), digest_size=16)
-    digest.update(np.delete(code, UNREAD, axis=1).tobytes())
+    digest = hashlib.sha256(f"{queues}".encode())
+    for read in (code[:, : UNREAD.start], code[:, UNREAD.stop :]):
+        digest.update(np.ascontiguousarray(read))
     known = _known.get(digest.digest())
     if known is None:
         known = _hazards(code, queue, queues)

@@ -45,4 +45,4 @@ def regions(code: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(code[:, word.OPCODE] == cls.OPCODE)
         parts.append(cls.regions(rows, code[rows]))
     table = np.concatenate(parts)
-    return table[np.argsort(table[:, 0], kind="stable")]
+    return np.take(table, np.argsort(table[:, 0], kind="stable"), axis=0)
