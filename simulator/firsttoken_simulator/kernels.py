@@ -4,9 +4,11 @@ Actors are the queues. The one with the earliest event acts next, the lowest ind
 instructions come before anything else at the same time. An actor goes on acting while no other is due. The
 plain twin of `advance` for tests is `advance.py_func`.
 
-Three settings make it fast, each by a factor of two to three: the units' innermost functions are `inline="always"`,
-reference counting is off (the caller keeps the arrays alive), and there is no division per burst. Only the entry points
-`start`, `advance` and `drain` are cached on disk.
+Stretches of a stream that need no decision are sent at once (`units/stream.py`); `issue` is the general path.
+
+What makes it fast: the units' innermost functions are `inline="always"`, reference counting is off (the caller keeps
+the arrays alive), indices are unsigned, and there is no division per burst. Only the entry points `start`, `advance`
+and `drain` are cached on disk.
 """
 
 from pathlib import Path
