@@ -65,7 +65,7 @@ def hazards(code: np.ndarray, queues: int) -> Hazards:
         )
     digest = hashlib.sha256(f"{queues}".encode())
     for read in (code[:, : UNREAD.start], code[:, UNREAD.stop :]):
-        digest.update(np.ascontiguousarray(read))
+        digest.update(np.ascontiguousarray(read).data)
     known = _known.get(digest.digest())
     if known is None:
         known = _hazards(code, queue, queues)
