@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: golden case-study blocks memory help demo test fuzz lint bench gemm dram bad-input precision kv-cache norm-cache smollm2 clean onnx-backend docs formats format-bench quality validate power
+.PHONY: golden schedule-study case-study blocks memory help demo test fuzz lint bench gemm dram bad-input precision kv-cache norm-cache smollm2 clean onnx-backend docs formats format-bench quality validate power
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -91,6 +91,9 @@ validate: .venv/installed ## Set up, then write reports/validation: predictions 
 
 case-study: .venv/installed ## Set up, then write reports/case-study: the claim of 130 ms for the 1.5B student.
 	$(PY) reports/case_study.py
+
+schedule-study: .venv/installed ## Set up, then write reports/schedules: from a bad schedule to a good one, step by step.
+	$(PY) reports/schedule_study.py
 
 smollm2: .venv/installed ## Set up, then write reports/smollm2: answers per number format beside onnxruntime's.
 	$(PY) reports/smollm2.py

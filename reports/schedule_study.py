@@ -123,7 +123,7 @@ def page(found: list[Stage]) -> str:
     lines = [
         "# From a bad schedule to a good one",
         "",
-        f"`{STUDENT}`, {TOKENS} tokens, int4 weights, int8 activations, on `{TARGET}`. Redraw: `python reports/schedule_study.py`; try a step: "
+        f"`{STUDENT}`, {TOKENS} tokens, int4 weights, int8 activations, on `{TARGET}`. Redraw: `make schedule-study`; try a step: "
         f"`firsttoken run {STUDENT} --target {TARGET} --prompt {TOKENS} --schedule reports/schedules/buffered.toml`.",
         "",
         f"{first.ttft_ms:.2f} ms become {last.ttft_ms:.2f} ms, {first.ttft_ms / last.ttft_ms:.2f} times as fast, with "
