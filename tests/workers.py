@@ -1,12 +1,17 @@
 """What tests run in spawned processes, which can import only what lies on the path."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firsttoken import CostModel, Estimate
 from firsttoken.cache import ResultCache
-from firsttoken.cost_tables.table import CostTable, QuickEstimate
 from firsttoken.student import StudentConfig
+
+if TYPE_CHECKING:
+    from firsttoken.cost_tables.table import CostTable, QuickEstimate
 
 
 def hammer(folder: Path, worker: int) -> int:
