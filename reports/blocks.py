@@ -33,13 +33,13 @@ OUT: Final = Path(__file__).parent / "blocks" / "README.md"
 
 @dataclass(frozen=True)
 class Measured:
-    """A product: simulated cycles, cycles that matrix and vector unit work, bytes read, millijoules, its tile."""
+    """A product: simulated cycles, cycles that matrix and vector unit work, bytes read, millijoules (low, typical, high), its tile."""
 
     cycles: int
     matrix: int
     vector: int
     dram_read: int
-    mj: float
+    mj: tuple[float, float, float]
     tile: str
 
 
@@ -54,9 +54,9 @@ def measure(target_name: str, tokens: int, weights: str) -> Measured:
     def busy(engine: Engine) -> int:
         return int(line.busy_fs[queues == engine].sum() // target.period_fs)
 
-    spent = energy(program, line, target).total_mj
+    band = energy(program, line, target).total
     read, tile = int(line.dram_read_bytes.sum()), program.ops[-1].tile
-    return Measured(line.total_cycles, busy(Engine.MATRIX), busy(Engine.VECTOR), read, spent, tile)
+    return Measured(line.total_cycles, busy(Engine.MATRIX), busy(Engine.VECTOR), read, (band.low, band.typical, band.high), tile)
 
 
 def table(target: str, tokens: int) -> list[str]:
@@ -64,14 +64,14 @@ def table(target: str, tokens: int) -> list[str]:
     rows = {weights: measure(target, tokens, weights) for weights in FORMATS}
     lines = [
         f"## {target}, {tokens} token{'s' if tokens > 1 else ''}", "",
-        "| weights | cycles | beside fp16 | matrix unit works | vector unit works | DRAM read, MB | mJ | tile, method |",
-        "|---|---|---|---|---|---|---|---|",
+        "| weights | cycles | beside fp16 | matrix unit works | vector unit works | DRAM read, MB | mJ | low to high | tile, method |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for weights, row in rows.items():
         ratio = row.cycles / rows["fp16"].cycles
         lines.append(
             f"| {weights} | {row.cycles:,} | {ratio:.2f} | {row.matrix:,} | {row.vector:,} | {row.dram_read / 1e6:.2f} | "
-            f"{row.mj:.2f} | {row.tile} |"
+            f"{row.mj[1]:.2f} | {row.mj[0]:.2f} to {row.mj[2]:.2f} | {row.tile} |"
         )
     return [*lines, ""]
 
@@ -82,15 +82,16 @@ def main() -> None:
         "# Products on blocks", "",
         f"[m, {K}] x [{K}, {N}], fp16 activations, weights in every format; `int4` has a scale per column. Redrawn by",
         "`python reports/blocks.py`. The methods are described in [numerics](../../docs/numerics.md#products-on-blocks).",
-        "Energies are typical ones; [energy](../../docs/energy.md) has how far their sources disagree.", "",
+        "Energies are typical, with the band that their sources leave ([energy](../../docs/energy.md)).", "",
     ]  # fmt: skip
     for target in TARGETS:
         for tokens in TOKENS:
             lines += table(target, tokens)
     lines += [
-        "A vector unit of fp32 lanes decides for most types: the bytes that blocks save are paid for by unpacking. `int4` with a",
-        "scale per column is unpacked by the matrix unit as it loads weights, which the targets assume costs nothing. The preset's",
-        "lanes compute floats in fp32; a part that makes weights in half precision has twice the lanes for it.",
+        "On `systolic-128` a vector unit of fp32 lanes decides for most types: the bytes that blocks save are paid for by unpacking,",
+        "and `int4` with a scale per column is unpacked by the matrix unit as it loads weights, which the target assumes costs nothing.",
+        "On `snapdragon-x-elite` fp16 weights wait for memory, as few requests are in flight there; blocks halve that and are bound by the",
+        "matrix unit in a prompt, and `int4` by the cycles that a tile of it takes to become fp16, which are fitted to measured graphs.",
     ]  # fmt: skip
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text("\n".join(lines) + "\n")

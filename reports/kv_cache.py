@@ -17,6 +17,7 @@ from firsttoken.fidelity import equipped
 from firsttoken.generation import OrtSession, Session
 from firsttoken.npu_session import NpuSession
 from firsttoken.subject import subject_of
+from firsttoken_simulator.report.energy_table import low_high
 
 STUDENTS: Final = ("deepseek-r1-distill-qwen-1.5b", "smollm2-135m")
 TARGETS: Final = ("snapdragon-x-elite", "systolic-128")
@@ -33,10 +34,10 @@ Redraw: `make kv-cache`.
 
 Weights int4 in groups of 128, activations int8, one token. *Cache* are keys and values in DRAM with their scales, *traffic* what
 the token moves of them. Attention reads the whole cache once; everything else is weights, which the option does not touch.
-Energies are typical ones; [energy](../../docs/energy.md) has how far their sources disagree.
+Energies are typical, with the band that their sources leave ([energy](../../docs/energy.md)).
 
-| student | target | keys and values | cycles | attention, cycles | quantised appends, cycles | cache MB | traffic MB | energy mJ |
-|---|---|---|---|---|---|---|---|---|"""
+| student | target | keys and values | cycles | attention, cycles | quantised appends, cycles | cache MB | traffic MB | energy mJ | low to high |
+|---|---|---|---|---|---|---|---|---|---|"""
 ERROR: Final = f"""
 ## Error
 
@@ -63,10 +64,12 @@ def row(student: str, target: str, kind: str) -> str:
     """One token on a full cache."""
     options = RunOptions(kv_cache=kind)
     found = run(student, target, prompt=1, past=PAST, options=options, cache=False)
+    low, high = low_high(found)
     attention, appends = (cycles(found, name) for name in ("attention", "kv_quantise"))
     return (
         f"| {student} | {target} | {kind} | {found.ttft_cycles:,} | {attention:,} | {appends:,} "
-        f"| {found.kv_bytes / 1e6:.2f} | {found.dram_bytes_by_kind['kv'] / 1e6:.2f} | {found.energy_mj:.2f} |"
+        f"| {found.kv_bytes / 1e6:.2f} | {found.dram_bytes_by_kind['kv'] / 1e6:.2f} | {found.energy_mj:.2f} "
+        f"| {low:.2f} to {high:.2f} |"
     )
 
 

@@ -30,6 +30,7 @@ from firsttoken.student import StudentConfig, find_student, providers
 from firsttoken.subject import Built, subject_of
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_models.weights import write_random_weights
+from firsttoken_simulator.report.energy_table import low_high
 
 STUDENTS: Final = ("smollm2-135m", "deepseek-r1-distill-qwen-1.5b")
 TARGETS: Final = ("snapdragon-x-elite", "systolic-128")
@@ -57,7 +58,8 @@ A page for each student and target has bytes, cycles and energy; presets with le
 the residual stream and with tiles of weights, are among them. Weights int4 in groups of 128, activations int8. A place
 of `scratchpad` is the program of `auto` where that keeps all rows there. The cycles are those of the whole prompt on the
 timing machine.
-Energies are typical ones; [energy](../../docs/energy.md) has how far their sources disagree.
+Energies are typical, with the band that their sources leave ([energy](../../docs/energy.md)); two rows differ by far less
+than their bands, as what is uncertain is the same in both.
 `against off`: time of `off` over the row's, above 1 where keeping pays. Last column: how many norms keep rows in the
 scratchpad and how many in DRAM, and the bytes of the largest one with its scales."""
 NUMBERS: Final = """Logits of all tokens on the functional machine. KL is the divergence of the next token's distribution, mean over
@@ -75,6 +77,7 @@ class Measured:
     place: str
     cycles: int = 0
     energy_mj: float = 0.0
+    band_mj: tuple[float, float] = (0.0, 0.0)
     dram: int = 0
     scratchpad: int = 0
     norms: str = ""
@@ -105,7 +108,7 @@ def measured(student: str, target: Target, prompt: int, choice: tuple[str, str])
     moved = document.dram_read_bytes + document.dram_write_bytes
     kept = len(places) == len(NORMS.findall("\n".join(document.norm_cache_decisions))) and "DRAM" not in places
     return Measured(
-        cache, place, document.ttft_cycles, document.energy_mj, moved, document.sram_peak_bytes, norms, kept=kept
+        cache, place, document.ttft_cycles, document.energy_mj, low_high(document), moved, document.sram_peak_bytes, norms, kept=kept
     )
 
 
@@ -124,16 +127,16 @@ def table(student: str, target: Target, prompt: int) -> list[str]:
     off = rows[0]
     lines = [
         f"# {student}, {target.name}, {prompt} tokens", "",
-        "| norm cache | place | cycles | against off | energy mJ | DRAM MB | scratchpad MB | norms in scratchpad + DRAM |",
-        "|---|---|---|---|---|---|---|---|",
+        "| norm cache | place | cycles | against off | energy mJ | low to high | DRAM MB | scratchpad MB | norms in scratchpad + DRAM |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
         if row.refused:
-            lines.append(f"| {row.cache} | {row.place} | not possible: {row.refused} | | | | | |")
+            lines.append(f"| {row.cache} | {row.place} | not possible: {row.refused} | | | | | | |")
             continue
         lines.append(
             f"| {row.cache} | {row.place} | {row.cycles:,} | {off.cycles / row.cycles:.3f}x | {row.energy_mj:.2f} | "
-            f"{row.dram / 1e6:.2f} | {row.scratchpad / 1e6:.2f} | {row.norms} |"
+            f"{row.band_mj[0]:.2f} to {row.band_mj[1]:.2f} | {row.dram / 1e6:.2f} | {row.scratchpad / 1e6:.2f} | {row.norms} |"
         )
     return [*lines, "", verdict(rows), ""]
 
