@@ -5,7 +5,7 @@
 A student of one layer has all products of all layers. Each product is measured alone, launched several times in a row,
 with the compiler's choice and with the best of N trials. Its bound is the larger of its multiply-accumulates at the
 matrix unit's rate and its operands in DRAM at the DRAM's peak. Where the DMA keeps fewer reads in flight than the peak
-needs, the table shows beside it the ratio to the bound at the rate that one long read reaches.
+needs, the table shows beside it the ratio to a bound in which the weights come at the rate that one long read reaches.
 """
 
 import argparse
@@ -33,6 +33,7 @@ LENGTHS: Final = (64, 128, 512, 0)
 """Tokens of a prompt; 0 is a token of the answer behind 512 rows."""
 PAST: Final = 512
 TRIALS: Final = 32
+BITS: Final = {"int4": 4, "int8": 8, "fp16": 16}
 GOALS: Final = {"worst": 1.10, "median": 1.05}
 """Of tuned cycles over the bound."""
 
@@ -50,7 +51,7 @@ class Product:
     tuned_cycles: float
     bound_cycles: float
     reach_cycles: float
-    """The bound at the bandwidth that one long read reaches."""
+    """The bound, or the weights alone at the bandwidth that one long read reaches."""
     trials: int
 
     @property
@@ -108,7 +109,7 @@ def products(target: Target, tokens: int, trials: int, jobs: int, store: Path) -
     return [
         Product(
             target.name, said, tokens, row.operators[0], row.dims, row.default_cycles, row.best_cycles,
-            row.bound_cycles, reached(row, target, reach), row.trials,
+            row.bound_cycles, reached(row, target, BITS[options.weights], reach), row.trials,
         )
         for row in result.kernels
         if len(row.dims) == 3 and "proj" in row.operators[0] + "lm_head"
@@ -123,12 +124,11 @@ def formats_of(target: Target) -> RunOptions:
     return RunOptions(weights="int8", group="channel") if "int8xint8" in rates else RunOptions(weights="fp16")
 
 
-def reached(row: KernelRow, target: Target, reach: float) -> float:
-    """The bound of a product with a DRAM that gives so much of its peak."""
-    m, n, k = row.dims
-    rates = target.matrix.macs_per_cycle
-    compute = m * n * k / max(rates.values())
-    return max(compute, row.bound_cycles / reach) if row.bound_cycles > compute else row.bound_cycles
+def reached(row: KernelRow, target: Target, bits: int, reach: float) -> float:
+    """The larger of the bound and of the weights alone with a DRAM that gives so much of its peak."""
+    _, n, k = row.dims
+    per_cycle = reach * target.dram.peak_bytes_per_s / target.clock_hz
+    return max(row.bound_cycles, n * k * bits / 8 / per_cycle)
 
 
 def table(found: Sequence[Product]) -> list[str]:

@@ -142,14 +142,16 @@ def _runs(found: dict[str, Any]) -> list[str]:
 
 def _simulation(found: dict[str, Any]) -> list[str]:
     lines = ["## Simulation, CPU seconds of one core"]
-    for name, rows in found.items():
-        if isinstance(rows, list) and rows:
-            columns = list(rows[0])
-            lines += ["", f"### {name.capitalize()}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-            lines += ["| " + " | ".join(_cell(row[c]) for c in columns) + " |" for row in rows]
-        elif not isinstance(rows, list):
-            lines += ["", f"{name}: {_cell(rows)}"]
-    return lines
+    for name in ("products", "prefills"):
+        rows = found[name]
+        columns = [column for column in rows[0] if column not in ("name", "path")]
+        lines += ["", f"### {name.capitalize()}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        lines += ["| " + " | ".join(_cell(row[c]) for c in columns) + " |" for row in rows]
+    limits = found["limits"]
+    seconds = ", ".join(f"{limit:g} s for {prompt} tokens" for prompt, limit in limits["seconds"].items())
+    missed = "; ".join(found["over"]) or "none"
+    goals = f"{limits['times_onnxim']:g} times ONNXim's bytes per second, {seconds}, {limits['rss_mib']:g} MiB"
+    return [*lines, "", f"Goals: {goals}. Missed: {missed}."]
 
 
 def _costs(found: dict[str, Any]) -> list[str]:
@@ -168,8 +170,8 @@ def _schedules(found: list[dict[str, Any]]) -> list[str]:
     return [
         "## Schedules: every product of the 1.5B student", "",
         f"Cycles over the larger of the bounds of compute and of the DRAM's peak; goals: worst {GOALS['worst']:.2f}, median "
-        f"{GOALS['median']:.2f}. Each product alone, launched several times in a row. The last column has the bound at the "
-        "bandwidth that one long read reaches on that target.", "", *table(products),
+        f"{GOALS['median']:.2f}. Each product alone, launched several times in a row. In the last column the weights "
+        "come at the bandwidth that one long read reaches on that target.", "", *table(products),
     ]  # fmt: skip
 
 
