@@ -10,6 +10,7 @@ import numpy as np
 
 from firsttoken_compiler.codegen.build import build
 from firsttoken_compiler.codegen.host import host_call, host_code
+from firsttoken_compiler.codegen.kernels import kernels_of, parts_of, spaces_of
 from firsttoken_compiler.codegen.memory_map import FENCE_BYTES, Compiled, MemoryMap
 from firsttoken_compiler.codegen.names import OperatorNames
 from firsttoken_compiler.codegen.sync import Fence, insert_semaphores
@@ -23,10 +24,8 @@ from firsttoken_compiler.isa.program import OpInfo, Program
 from firsttoken_compiler.isa.types import Dtype, Engine, Operand, Space, queue_index
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.passes.lower import Launch, Value
-from firsttoken_compiler.passes.place import Placement
-from firsttoken_compiler.passes.spread import share_of
 from firsttoken_compiler.schedule.choice import NO_SCHEDULES, CoreSplit, Schedules
-from firsttoken_compiler.schedule.parts import Part, partial_bytes, partial_count
+from firsttoken_compiler.schedule.parts import partial_bytes, partial_count
 from firsttoken_compiler.schedule.rowwise import kernel_operands
 from firsttoken_compiler.schedule.spec import DTYPES, Arg, KernelSpec
 from firsttoken_compiler.target.target import Target
@@ -34,37 +33,16 @@ from firsttoken_compiler.target.target import Target
 Templates = dict[tuple[KernelSpec, tuple[Space, ...]], Template]
 
 
-def kernel_key(launch: Launch, placement: Placement) -> tuple[KernelSpec, tuple[Space, ...]]:
-    """What decides a launch's template: its spec and where its operands lie."""
-    values = kernel_operands(launch.spec, (*launch.args, *launch.outs))
-    return launch.spec, tuple(placement.space(value) for value in values)
-
-
-def parts_of(compiled: Compiled, number: int) -> tuple[Part, ...]:
-    """What the cores compute of launch `number`; one part, the launch itself, where core 0 computes everything."""
-    launch, parts = compiled.launches.launches[number], compiled.spread.parts
-    if parts:
-        return parts[number]
-    count = len(kernel_operands(launch.spec, (*launch.args, *launch.outs)))
-    return (Part(0, launch.spec, tuple(range(count)), (0,) * count),)
-
-
 def schedule_all(
     compiled: Compiled, target: Target, progress: Callable[[float], None], known: Templates | None = None,
     schedules: Schedules = NO_SCHEDULES,
 ) -> Templates:  # fmt: skip
     """One template per distinct kernel; `known` ones were made for the same room and schedules."""
-    kernels: dict[tuple[KernelSpec, tuple[Space, ...]], int] = {}
-    for number, launch in enumerate(compiled.launches.launches):
-        if launch.spec.kind != "host":
-            _, spaces = kernel_key(launch, compiled.placement)
-            parts = parts_of(compiled, number)
-            for part in parts:
-                kernels.setdefault((part.spec, part.spaces(spaces)), len({part.core for part in parts}))
+    kernels = kernels_of(compiled, target)
     templates: Templates = {}
-    for index, ((spec, spaces), cores) in enumerate(kernels.items()):
-        made, choice = (known or {}).get((spec, spaces)), schedules.get(spec, spaces)
-        templates[spec, spaces] = made or build(spec, spaces, share_of(target, cores), compiled.placement.room, choice)
+    for index, kernel in enumerate(kernels):
+        of = kernel.spec, kernel.spaces
+        templates[of] = (known or {}).get(of) or build(*of, kernel.target, kernel.room, schedules.get(*of))
         progress((index + 1) / len(kernels))
     return templates
 
@@ -157,8 +135,7 @@ class _Emitter:
     def _launch(self, launch: Launch, names: OperatorNames, number: int) -> None:
         """The parts of a launch, which work at the same addresses of their cores' scratchpads."""
         placement = self.compiled.placement
-        _, spaces = kernel_key(launch, placement)
-        parts = parts_of(self.compiled, number)
+        spaces, parts = spaces_of(launch, placement), parts_of(self.compiled, number)
         templates = [self.templates[part.spec, part.spaces(spaces)] for part in parts]
         scratch = self._room(launch, max(template.scratch_bytes for template in templates))
         values = kernel_operands(launch.spec, (*launch.args, *launch.outs))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firsttoken_compiler.codegen.assemble import kernel_key as lying
-from firsttoken_compiler.codegen.assemble import parts_of
 from firsttoken_compiler.codegen.memory_map import Compiled
 from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.passes.lower import Launch
+from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.passes.spread import share_of
 from firsttoken_compiler.schedule.choice import KernelKey, kernel_key
+from firsttoken_compiler.schedule.parts import Part
+from firsttoken_compiler.schedule.rowwise import kernel_operands
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.target.target import Target
@@ -28,6 +30,21 @@ class Kernel:
     launches: tuple[int, ...]
 
 
+def spaces_of(launch: Launch, placement: Placement) -> tuple[Space, ...]:
+    """Where the operands and results of a launch lie."""
+    values = kernel_operands(launch.spec, (*launch.args, *launch.outs))
+    return tuple(placement.space(value) for value in values)
+
+
+def parts_of(compiled: Compiled, number: int) -> tuple[Part, ...]:
+    """What the cores compute of launch `number`; one part, the launch itself, where core 0 computes everything."""
+    launch, parts = compiled.launches.launches[number], compiled.spread.parts
+    if parts:
+        return parts[number]
+    count = len(kernel_operands(launch.spec, (*launch.args, *launch.outs)))
+    return (Part(0, launch.spec, tuple(range(count)), (0,) * count),)
+
+
 def kernels_of(compiled: Compiled, target: Target) -> tuple[Kernel, ...]:
     """In order of first use; launches of the host have none."""
     launches: dict[tuple[KernelSpec, tuple[Space, ...]], list[int]] = {}
@@ -35,7 +52,7 @@ def kernels_of(compiled: Compiled, target: Target) -> tuple[Kernel, ...]:
     for number, launch in enumerate(compiled.launches.launches):
         if launch.spec.kind == "host":
             continue
-        _, spaces = lying(launch, compiled.placement)
+        spaces = spaces_of(launch, compiled.placement)
         parts = parts_of(compiled, number)
         for part in parts:
             found = part.spec, part.spaces(spaces)

@@ -162,8 +162,7 @@ class Graph:
 def _kernels(compiled: Compiled, program: Program, target: Target, phase: str) -> list[Kernel]:
     """The distinct kernels of a program, those with most multiply-accumulates first."""
     from firsttoken.schedule_file import patterns
-    from firsttoken_compiler.codegen.assemble import parts_of
-    from firsttoken_compiler.codegen.kernels import kernels_of
+    from firsttoken_compiler.codegen.kernels import kernels_of, parts_of
 
     names = [op.name for op in program.ops]
     made = []
