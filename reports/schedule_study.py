@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from firsttoken import RunOptions, Target, run
-from firsttoken.schedule_file import Entry, ScheduleFile, to_toml
+from firsttoken.schedule_file import ScheduleFile, to_toml
 from firsttoken.scheduled import Graph, file_of, graphs_of
 from firsttoken.subject import subject_of
 from firsttoken.tuning.store import TrialStore
 from firsttoken.tuning.tune import Plan, tune
+from firsttoken.verbs.tune import file_of as tuned_file
 from firsttoken_compiler.errors import FirsttokenError
 from firsttoken_compiler.schedule.choice import AttentionChoice, Choice, ProductChoice
 from firsttoken_compiler.schedule.choosing import check
@@ -97,14 +98,7 @@ def stages() -> list[Stage]:
     own = file_of(graphs, STUDENT, target, OPTIONS)
     found.append(made("The compiler's own", "Tiles by its cost model.", "own", own))
     result = tune(subject, target, OPTIONS, Plan("ttft", TOKENS, trials=TRIALS, jobs=2), TrialStore())
-    rows = {row.key: row for row in result.kernels}
-    entries = tuple(
-        Entry(key, choice, rows[key].operators, (), rows[key].graph) for key, choice in result.schedules.choices
-    )
-    tuned = ScheduleFile(
-        STUDENT, TARGET, entries, result.schedules.graph, result.target_hash, f"firsttoken tune --trials {TRIALS}"
-    )
-    found.append(made("Tuned", f"At most {TRIALS} trials a kernel on the simulator, then together.", "tuned", tuned))
+    found.append(made("Tuned", f"At most {TRIALS} trials a kernel on the simulator, then together.", "tuned", tuned_file(result)))
     return found
 
 

@@ -13,6 +13,7 @@ SMALL: Final = 0.01
 """Share of the whole below which a kernel that stays as it was is not shown."""
 
 if TYPE_CHECKING:
+    from firsttoken.schedule_file import ScheduleFile
     from firsttoken.tuning.tune import KernelRow, TuneResult
 
 
@@ -47,11 +48,13 @@ def tune(
     """Search schedules of all kernels by simulating them, alone and then together; a killed search goes on."""
     from firsttoken import api
     from firsttoken.options import RunOptions
+    from firsttoken.schedule_file import to_toml
     from firsttoken.subject import subject_of
     from firsttoken.tuning.store import TrialStore
     from firsttoken.tuning.tune import Plan
     from firsttoken.tuning.tune import tune as search
     from firsttoken.weight_rules import rules_of
+    from firsttoken_simulator.report.folder import write_file
 
     options = RunOptions(
         weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache, kv_cache=kv_cache,
@@ -61,7 +64,7 @@ def tune(
     with Bar() as bar:
         result = search(subject_of(student), api.target_of(target), options, plan, TrialStore(store), bar.update)
     if out is not None:
-        _write(out, result)
+        write_file(out, to_toml(file_of(result)).encode())
     if as_json:
         print(result.to_json())
         return
@@ -70,10 +73,9 @@ def tune(
         print(f"wrote {out}")
 
 
-def _write(path: Path, result: TuneResult) -> None:
+def file_of(result: TuneResult) -> ScheduleFile:
     """The schedule file: the choices that pay, with what each gains."""
-    from firsttoken.schedule_file import Entry, ScheduleFile, to_toml
-    from firsttoken_simulator.report.folder import write_file
+    from firsttoken.schedule_file import Entry, ScheduleFile
 
     rows = {row.key: row for row in result.kernels}
     entries = []
@@ -86,10 +88,7 @@ def _write(path: Path, result: TuneResult) -> None:
         f"{result.before.cycles:,} -> {result.after.cycles:,} cycles"
     )
     graph, splits = result.schedules.graph, result.schedules.splits
-    file = ScheduleFile(
-        result.student, result.target, tuple(entries), graph, result.target_hash, made_by, splits
-    )
-    write_file(path, to_toml(file).encode())
+    return ScheduleFile(result.student, result.target, tuple(entries), graph, result.target_hash, made_by, splits)
 
 
 def show(result: TuneResult) -> None:
