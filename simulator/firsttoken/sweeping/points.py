@@ -47,21 +47,24 @@ class Base:
     options: RunOptions = field(default_factory=RunOptions)
 
 
-def point_of(base: Base, settings: Mapping[str, Value]) -> Point:
-    """The run of a combination; raises FirsttokenError where settings cannot go together, naming them."""
+def point_of(base: Base, settings: Mapping[str, Value], loaded: dict[str, Target] | None = None) -> Point:
+    """The run of a combination; raises FirsttokenError where settings cannot go together, naming them.
+
+    `loaded` keeps targets by name, so that the combinations of a sweep read each file once.
+    """
     try:
-        return _point(base, settings)
+        return _point(base, settings, {} if loaded is None else loaded)
     except FirsttokenError as error:
         raise type(error)(f"with {said(settings)}: {error}") from error
 
 
-def _point(base: Base, settings: Mapping[str, Value]) -> Point:
+def _point(base: Base, settings: Mapping[str, Value], loaded: dict[str, Target]) -> Point:
     from firsttoken.api import run_parts
     from firsttoken.cache import content_key
     from firsttoken.subject import subject_of
 
     student = _student(str(settings.get("student", base.student)), settings)
-    target = _target(str(settings.get("target", base.target)), settings)
+    target = _target(str(settings.get("target", base.target)), settings, loaded)
     lengths = {name: _length(name, settings.get(name, getattr(base, name))) for name in ("prompt", "decode")}
     known: dict[str, Any] = {path: value for path, value in settings.items() if path in RunOptions.__dataclass_fields__}
     options = replace(base.options, **known)
@@ -101,11 +104,11 @@ def _student(name: str, settings: Mapping[str, Value]) -> StudentLike:
         raise OptionError(str(error)) from error
 
 
-def _target(name: str, settings: Mapping[str, Value]) -> Target:
+def _target(name: str, settings: Mapping[str, Value], loaded: dict[str, Target]) -> Target:
     from firsttoken.api import target_of
     from firsttoken_compiler.target.changed import checked, path_of
 
-    target = target_of(name)
+    target = loaded[name] = loaded.get(name) or target_of(name)
     values = {
         path_of(target, path.partition(".")[2]): value for path, value in settings.items() if path.startswith("target.")
     }

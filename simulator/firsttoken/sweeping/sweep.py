@@ -18,6 +18,7 @@ from firsttoken_compiler.errors import FirsttokenError, OptionError
 
 if TYPE_CHECKING:
     from firsttoken.options import Progress
+    from firsttoken_compiler.target.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,10 @@ def sweep(
         raise OptionError(f"--jobs {jobs}: at least 1")
     settings = [dict(found) for found in combinations(axes)]
     points: list[Point | str] = []
+    loaded: dict[str, Target] = {}
     for found in settings:
         try:
-            points.append(point_of(base, found))
+            points.append(point_of(base, found, loaded))
         except FirsttokenError as error:
             points.append(str(error))
     if all(isinstance(point, str) for point in points):
