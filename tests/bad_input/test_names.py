@@ -5,12 +5,12 @@ import io
 import json
 import re
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from onnx import ModelProto, helper
+from page_tags import Tags
 
 sys.path.insert(0, str(Path(__file__).parent))
 import making as m
@@ -56,19 +56,6 @@ def hostile(name: str) -> ModelProto:
     model.graph.name = model.doc_string = model.producer_name = name
     model.metadata_props.add(key=name[:900], value=name)
     return model
-
-
-class Tags(HTMLParser):
-    """Elements and attributes of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes.update(name for name, _ in attrs)
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))

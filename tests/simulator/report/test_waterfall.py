@@ -1,11 +1,11 @@
 import json
-from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_tags import Tags
 
 from firsttoken_simulator.energy import energy
 from firsttoken_simulator.report.build import build_run
@@ -98,17 +98,6 @@ def test_bars_hang_together(make_case) -> None:
         assert drawn[-2].end == pytest.approx(drawn[-1].x + drawn[-1].width, abs=0.51)
         assert all(bar.x >= LABEL and bar.x + bar.width <= LABEL + CHART + 0.51 for bar in drawn)
         assert [bar.y for bar in drawn] == sorted({bar.y for bar in drawn})
-
-
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes.update(name for name, _ in attrs)
 
 
 def test_the_page_escapes_names_and_fetches_nothing(make_case, hostile: str) -> None:
