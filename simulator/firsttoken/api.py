@@ -328,7 +328,7 @@ def _measure(
     if decode and isinstance(subject, File):
         subject.check_decode()
     if options.schedule is not None:
-        options = replace(options, schedule=options.schedule.unmarked())
+        options = replace(options, schedule=options.schedule.marked())
     tokens, rows = subject.lengths(*lengths)
     step = subject.lengths(1, rows + tokens + decode - 1) if decode else None
     first = _execute(subject, target, tokens, rows, options, progress)

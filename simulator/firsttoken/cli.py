@@ -337,6 +337,7 @@ def generate(
     host_roles: HostRoles = "",
     host_weight_bits: HostBits = 16.0,
     seed: Seed = 0,
+    schedule: ScheduleOption = None,
     compare: Annotated[
         Literal["onnxruntime"] | None, typer.Option("--compare", help="Print its answer too, and how far they agree.")
     ] = None,
@@ -345,20 +346,17 @@ def generate(
     """Let a student with real weights answer on the functional machine."""
     from firsttoken import api
 
+    options = _options(
+        mix, acts_range, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
+        norm_cache_place=norm_cache_place, residual_spill=residual_spill, kv_cache=kv_cache, seed=seed,
+        host=(host_roles, host_weight_bits), schedule=schedule_of(schedule, target),
+    )  # fmt: skip
     with Bar() as bar:
         result = api.generate(
-            student,
-            prompt_text,
-            max_new_tokens=max_new_tokens,
-            options=_options(
-                mix, acts_range, weights=weights, acts=acts, group=group, asymmetric=asymmetric, norm_cache=norm_cache,
-                norm_cache_place=norm_cache_place, residual_spill=residual_spill, kv_cache=kv_cache, seed=seed,
-                host=(host_roles, host_weight_bits),
-            ),
-            target=target,
-            compare=compare,
+            student, prompt_text, max_new_tokens=max_new_tokens, options=options, target=target, compare=compare,
             progress=bar.update,
         )  # fmt: skip
+    note_absent(options)
     if as_json:
         print(result.to_json())
         return

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from firsttoken.cache import ResultCache, content_key
+from firsttoken.group_tasks import group_tasks_s
 from firsttoken.options import RunOptions
 from firsttoken.placement import EMBEDDING, HEAD, host_s
 from firsttoken.subject import Built, StudentLike, Subject, subject_of
@@ -118,6 +119,7 @@ class StepTime:
         energy_mj: of the NPU and its DRAM while it runs, in millijoules.
         energy_low_mj: the same with every energy of the target at its low bound; None: as it is.
         energy_high_mj: at its high bound.
+        kernels: those with a choice in the schedule of the step that occur in its program.
     """
 
     device_s: float
@@ -125,6 +127,7 @@ class StepTime:
     energy_mj: float
     energy_low_mj: float | None = None
     energy_high_mj: float | None = None
+    kernels: tuple[str, ...] = ()
 
 
 class Clock(Protocol):
@@ -201,6 +204,7 @@ class Prediction:
         power_band_w: the same of `power_w`.
         polling_mj: low, typical and high of the host while it polls, beside `energy_mj`; zero where it is not modelled.
         parts: where the time of each phase goes; of "decode" per token.
+        schedule: how much of the schedule the graphs use, kernels of it that occur in none of them; empty without one.
     """
 
     ttft_ms: float | None = None
@@ -214,6 +218,7 @@ class Prediction:
     power_band_w: tuple[float, float] | None = None
     polling_mj: tuple[float, float, float] | None = None
     parts: Mapping[str, PhaseTime] = field(default_factory=dict)
+    schedule: tuple[str, ...] = ()
 
 
 def plan(work: Work, target: Target) -> Plan:
@@ -244,15 +249,17 @@ def latency(work: Work, target: TargetLike, *, cache: bool = True, progress: Pro
     Raises:
         FirsttokenError: the input is at fault; the message names the remedy.
     """
-    from firsttoken.api import target_of
+    from firsttoken.api import schedule_lines, target_of
 
     machine = target_of(target)
     graphs, clock = steps(work, machine), ExactClock(cache)
+    occurring: list[str] = []
     for done, step in enumerate(graphs):
         if progress is not None:
             progress("compile and simulate", float(done), float(len(graphs)))
-        clock.seconds(step, machine)
-    return predict(work, machine, clock)
+        occurring += clock.seconds(step, machine).kernels
+    found, given = predict(work, machine, clock), work.options.schedule
+    return found if given is None else replace(found, schedule=tuple(schedule_lines(given.marked(occurring))))
 
 
 def predict(work: Work, target: Target, clock: Clock) -> Prediction:
@@ -293,7 +300,7 @@ def _energy(part: PhaseTime, target: Target) -> dict[str, Any]:
 def _phase(planned: Plan, name: str, runtime: Runtime, target: Target, clock: Clock) -> PhaseTime:
     from firsttoken_simulator.energy import Band, standing_w
 
-    count = device = nodes = rows = 0.0
+    count = device = nodes = rows = tasks = 0.0
     energy = Band(0.0, 0.0, 0.0)
     for launch in planned.phases[name]:
         time = clock.seconds(launch.step, target)
@@ -303,12 +310,13 @@ def _phase(planned: Plan, name: str, runtime: Runtime, target: Target, clock: Cl
         low, high = (time.energy_mj if bound is None else bound for bound in (time.energy_low_mj, time.energy_high_mj))
         energy += Band(low, time.energy_mj, high).scaled(launch.count)
         rows += launch.count * launch.step.tokens
+        tasks += launch.count * group_tasks_s(launch.step, runtime, target.host)
     launch_s, node_s = count * runtime.launch_us / 1e6, nodes * runtime.node_us / 1e6
-    on_host = 0.0
+    on_host = tasks
     if planned.heads and isinstance(planned.work, LlmWork):
         subject = subject_of(planned.work.student)
         if isinstance(subject, Built):
-            on_host = host_s(subject.config, rows, planned.heads[name], runtime, target.host)
+            on_host += host_s(subject.config, rows, planned.heads[name], runtime, target.host)
     # The NPU is on while the host works; one watt for a second is a thousand millijoules.
     energy += standing_w(target)[0].scaled((launch_s + node_s + on_host) * 1e3)
     return PhaseTime(count, device, launch_s, node_s, on_host, energy.typical, energy.low, energy.high)
@@ -358,7 +366,10 @@ class _Steps:
             rules = tuple(rule for rule in options.rules if rule.role not in roles)
             options = replace(options, rules=rules, host_roles=())
         logits = self.runtime.all_logits and tokens > 1 and HEAD not in roles
-        return Step(self.work.student, tokens, max(0, context - tokens), options, roles, logits)
+        past = max(0, context - tokens)
+        if self.runtime.concatenates_cache and past:
+            options = replace(options, kv_concat=True)
+        return Step(self.work.student, tokens, past, options, roles, logits)
 
 
 def _prefill(prompt: int, chunk: int, step: _Steps) -> tuple[Launch, ...]:
@@ -427,10 +438,19 @@ class ExactClock:
         if not self.cache:
             return None
         files = ResultCache().get(_key(step, target), (_FILE,))
-        return None if files is None else StepTime(**json.loads(files[_FILE]))
+        if files is None:
+            return None
+        values = json.loads(files[_FILE])
+        return StepTime(**{**values, "kernels": tuple(values["kernels"])})
 
     def _measured(self, step: Step, target: Target) -> StepTime:
-        time = time_of(compile_step(step, target), target)
+        given = step.options.schedule
+        if given is None:
+            time = time_of(compile_step(step, target), target)
+        else:
+            own = given.marked()
+            program = compile_step(replace(step, options=replace(step.options, schedule=own)), target)
+            time = replace(time_of(program, target), kernels=tuple(own.occurring()))
         if self.cache:
             ResultCache().put(_key(step, target), {_FILE: json.dumps(asdict(time)).encode()})
         return time

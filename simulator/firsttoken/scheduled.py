@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from firsttoken.schedule_file import Entry, ScheduleFile, patterns, to_toml
 
 if TYPE_CHECKING:
+    from firsttoken.latency import Step, Work
     from firsttoken.options import Progress, RunOptions
     from firsttoken.subject import Subject
     from firsttoken_compiler.codegen.kernels import Kernel
@@ -96,6 +97,19 @@ def graphs_of(
         step = subject.lengths(1, rows + tokens + decode - 1)
         found.append(compiled_graph(subject, target, *step, options, DECODE, progress))
     return found
+
+
+def launched_graphs(work: Work, target: Target, progress: Progress | None = None) -> list[Graph]:
+    """The graphs that a runtime launches for a work, as `latency` compiles them, each once."""
+    from firsttoken.latency import plan
+
+    found: dict[Step, Graph] = {}
+    for name, launches in plan(work, target).phases.items():
+        for step in dict.fromkeys(launch.step for launch in launches):
+            subject, phase = step.subject(), DECODE if name == "decode" else PROMPT
+            lengths = subject.lengths(step.tokens, step.past)
+            found.setdefault(step, compiled_graph(subject, target, *lengths, step.options, phase, progress))
+    return [*found.values()]
 
 
 def file_of(graphs: Sequence[Graph], student: str, target: Target, options: RunOptions) -> ScheduleFile:

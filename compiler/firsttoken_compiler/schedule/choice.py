@@ -252,13 +252,17 @@ class Schedules:
         if self.choices:
             self._occurring.update(kernel_key(spec, spaces) for spec, spaces in kernels)
 
+    def occurring(self) -> list[KernelKey]:
+        """Kernels that have a choice and were marked."""
+        return [key for key, _ in self.choices if key in self._occurring]
+
     def absent(self) -> list[KernelKey]:
         """Kernels that have a choice and were not marked."""
         return [key for key, _ in self.choices if key not in self._occurring]
 
-    def unmarked(self) -> Schedules:
-        """The same, with nothing marked."""
-        return Schedules(self.choices, self.graph, self.splits)
+    def marked(self, keys: Iterable[str] = ()) -> Schedules:
+        """The same, with these kernels marked and no others."""
+        return Schedules(self.choices, self.graph, self.splits, _occurring={KernelKey(key) for key in keys})
 
     def facts(self) -> dict[str, Any]:
         """As JSON values."""

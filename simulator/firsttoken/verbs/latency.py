@@ -2,66 +2,50 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from firsttoken.progress import Bar
+from firsttoken.verbs.shared import NEW_TOKENS, AsJson, Formats, Given, taking
 
 if TYPE_CHECKING:
-    from firsttoken.latency import Prediction, Work
+    from firsttoken.latency import Prediction
     from firsttoken_compiler.target.target import Target
 
 
+@taking(formats=Formats)
 def latency(
     student: Annotated[str, typer.Argument(help="A GGUF file, or a built-in student.", show_default=False)],
+    *,
     target: Annotated[str, typer.Option(help="A preset or a .toml file.")] = "snapdragon-x-elite",
     runtime: Annotated[
         str | None, typer.Option(help="A runtime of the target; default: its first.", show_default=False)
     ] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, or of an encoder's input.")] = 64,
     context: Annotated[int, typer.Option(min=0, help="Most rows that graphs are for; 0: prompt and answer.")] = 0,
-    new_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer.")] = 32,
-    weights: Annotated[str, typer.Option(help="As in 'run'.")] = "int4",
-    acts: Annotated[Literal["int8", "int16", "fp16"] | None, typer.Option(help="As in 'run'.")] = None,
-    group: Annotated[Literal["32", "64", "128", "channel"], typer.Option(help="As in 'run'.")] = "128",
-    mix: Annotated[str | None, typer.Option(metavar="RULES", help="As in 'run'.")] = None,
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="As in 'run'.")] = False,
-    norm_cache: Annotated[
-        Literal["int8", "int16", "fp16", "off", "statistics", "auto"] | None, typer.Option(help="As in 'run'.")
-    ] = None,
-    norm_cache_place: Annotated[Literal["auto", "scratchpad", "dram"], typer.Option(help="As in 'run'.")] = "auto",
-    residual_spill: Annotated[Literal["fp32", "fp16"], typer.Option(help="As in 'run'.")] = "fp32",
-    kv_cache: Annotated[Literal["fp16", "int8"], typer.Option(help="As in 'run'.")] = "fp16",
-    acts_range: Annotated[str, typer.Option(metavar="dynamic|FILE", help="As in 'run'.")] = "dynamic",
+    new_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer.")] = NEW_TOKENS,
+    formats: Formats,
+    schedule: Given = None,
     cache: Annotated[bool, typer.Option(help="Use results kept from earlier runs.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time a prompt in chunks and the tokens after it, with what the runtime's launches cost."""
     from firsttoken import api
     from firsttoken import latency as rooms
-    from firsttoken.act_ranges import ranges_of
     from firsttoken.cli import print_json
-    from firsttoken.options import RunOptions
-    from firsttoken.subject import Encoder, subject_of
-    from firsttoken.weight_rules import rules_of
+    from firsttoken.subject import subject_of
+    from firsttoken.verbs.schedule import schedule_of, work_of
 
     machine, subject = api.target_of(target), subject_of(student)
-    options = RunOptions(
-        weights=weights, acts=acts, group=group, rules=() if mix is None else rules_of(mix), kv_cache=kv_cache,
-        asymmetric=asymmetric, norm_cache=norm_cache, norm_cache_place=norm_cache_place,
-        residual_spill=residual_spill, ranges=ranges_of(acts_range),
-    )  # fmt: skip
-    asked = student if subject.kind != "an ONNX file" else Path(student)
-    work: Work = (
-        rooms.EncoderWork(asked, options, prompt, runtime)
-        if isinstance(subject, Encoder)
-        else rooms.LlmWork(asked, options, prompt, context, new_tokens, runtime)
-    )
+    options = formats.options(schedule_of(schedule, target))
+    work = work_of(student, subject, options, prompt, context, new_tokens, runtime)
     with Bar() as bar:
         found = rooms.latency(work, machine, cache=cache, progress=bar.update)
+    for line in found.schedule[1:]:
+        print(f"note: the schedule has kernels {line}", file=sys.stderr)
     if as_json:
         print_json({"student": subject.name, "target": machine.name, "runtime": runtime_name(machine, runtime),
                     "prompt": prompt, "context": context, "new_tokens": new_tokens, **asdict(found)})  # fmt: skip

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from firsttoken.progress import Bar
+from firsttoken.subject import DEFAULT_PROMPT, Encoder, subject_of
+from firsttoken.verbs.shared import NEW_TOKENS, AsJson, Formats, Given, taking
+from firsttoken_compiler.errors import OptionError
 
 if TYPE_CHECKING:
+    from firsttoken.latency import Work
     from firsttoken.options import RunOptions
     from firsttoken.scheduled import Graph
+    from firsttoken.subject import Subject
     from firsttoken_compiler.schedule.choice import Schedules
 
 schedule_app = typer.Typer(help="Schedules of kernels: show one, or write all to a file for 'run --schedule'.",
                            no_args_is_help=True)  # fmt: skip
-Student = Annotated[str, typer.Argument(help="An ONNX or GGUF file, or a built-in student.", show_default=False)]
-TargetName = Annotated[str, typer.Option("--target", help="A preset or a .toml file.")]
-Prompt = Annotated[int | None, typer.Option(min=1, help="Tokens of the prompt; default: as in 'run'.")]
-Past = Annotated[int | None, typer.Option(min=0, help="Rows in the cache; default: as in 'run'.")]
-Decode = Annotated[int, typer.Option(min=0, help="Also the graph of this token of the answer.")]
-Weights = Annotated[str, typer.Option(help="As in 'run'.")]
-Acts = Annotated[Literal["int8", "int16", "fp16"] | None, typer.Option(help="As in 'run'.")]
-Group = Annotated[Literal["32", "64", "128", "channel"], typer.Option(help="As in 'run'.")]
-Mix = Annotated[str | None, typer.Option(metavar="RULES", help="As in 'run'.")]
-NormCache = Annotated[
-    Literal["int8", "int16", "fp16", "off", "statistics", "auto"] | None, typer.Option(help="As in 'run'.")
-]
-KvCache = Annotated[Literal["fp16", "int8"], typer.Option(help="As in 'run'.")]
-Given = Annotated[Path | None, typer.Option("--schedule", metavar="FILE", help="As in 'run'.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 DEFAULT_TARGET = "snapdragon-x-elite"
 
 
@@ -55,21 +46,73 @@ def note_absent(options: RunOptions) -> None:
         print(f"note: the schedule has kernels that do not occur: {', '.join(missing)}", file=sys.stderr)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Which graphs are meant: those of `run`, or with a runtime those that `latency` launches."""
+
+    student: Annotated[str, typer.Argument(help="An ONNX or GGUF file, or a built-in student.", show_default=False)]
+    target: Annotated[str, typer.Option(help="A preset or a .toml file.")] = DEFAULT_TARGET
+    prompt: Annotated[int | None, typer.Option(min=1, help="Tokens of the prompt; default: as in 'run'.")] = None
+    past: Annotated[int | None, typer.Option(min=0, help="Rows in the cache; default: as in 'run'.")] = None
+    decode: Annotated[int, typer.Option(min=0, help="Also the graph of this token of the answer.")] = 0
+    runtime: Annotated[
+        str | None, typer.Option(help="The graphs that 'latency' launches with this runtime.", show_default=False)
+    ] = None
+    context: Annotated[int, typer.Option(min=0, help="With --runtime, as in 'latency'.")] = 0
+    new_tokens: Annotated[
+        int | None, typer.Option(min=0, help=f"With --runtime, as in 'latency'; default: {NEW_TOKENS}.")
+    ] = None
+    schedule: Given = None
+
+    def graphs(self, options: RunOptions) -> list[Graph]:
+        """Compiles them; kernels of the schedule that occur in none are named on stderr. Raises FirsttokenError."""
+        from firsttoken import api
+        from firsttoken.scheduled import graphs_of, launched_graphs
+
+        self._check()
+        subject, machine = subject_of(self.student), api.target_of(self.target)
+        with Bar() as bar:
+            if self.runtime is None:
+                graphs = graphs_of(subject, machine, self.prompt, self.past, self.decode, options, bar.update)
+            else:
+                graphs = launched_graphs(self._work(subject, options), machine, bar.update)
+        note_absent(options)
+        return graphs
+
+    def _check(self) -> None:
+        """Raises OptionError for lengths that do not go together."""
+        if self.runtime is None and (self.context or self.new_tokens is not None):
+            name = "--context" if self.context else "--new-tokens"
+            raise OptionError(f"{name} goes with --runtime NAME; of one graph give --prompt, --past and --decode")
+        if self.runtime is not None and (self.past is not None or self.decode):
+            name = "--decode" if self.decode else "--past"
+            raise OptionError(f"{name} does not go with --runtime: give --prompt, --context and --new-tokens")
+
+    def _work(self, subject: Subject, options: RunOptions) -> Work:
+        tokens = NEW_TOKENS if self.new_tokens is None else self.new_tokens
+        return work_of(
+            self.student, subject, options, self.prompt or DEFAULT_PROMPT, self.context, tokens, self.runtime
+        )
+
+
+def work_of(
+    student: str, subject: Subject, options: RunOptions, prompt: int, context: int, new_tokens: int, runtime: str | None
+) -> Work:
+    """What a runtime is asked for: an inference of an encoder, or a prompt and its answer."""
+    from firsttoken.latency import EncoderWork, LlmWork
+
+    asked = student if subject.kind != "an ONNX file" else Path(student)
+    if isinstance(subject, Encoder):
+        return EncoderWork(asked, options, prompt, runtime)
+    return LlmWork(asked, options, prompt, context, new_tokens, runtime)
+
+
 @schedule_app.command()
+@taking(asked=Asked, formats=Formats)
 def show(
-    student: Student,
+    asked: Asked,
+    formats: Formats,
     op: Annotated[str, typer.Option(help="An operator: layers.3.mlp.up_proj, layers.3.ffn.up, 'layers.*.attn.q'.")],
-    target: TargetName = DEFAULT_TARGET,
-    prompt: Prompt = None,
-    past: Past = None,
-    decode: Decode = 0,
-    weights: Weights = "int4",
-    acts: Acts = None,
-    group: Group = "128",
-    mix: Mix = None,
-    norm_cache: NormCache = None,
-    kv_cache: KvCache = "fp16",
-    schedule: Given = None,
     script: Annotated[bool, typer.Option("--script", help="Also print the scheduled TVM function.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Also print TVM's trace of the schedule's steps.")] = False,
     as_json: AsJson = False,
@@ -82,16 +125,15 @@ def show(
     from firsttoken_simulator.energy import energy
     from firsttoken_simulator.report.build import build_run
 
-    machine = api.target_of(target)
-    graphs = _graphs(student, target, (prompt, past, decode), _options(
-        weights=weights, acts=acts, group=group, mix=mix, norm_cache=norm_cache, kv_cache=kv_cache,
-        schedule=schedule_of(schedule, target),
-    ), check=lambda graph: matching(op, [each.name for each in graph.program.ops]))  # fmt: skip
+    machine = api.target_of(asked.target)
+    graphs = asked.graphs(formats.options(schedule_of(asked.schedule, asked.target)))
+    for graph in graphs:
+        matching(op, [each.name for each in graph.program.ops])
     found: list[dict[str, Any]] = []
     for graph in graphs:
         timeline = api.simulate(graph.program, machine)
         run = build_run(graph.program, timeline, machine, energy(graph.program, timeline, machine))
-        documents = shown(graph, machine, op, schedule is not None, {row.op: row for row in run.ops})
+        documents = shown(graph, machine, op, asked.schedule is not None, {row.op: row for row in run.ops})
         found += [document | _functions(graph, document["key"], script, trace) for document in documents]
     if as_json:
         print_json(found)
@@ -101,20 +143,11 @@ def show(
 
 
 @schedule_app.command()
+@taking(asked=Asked, formats=Formats)
 def export(
-    student: Student,
+    asked: Asked,
+    formats: Formats,
     out: Annotated[Path, typer.Option("-o", "--out", help="The file; TVM's traces lie beside it.")],
-    target: TargetName = DEFAULT_TARGET,
-    prompt: Prompt = None,
-    past: Past = None,
-    decode: Decode = 0,
-    weights: Weights = "int4",
-    acts: Acts = None,
-    group: Group = "128",
-    mix: Mix = None,
-    norm_cache: NormCache = None,
-    kv_cache: KvCache = "fp16",
-    schedule: Given = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the schedule of every distinct kernel to a TOML file, and TVM's replayable traces beside it."""
@@ -122,13 +155,10 @@ def export(
     from firsttoken.cli import print_json
     from firsttoken.scheduled import file_of, write
 
-    options = _options(
-        weights=weights, acts=acts, group=group, mix=mix, norm_cache=norm_cache, kv_cache=kv_cache,
-        schedule=schedule_of(schedule, target),
-    )  # fmt: skip
-    graphs = _graphs(student, target, (prompt, past, decode), options)
+    options = formats.options(schedule_of(asked.schedule, asked.target))
+    graphs = asked.graphs(options)
     name = str(graphs[0].program.meta["student"])
-    file = file_of(graphs, name, api.target_of(target), options)
+    file = file_of(graphs, name, api.target_of(asked.target), options)
     paths = write(out, graphs, file)
     facts = {"student": name, "target": file.target, "kernels": len(file.kernels), "files": [str(p) for p in paths]}
     if as_json:
@@ -137,28 +167,6 @@ def export(
     print(f"{name} on {file.target}: {len(file.kernels)} distinct kernels")
     for path in paths:
         print(f"wrote {path}")
-
-
-def _options(*, mix: str | None, **chosen: Any) -> RunOptions:
-    from firsttoken.options import RunOptions
-    from firsttoken.weight_rules import rules_of
-
-    return RunOptions(rules=() if mix is None else rules_of(mix), **chosen)
-
-
-def _graphs(
-    student: str, target: str, lengths: tuple[int | None, int | None, int], options: RunOptions, check: Any = None
-) -> list[Graph]:
-    from firsttoken import api
-    from firsttoken.scheduled import graphs_of
-    from firsttoken.subject import subject_of
-
-    with Bar() as bar:
-        graphs = graphs_of(subject_of(student, None), api.target_of(target), *lengths, options, bar.update)
-    note_absent(options)
-    for graph in graphs if check is not None else ():
-        check(graph)
-    return graphs
 
 
 def _functions(graph: Graph, key: str, script: bool, trace: bool) -> dict[str, Any]:

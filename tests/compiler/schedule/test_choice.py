@@ -245,4 +245,4 @@ def test_kernels_that_do_not_occur_are_known_once_programs_are_made() -> None:
     assert given.absent() == sorted((key, other))
     given.mark([(HALF.spec, HALF.spaces)])
     assert given.absent() == [other]
-    assert given.unmarked().absent() == sorted((key, other))
+    assert given.marked().absent() == sorted((key, other))
