@@ -32,33 +32,33 @@ def materialise(program: Program, initialiser: Initialiser, write: Write) -> Non
 
     Raises ProgramError when an initialiser does not fit its recipe: shape, size, non-finite values, fp16 range.
     """
-    recipes: dict[str, list[Tensor]] = {}
+    recipes: dict[tuple[str, ...], list[Tensor]] = {}
     for tensor in program.tensors:
         if tensor.packing is not None:
-            recipes.setdefault(tensor.packing.source, []).append(tensor)
-    for source, tensors in recipes.items():
-        array = initialiser(source)
+            recipes.setdefault(tensor.packing.sources or (tensor.packing.source,), []).append(tensor)
+    for sources, tensors in recipes.items():
+        arrays = [initialiser(source) for source in sources]
         matrices: dict[Packing, list[Tensor]] = {}
         in_blocks: dict[Packing, list[Tensor]] = {}
         in_rows: dict[tuple[str, int, int], list[Tensor]] = {}
         for tensor in tensors:
             packing = _recipe(tensor)
             if packing.form == "plain":
-                _write_plain(tensor, array, write)
+                _write_plain(tensor, arrays, write)
             elif block_weights.is_float_table(packing):
                 in_rows.setdefault(block_weights.table_of(packing), []).append(tensor)
             elif packing.form in stored_weights.FORMS:
-                _write_stored(tensor, packing, array, write)
+                _write_stored(tensor, packing, arrays, write)
             elif packing.form in block_weights.FORMS:
                 in_blocks.setdefault(block_weights.matrix_of(packing), []).append(tensor)
             else:
                 matrices.setdefault(replace(packing, form=""), []).append(tensor)
         for same in matrices.values():
-            _write_matrix(same, array, write)
+            _write_matrix(same, arrays, write)
         for whole, same in in_blocks.items():
-            _write_planes(whole, same, array, write)
+            _write_planes(whole, same, arrays, write)
         for same in in_rows.values():
-            _write_rows(same, array, write)
+            _write_rows(same, arrays[0], write)
 
 
 def packed_bytes(packing: Packing) -> int:
@@ -169,6 +169,10 @@ def _recipe(tensor: Tensor) -> Packing:
     known = ("panels", "scales", "zeros", "plain", *stored_weights.FORMS, *block_weights.FORMS)
     if packing.form not in known:
         raise ProgramError(f"{where}: unknown packing form {packing.form!r}; known: {', '.join(known)}")
+    if packing.sources and packing.form != "plain":
+        summed = len(packing.sources) == len(packing.columns) and sum(packing.columns) == packing.n
+        if not summed or min(packing.columns) < 1 or block_weights.is_table(packing):
+            raise ProgramError(f"{where}: {packing} is no recipe of columns that lie one behind another")
     if packing.form == "plain":
         return packing
     if packing.form in block_weights.FORMS:
@@ -197,10 +201,23 @@ def _fitting(packing: Packing, tensor: Tensor, where: str) -> Packing:
     return packing
 
 
-def _write_matrix(tensors: list[Tensor], array: np.ndarray, write: Write) -> None:
+def _write_matrix(tensors: list[Tensor], arrays: list[np.ndarray], write: Write) -> None:
     """Panels and scales of one matrix under one recipe, a block of panels at a time."""
     packing = tensors[0].packing
     assert packing is not None
+    matrices = [_oriented(part, array) for part, array in zip(packing.parts, arrays, strict=True)]
+    for first, last in _blocks(packing.n, packing.k, packing.panel):
+        made = [_converted(part, matrices[i], *span) for i, part, span in _pieces(packing, first, last)]
+        for tensor in tensors:
+            assert tensor.packing is not None
+            form = tensor.packing.form
+            values, bits = _beside([piece[form][0] for piece in made]), made[0][form][1]
+            offset = panel_offset(tensor.packing, first // packing.panel)
+            write(tensor.address + offset, pack_panels(values, packing.panel, bits))
+
+
+def _oriented(packing: Packing, array: np.ndarray) -> np.ndarray:
+    """An initialiser as the matrix `[k, n]` of its recipe."""
     expected = (packing.n, packing.k) if packing.transposed else (packing.k, packing.n)
     conv = _quantised_in(packing)[0] == "conv"
     if conv and array.ndim > 2 and array.shape[0] == packing.n and array[0].size == packing.k:
@@ -208,23 +225,34 @@ def _write_matrix(tensors: list[Tensor], array: np.ndarray, write: Write) -> Non
         array = taps.transpose(2, 1, 0).reshape(expected)
     if array.shape != expected:
         raise ProgramError(f"initialiser {packing.source!r} has shape {array.shape}, its packing expects {expected}")
-    matrix = array.T if packing.transposed else array
-    for first, last in _blocks(packing.n, packing.k, packing.panel):
-        part = matrix[:, first:last]
-        columns = groups.widened(part) if part.dtype == np.float16 else np.ascontiguousarray(part, np.float32)
-        if not np.isfinite(columns).all():
-            raise ProgramError(
-                f"initialiser {packing.source!r} has values that are not finite; repair the student's weights"
-            )
-        if packing.bits == 16:
-            packed = {"panels": (_to_half(packing.source, columns), 16)}
-        else:
-            packed = _quantised(packing, columns)
-        for tensor in tensors:
-            assert tensor.packing is not None
-            values, bits = packed[tensor.packing.form]
-            offset = panel_offset(tensor.packing, first // packing.panel)
-            write(tensor.address + offset, pack_panels(values, packing.panel, bits))
+    return array.T if packing.transposed else array
+
+
+def _converted(packing: Packing, matrix: np.ndarray, first: int, last: int) -> dict[str, tuple[np.ndarray, int]]:
+    """(values, bits) of columns `[first, last)`, by form."""
+    part = matrix[:, first:last]
+    columns = groups.widened(part) if part.dtype == np.float16 else np.ascontiguousarray(part, np.float32)
+    if not np.isfinite(columns).all():
+        raise ProgramError(
+            f"initialiser {packing.source!r} has values that are not finite; repair the student's weights"
+        )
+    if packing.bits == 16:
+        return {"panels": (_to_half(packing.source, columns), 16)}
+    return _quantised(packing, columns)
+
+
+def _pieces(packing: Packing, first: int, last: int) -> Iterator[tuple[int, Packing, tuple[int, int]]]:
+    """(number of the source, its own recipe, its columns) of what columns `[first, last)` are."""
+    begin = 0
+    for number, part in enumerate(packing.parts):
+        low, high = max(first - begin, 0), min(last - begin, part.n)
+        if low < high:
+            yield number, part, (low, high)
+        begin += part.n
+
+
+def _beside(pieces: list[np.ndarray]) -> np.ndarray:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
 
 def _quantised(packing: Packing, columns: np.ndarray) -> dict[str, tuple[np.ndarray, int]]:
@@ -242,23 +270,24 @@ def _quantised_in(packing: Packing) -> tuple[str, int]:
     return layout, int(of) if of.isdecimal() and len(of) < 10 else packing.group
 
 
-def _write_stored(tensor: Tensor, packing: Packing, array: np.ndarray, write: Write) -> None:
+def _write_stored(tensor: Tensor, packing: Packing, arrays: list[np.ndarray], write: Write) -> None:
     """Panels of what the file stores quantised, a block at a time."""
     for first, last in _blocks(packing.n, packing.k, packing.panel):
-        values = stored_weights.columns(packing, tensor.dtype, array, first, last)
+        pieces = _pieces(packing, first, last)
+        values = _beside([stored_weights.columns(part, tensor.dtype, arrays[i], *span) for i, part, span in pieces])
         offset = panel_offset(packing, first // packing.panel)
         write(tensor.address + offset, pack_panels(values, packing.panel, _rows_and_bits(packing)[1]))
 
 
-def _write_planes(whole: Packing, tensors: list[Tensor], array: np.ndarray, write: Write) -> None:
+def _write_planes(whole: Packing, tensors: list[Tensor], arrays: list[np.ndarray], write: Write) -> None:
     """Panels of the planes of a matrix in blocks, which is taken apart, or quantised, once for all of them."""
     for first, last in _blocks(whole.n, whole.k, whole.panel):
-        planes = block_weights.planes_of(whole, array, first, last)
+        pieces = [block_weights.planes_of(part, arrays[i], *span) for i, part, span in _pieces(whole, first, last)]
         for tensor in tensors:
             packing = tensor.packing
             assert packing is not None
             offset = panel_offset(packing, first // packing.panel)
-            values = block_weights.element(packing, planes)
+            values = _beside([block_weights.element(packing, planes) for planes in pieces])
             write(tensor.address + offset, pack_panels(values, packing.panel, packing.bits))
 
 
@@ -288,10 +317,11 @@ def _to_half(source: str, values: np.ndarray) -> np.ndarray:
     return half
 
 
-def _write_plain(tensor: Tensor, array: np.ndarray, write: Write) -> None:
-    """Row-major conversion to the tensor's element type, a block of rows at a time."""
+def _write_plain(tensor: Tensor, arrays: list[np.ndarray], write: Write) -> None:
+    """Row-major conversion to the tensor's element type, a block of rows at a time; several vectors become one."""
     packing = tensor.packing
     assert packing is not None
+    array = arrays[0] if len(arrays) == 1 else np.concatenate([part.reshape(-1) for part in arrays])
     if tensor.dtype.nbytes(array.size) > tensor.nbytes:
         raise ProgramError(
             f"tensor {tensor.name!r} has {tensor.nbytes} bytes; {packing.source!r} of shape {array.shape} "

@@ -73,6 +73,16 @@ class Packing:
     shift: int = 0
     """Subtracted from stored integers and zero points: the middle of an unsigned range. Weights that are quantised by
     the recipe have zero points where it is not 0."""
+    sources: tuple[str, ...] = ()
+    """Of a matrix that is put together: the initialisers whose columns lie one behind another, `source` the first."""
+    columns: tuple[int, ...] = ()
+    """Columns of each of `sources`; n is their sum. Of a `plain` vector they are its elements."""
+
+    @property
+    def parts(self) -> tuple["Packing", ...]:
+        """The recipe of each source by itself; this one where there is only one."""
+        pairs = zip(self.sources, self.columns, strict=True)
+        return tuple(replace(self, source=s, n=n, sources=(), columns=()) for s, n in pairs) or (self,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +184,7 @@ class Program:
             "format": FORMAT, "version": FORMAT_VERSION, "meta": self.meta, "cores": self.cores,
             "dram_bytes": self.dram_bytes, "spad_bytes": self.spad_bytes, "acc_bytes": self.acc_bytes,
             "kernels": [str(kernel) for kernel in self.kernels],
-            "tensors": [asdict(tensor) for tensor in self.tensors],
+            "tensors": [_record(tensor) for tensor in self.tensors],
             "ops": [asdict(op) for op in self.ops],
             "constants": sorted(self.constants),
             "hosts": [{**asdict(call), "model": ""} for call in self.hosts],
@@ -269,6 +279,14 @@ def _from_document(document: dict[str, Any], archive: zipfile.ZipFile) -> Progra
     )
 
 
+def _record(tensor: Tensor) -> dict[str, Any]:
+    """A tensor's entry; only recipes of several sources name these."""
+    entry = asdict(tensor)
+    if tensor.packing is not None and not tensor.packing.sources:
+        del entry["packing"]["sources"], entry["packing"]["columns"]
+    return entry
+
+
 def _host(entry: dict[str, Any], model: bytes) -> HostCall:
     values = {
         side: tuple(
@@ -283,7 +301,10 @@ def _host(entry: dict[str, Any], model: bytes) -> HostCall:
 
 
 def _tensor(entry: dict[str, Any]) -> Tensor:
-    packing = _typed(Packing)(**entry["packing"]) if entry["packing"] else None
+    packing = None
+    if entry["packing"]:
+        several = {name: tuple(entry["packing"].get(name, ())) for name in ("sources", "columns")}
+        packing = _typed(Packing)(**{**entry["packing"], **several})
     tensor = _typed(Tensor)(
         **{
             **entry, "space": Space(entry["space"]), "dtype": Dtype(entry["dtype"]),
