@@ -86,6 +86,7 @@ class Precision:
     `ranges`: ONNX tensors that products read, each with its largest magnitude, for integer activations with a static
     scale; without any, each token has a scale of its own.
     `kv_cache` is the type in which keys and values are kept: int8 with a scale per token and head, or fp16.
+    `kv_concat`: attention reads a copy of rows before and rows of this run, as graphs do that concatenate the two.
     `storage` is the type of floating-point values between operators; with fp32 only what the matrix unit reads is fp16.
     `host_roles`, of `HOST_ROLES`: what the host computes, on weights of `host_weight_bits` there, scales included.
     """
@@ -104,6 +105,7 @@ class Precision:
     residual_spill: str = "fp32"
     host_roles: tuple[str, ...] = ()
     host_weight_bits: float = 16.0
+    kv_concat: bool = False
 
     def __post_init__(self) -> None:
         """Raises OptionError naming the option, the value, and what is possible."""

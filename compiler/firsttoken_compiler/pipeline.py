@@ -119,7 +119,7 @@ class _Run:
         self.done("quantise", quantised.module)
         parameters = [parameter.name for parameter in imported.module["main"].params]
         inputs = dict(zip(parameters, imported.inputs, strict=False))  # the weights follow the inputs
-        caches, of = KvCache(precision.kv_cache), (canonical, inputs)
+        caches, of = KvCache(precision.kv_cache, precision.kv_concat), (canonical, inputs)
         typed, nodes, inputs = caches.run(quantised, *of)
         self.done("kv-cache", typed.module)
 

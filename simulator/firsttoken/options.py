@@ -28,6 +28,8 @@ class RunOptions:
         norm_cache: type in which normalised rows are kept, "int8", "int16" or "fp16"; "statistics", "off" (nothing is
             kept) or "auto" (the cheapest); None for what goes with the activations.
         kv_cache: "fp16" or "int8", type of the keys and values that are kept.
+        kv_concat: whether keys and values of earlier rows and of this run are copied together before attention reads
+            them, as graphs do that concatenate the two.
         ranges: tensors that products read with their largest magnitudes (`act_ranges.ranges_of`), for static scales of
             integer activations; empty for a scale per token.
         seed: of every random choice.
@@ -60,6 +62,7 @@ class RunOptions:
     host_roles: tuple[str, ...] = ()
     host_weight_bits: float = 16.0
     schedule: Schedules | None = None
+    kv_concat: bool = False
 
     def __post_init__(self) -> None:
         """Raises OptionError for a combination that does not exist."""
@@ -85,6 +88,7 @@ class RunOptions:
             chosen, layer_bits=bits if any(bits) else (), kv_cache=self.kv_cache, ranges=self.ranges,
             norm_cache_place=self.norm_cache_place, residual_spill=self.residual_spill,
             host_roles=self.host_roles, host_weight_bits=self.host_weight_bits,
+            kv_concat=self.kv_concat,
         )  # fmt: skip
 
     def meta(self) -> dict[str, Any]:
@@ -102,4 +106,5 @@ class RunOptions:
             "seed": self.seed,
             **({"mix": [rule.text() for rule in self.rules]} if self.rules else {}),
             **({"host_roles": list(self.host_roles)} if self.host_roles else {}),
+            **({"kv_concat": True} if self.kv_concat else {}),
         }

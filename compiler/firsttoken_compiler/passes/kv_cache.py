@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.passes.canonicalise import Canonical
+from firsttoken_compiler.passes.concat_cache import ConcatCache
 from firsttoken_compiler.passes.quantise import Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
 from firsttoken_compiler.tvm import dialect
@@ -23,20 +24,21 @@ SCALES: Final = ".scales"
 
 @dataclass(frozen=True)
 class KvCache:
-    """See the module's docstring. `kind` fp16 leaves everything as it is.
+    """See the module's docstring. `kind` fp16 leaves types as they are; `concat` adds the copies of `ConcatCache`.
 
     Raises OptionError where the graph keeps no keys and values, or reads them otherwise than by attention.
     """
 
     kind: str
+    concat: bool = False
 
     def run(
         self, quantised: Quantised, canonical: Canonical, inputs: dict[str, str]
     ) -> tuple[Quantised, Canonical, dict[str, str]]:
         """The typed module, the names of its outputs, and parameter → graph input, with scales."""
-        if self.kind == "fp16":
-            return quantised, canonical, inputs
-        return _State(quantised, canonical, inputs).run()
+        if self.kind != "fp16":
+            quantised, canonical, inputs = _State(quantised, canonical, inputs).run()
+        return ConcatCache(self.concat).run(quantised), canonical, inputs
 
 
 class _State:

@@ -92,6 +92,7 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "host.bytes_per_s": (1e6, 1e14),
     "runtimes.launch_us": (0, 10_000_000),
     "runtimes.node_us": (0, 1_000_000),
+    "runtimes.group_us": (0, 1_000_000),
     "runtimes.chunk_tokens": (0, 1 << 20),
     "runtimes.host_weight_bits": (1, 64),
     "energy.mac_pj": (1e-4, 1000),

@@ -262,6 +262,10 @@ class Runtime:
     """Bits per weight of what lies on the CPU's side, scales included."""
     all_logits: bool = False
     """Whether the head computes every row of a graph; else only the last one, in the graph of every chunk."""
+    concatenates_cache: bool = False
+    """Whether graphs copy the rows before a chunk or a token and its own together, which attention then reads."""
+    group_us: float = 0.0
+    """Per group of weights of a product of int8 by int8, where each is a task and the host adds sums; 0: the NPU does."""
 
 
 @dataclass(frozen=True, slots=True)
