@@ -265,7 +265,7 @@ class Runtime:
     concatenates_cache: bool = False
     """Whether graphs copy the rows before a chunk or a token and its own together, which attention then reads."""
     group_us: float = 0.0
-    """Per group of weights of a product of int8 by int8, where each is a task and the host adds sums; 0: the NPU does."""
+    """Per group of weights of a product of int8 by int8, where each is a task whose sums the host adds up."""
 
 
 @dataclass(frozen=True, slots=True)
