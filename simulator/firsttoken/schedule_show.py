@@ -97,15 +97,14 @@ def _dataflow(target: Target) -> str:
 
 def _reasons(kernel: Kernel, choice: Choice, given: bool) -> dict[str, Any]:
     """Estimates, where the kernel has an account of them, of this choice, the compiler's own and the best of all."""
-    from firsttoken_compiler.schedule.choosing import default_choice, legal_choices, needs, ranked
+    from firsttoken_compiler.schedule.choosing import default_choice, legal_costs, needs, ranked
 
     spec, spaces, target = kernel.spec, kernel.spaces, kernel.target
     own = default_choice(spec, spaces, target, kernel.room)
     mine = ranked(spec, spaces, target, choice)
-    every = list(legal_choices(spec, spaces, target, kernel.room))
-    counted = every if mine is not None else []
-    costs = [(ranked(spec, spaces, target, each), index) for index, each in enumerate(counted)]
-    best = heapq.nsmallest(ALTERNATIVES, [pair for pair in costs if every[pair[1]] != choice])
+    every = list(legal_costs(spec, spaces, target, kernel.room))
+    others = [(cost, index) for index, (each, cost) in enumerate(every) if cost is not None and each != choice]
+    best = heapq.nsmallest(ALTERNATIVES, others)
 
     def row(each: Choice, cost: float | None) -> dict[str, Any]:
         scratch, _ = needs(spec, spaces, target, each)
@@ -123,7 +122,7 @@ def _reasons(kernel: Kernel, choice: Choice, given: bool) -> dict[str, Any]:
     return {
         "why": why, "estimated_cycles": None if mine is None else round(mine), "legal_choices": len(every),
         "own_choice": None if own is None or own == choice else row(own, ranked(spec, spaces, target, own)),
-        "alternatives": [row(every[index], cost) for cost, index in best],
+        "alternatives": [row(every[index][0], cost) for cost, index in best],
     }  # fmt: skip
 
 

@@ -8,7 +8,8 @@ are scaled; this takes work per token and group instead of per weight, so few to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Final
 
 from firsttoken_compiler.errors import AllocationError
@@ -46,14 +47,15 @@ class Choice:
 def choose(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Choice:
     """The cheapest method and tile; raises AllocationError when none fits."""
     plans = plans_of(spec, spaces, target)
+    accounts = [Account(each, spec, target) for each in plans]
     accumulators = target.scratchpad.accumulator_bytes
     for limit, rows in ((room.preferred, tiling.ROWS), (room.limit, tiling.ROWS), (room.limit, tiling.FEW_ROWS)):
         costs: dict[tuple[int, Tile], float] = {}
-        for index, each in enumerate(plans):
-            for tile in tiles_of(each, spec, target, rows):
-                scratch, acc = tile_bytes(each, spec, tile, target)
+        for index, each in enumerate(accounts):
+            for tile in tiles_of(each.plan, spec, target, rows):
+                scratch, acc = each.bytes(tile)
                 if scratch <= limit and acc <= accumulators:
-                    costs[index, tile] = tile_cost(each, spec, tile, target)
+                    costs[index, tile] = each.cycles(tile)
         if costs:
             most = min(costs.values()) * (1 + SLACK)
             moved = {key: _moved(plans[key[0]], spec, key[1], target) for key, cost in costs.items() if cost <= most}
@@ -144,24 +146,82 @@ def slots(product: KernelSpec, tile: Tile, target: Target) -> int:
     return 1 if once else max(2, min(tile.buffers, fetches_of(shape, tile, panel)[0]))
 
 
-def tile_bytes(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> tuple[int, int]:
-    """(scratchpad, accumulator) bytes of a tile with all its slots."""
-    blocks, panel, align = Blocks.of(spec, target), panel_of(target), target.scratchpad.alignment_bytes
-    scratch, acc = tiling.linear_bytes(plan.product, plan.spaces, tile, target)
-    count = slots(plan.product, tile, target)
-    for name in plan.made:
-        if name == "a_sum":
-            scratch += count * (tile.m * blocks.k * 2 + align) if plan.spaces[0] is Space.DRAM else 0
-            continue
-        k = tile.k if name == "w" else blocks.k
-        for leaf in planes_of(blocks, name, plan.method):
-            rows = ceil_div(k, blocks.grain(leaf)) * tile.panels
-            scratch += count * (rows * blocks.dtype(leaf).nbytes(panel) + align)
-        if name == "w" and plan.method == "floats":
-            sizes = (blocks.dtype(staged).nbytes(k // blocks.grain(staged) * panel) for staged in blocks.staged())
-            scratch += sum(nbytes + align for nbytes in sizes)
-        scratch += count * target.matrix.tile_bytes
-    return scratch, acc
+@dataclass(frozen=True, eq=False)
+class Account:
+    """Bytes and cycles of the tiles of a plan; what does not depend on the whole tile is made once."""
+
+    plan: Choice
+    spec: KernelSpec
+    target: Target
+    _known: dict[tuple[str, int], Making] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The weights, as the target makes them."""
+        return Blocks.of(self.spec, self.target)
+
+    def bytes(self, tile: Tile) -> tuple[int, int]:
+        """(scratchpad, accumulator) bytes of a tile with all its slots."""
+        plan, target, align = self.plan, self.target, self.target.scratchpad.alignment_bytes
+        scratch, acc = tiling.linear_bytes(plan.product, plan.spaces, tile, target)
+        count = slots(plan.product, tile, target)
+        for name in plan.made:
+            if name == "a_sum":
+                scratch += count * (tile.m * self.blocks.k * 2 + align) if plan.spaces[0] is Space.DRAM else 0
+                continue
+            k = tile.k if name == "w" else self.blocks.k
+            for nbytes, grain in self._leaves[name]:
+                scratch += count * (ceil_div(k, grain) * tile.panels * nbytes + align)
+            if name == "w" and plan.method == "floats":
+                scratch += self._staged(tile.k)
+            scratch += count * target.matrix.tile_bytes
+        return scratch, acc
+
+    def cycles(self, tile: Tile) -> float:
+        """Cycles of the product with this tile."""
+        plan, blocks, shape = self.plan, self.blocks, Shape.of(self.plan.product)
+        each, once = Making(0, 0, 0), Making(0, 0, 0)
+        for name in ("w", "w_scale", "w_min"):
+            panel = self._panel(name, tile.k if name == "w" else blocks.k)
+            made = Making(panel.nbytes * tile.panels, panel.transfers, panel.vector * tile.panels)
+            each, once = (each + made, once) if name == "w" else (each, once + made)
+        cost = tiling.linear_cost(plan.product, plan.spaces, tile, self.target, each, once)
+        if "a_sum" in plan.made:
+            blocks_of_rows = ceil_div(shape.m, tile.m) * ceil_div(shape.n, tile.panels * panel_of(self.target))
+            dims = (tile.m, blocks.k // shape.group, shape.group)
+            cost += blocks_of_rows * vector_cycles(self.target, _SUMS, dims)
+        return cost
+
+    @cached_property
+    def _leaves(self) -> dict[str, list[tuple[int, int]]]:
+        """(bytes of a row of a panel, weights along k that share it) of the planes that operands are made of."""
+        panel = panel_of(self.target)
+        return {
+            name: [(self.blocks.dtype(leaf).nbytes(panel), self.blocks.grain(leaf))
+                   for leaf in planes_of(self.blocks, name, self.plan.method)]
+            for name in self.plan.made if name != "a_sum"
+        }  # fmt: skip
+
+    def _staged(self, k: int) -> int:
+        """Bytes of the numbers of a panel that floats are made from."""
+        panel, align = panel_of(self.target), self.target.scratchpad.alignment_bytes
+        return sum(dtype.nbytes(k // grain * panel) + align for dtype, grain in self._stages)
+
+    @cached_property
+    def _stages(self) -> list[tuple[Dtype, int]]:
+        """Types of these numbers, and weights along k that share one."""
+        return [(self.blocks.dtype(name), self.blocks.grain(name)) for name in self.blocks.staged()]
+
+    def _panel(self, name: str, k: int) -> Making:
+        """What a panel of an operand takes over k rows of weights."""
+        if (name, k) not in self._known:
+            plan, blocks, panel = self.plan, self.blocks, panel_of(self.target)
+            names = [plan.planes[name]] if name in plan.planes else []
+            names = planes_of(blocks, name, plan.method) if name in plan.made else names
+            nbytes = sum(blocks.dtype(leaf).nbytes(panel) * (k // blocks.grain(leaf)) for leaf in names)
+            vector = _vector(blocks, plan, name, k, panel, self.target) if name in plan.made else 0
+            self._known[name, k] = Making(nbytes, len(names), vector)
+        return self._known[name, k]
 
 
 def planes_of(blocks: Blocks, name: str, method: str) -> list[str]:
@@ -171,27 +231,6 @@ def planes_of(blocks: Blocks, name: str, method: str) -> list[str]:
     if name == "w":
         return leaves(blocks.code)
     return leaves(blocks.scale) if name == "w_scale" else leaves(blocks.minimum or 0.0)
-
-
-def tile_cost(plan: Choice, spec: KernelSpec, tile: Tile, target: Target) -> float:
-    """Cycles of the product with this tile."""
-    blocks, panel = Blocks.of(spec, target), panel_of(target)
-    shape = Shape.of(plan.product)
-    each = Making(0, 0, 0)
-    once = Making(0, 0, 0)
-    for name in ("w", "w_scale", "w_min"):
-        k = tile.k if name == "w" else blocks.k
-        names = [plan.planes[name]] if name in plan.planes else []
-        names = planes_of(blocks, name, plan.method) if name in plan.made else names
-        nbytes = sum(blocks.dtype(leaf).nbytes(panel) * (k // blocks.grain(leaf)) * tile.panels for leaf in names)
-        vector = tile.panels * _vector(blocks, plan, name, k, panel, target) if name in plan.made else 0
-        made = Making(nbytes, len(names), vector)
-        each, once = (each + made, once) if name == "w" else (each, once + made)
-    cost = tiling.linear_cost(plan.product, plan.spaces, tile, target, each, once)
-    if "a_sum" in plan.made:
-        blocks_of_rows = ceil_div(shape.m, tile.m) * ceil_div(shape.n, tile.panels * panel)
-        cost += blocks_of_rows * vector_cycles(target, _SUMS, (tile.m, blocks.k // shape.group, shape.group))
-    return cost
 
 
 def _vector(blocks: Blocks, plan: Choice, name: str, k: int, panel: int, target: Target) -> int:

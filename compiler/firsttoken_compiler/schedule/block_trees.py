@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 
 from firsttoken_compiler.formats.types import BLOCK_TYPES, BlockType
 from firsttoken_compiler.isa.types import PACKED, Dtype
@@ -32,13 +33,10 @@ class Blocks:
     @staticmethod
     def of(spec: KernelSpec, target: Target | None = None) -> Blocks:
         """The weights of a spec with an attribute `blocks`, as a target makes them."""
-        kind = BLOCK_TYPES[str(spec["blocks"])]
-        planes = spec.args[1 : 1 + len(kind.planes)]
-        made = Blocks(kind, int(spec["k"]), int(spec["n"]), tuple(arg.dtype for arg in planes))
         if target is None:
-            return made
+            return _blocks_of(spec, tables=False, in_bytes=False)
         unit = target.vector
-        return replace(made, tables=unit.table_entries >= ENTRIES, in_bytes=unit.byte_lanes > unit.lanes)
+        return _blocks_of(spec, tables=unit.table_entries >= ENTRIES, in_bytes=unit.byte_lanes > unit.lanes)
 
     def grain(self, name: str) -> int:
         """Weights along k that share an element of a plane, or a staged number."""
@@ -111,6 +109,13 @@ class Blocks:
     @property
     def _unsigned_zero(self) -> bool:
         return self.kind.zero != 0 and self.dtype("low") is not Dtype.I4
+
+
+@lru_cache(maxsize=4096)
+def _blocks_of(spec: KernelSpec, *, tables: bool, in_bytes: bool) -> Blocks:
+    kind = BLOCK_TYPES[str(spec["blocks"])]
+    planes = spec.args[1 : 1 + len(kind.planes)]
+    return Blocks(kind, int(spec["k"]), int(spec["n"]), tuple(arg.dtype for arg in planes), tables, in_bytes)
 
 
 def operand_types(kind: BlockType) -> dict[str, str]:

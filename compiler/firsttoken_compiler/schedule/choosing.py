@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final, NoReturn, Protocol, cast
 
 from firsttoken_compiler.errors import AllocationError, OptionError
@@ -49,9 +50,20 @@ def default_choice(spec: KernelSpec, spaces: Spaces, target: Target, room: Room)
 def legal_choices(spec: KernelSpec, spaces: Spaces, target: Target, room: Room) -> Iterator[Choice]:
     """Every choice of the search space that fits, each once; choices that mean the same code are one."""
     chooser = chooser_of(spec, spaces, target)
+    return iter(()) if chooser is None else _legal(chooser, target, room)
+
+
+def legal_costs(spec: KernelSpec, spaces: Spaces, target: Target, room: Room) -> Iterator[tuple[Choice, float | None]]:
+    """`legal_choices`, each with what `ranked` says of it."""
+    chooser = chooser_of(spec, spaces, target)
+    if chooser is not None:
+        yield from ((choice, chooser.cost(choice)) for choice in _legal(chooser, target, room))
+
+
+def _legal(chooser: Chooser, target: Target, room: Room) -> Iterator[Choice]:
     seen: set[Choice] = set()
-    for choice in chooser.candidates() if chooser is not None else ():
-        if choice not in seen and chooser is not None and _fits(chooser, choice, target, room):
+    for choice in chooser.candidates():
+        if choice not in seen and _fits(chooser, choice, target, room):
             seen.add(choice)
             yield choice
 
@@ -155,7 +167,7 @@ class _Linear:
         """What the matrix unit computes."""
         return self.spec
 
-    @property
+    @cached_property
     def shape(self) -> Shape:
         return Shape.of(self.product)
 
@@ -253,7 +265,7 @@ class _Blocks(_Linear):
 
     @property
     def product(self) -> KernelSpec:
-        return self._plan(block_linear.METHODS[0]).product
+        return self._accounts[block_linear.METHODS[0]].plan.product
 
     @property
     def unit(self) -> int:
@@ -264,31 +276,35 @@ class _Blocks(_Linear):
         return choice_of(plan.tile, self.target, plan.method)
 
     def candidates(self) -> Iterator[Choice]:
-        for plan in block_linear.plans_of(self.spec, self.spaces, self.target):
+        for method in self._accounts:
             for tile in self._variants(self._tiles()):
                 if tile.buffers > 1:
-                    yield choice_of(tile, self.target, plan.method)
+                    yield choice_of(tile, self.target, method)
 
     def needs(self, choice: Choice) -> tuple[int, int]:
-        return block_linear.tile_bytes(self._plan(choice), self.spec, self._tile(choice), self.target)
+        return self._account(choice).bytes(self._tile(choice))
 
     def cost(self, choice: Choice) -> float | None:
-        return block_linear.tile_cost(self._plan(choice), self.spec, self._tile(choice), self.target)
+        return self._account(choice).cycles(self._tile(choice))
 
-    def _plan(self, choice: Choice | str) -> block_linear.Choice:
-        method = choice.method if isinstance(choice, ProductChoice) else str(choice)
-        found = block_linear.plan(self.spec, self.spaces, method, self.target)
-        if found is None:
-            raise OptionError(f"{self.target.name} cannot multiply {self.spec['blocks']} by method {method}")
-        return found
+    @cached_property
+    def _accounts(self) -> dict[str, block_linear.Account]:
+        """By method."""
+        plans = block_linear.plans_of(self.spec, self.spaces, self.target)
+        return {plan.method: block_linear.Account(plan, self.spec, self.target) for plan in plans}
+
+    def _account(self, choice: Choice) -> block_linear.Account:
+        assert isinstance(choice, ProductChoice)
+        if choice.method not in self._accounts:
+            raise OptionError(f"{self.target.name} cannot multiply {self.spec['blocks']} by method {choice.method}")
+        return self._accounts[choice.method]
 
     def _reason(self) -> str:
         return f"weights of a block of {self.spec['blocks']}"
 
     def _check_more(self, choice: ProductChoice, where: str) -> None:
-        methods = [plan.method for plan in block_linear.plans_of(self.spec, self.spaces, self.target)]
-        if choice.method not in methods:
-            _refuse(f"{where}: method is {choice.method!r}: give {' or '.join(methods)}")
+        if choice.method not in self._accounts:
+            _refuse(f"{where}: method is {choice.method!r}: give {' or '.join(self._accounts)}")
         if choice.buffers < 2:
             _refuse(f"{where}: buffers is 1, and a tile of weights is made while the one before is read: give 2 or 3")
         if choice.block:

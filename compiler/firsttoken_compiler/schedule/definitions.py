@@ -5,6 +5,7 @@ scale = max(|row|) / qmax, value = round-half-even(x * (1 / scale)).
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from firsttoken_compiler.formats.types import BLOCK_TYPES
@@ -313,7 +314,8 @@ def _conv(spec: KernelSpec, p: list[Any]) -> list[Any]:
     return _linear(product_of(spec), [*matrix, *p[1:]])
 
 
-def linear_names(spec: KernelSpec) -> list[str]:
+@lru_cache(maxsize=4096)
+def linear_names(spec: KernelSpec) -> tuple[str, ...]:
     """Names of a product's operands in the order of the call.
 
     `a_zero`: the zero point of all activations, with `w_sum`, sums of the weights per group and column.
@@ -325,7 +327,7 @@ def linear_names(spec: KernelSpec) -> list[str]:
     if spec.get("blocks"):
         planes = [plane.name for plane in BLOCK_TYPES[str(spec["blocks"])].planes]
         scale = ["a_scale"] if spec["acts"] in ("int8", "int16") else []
-        return ["a", *planes, *scale, *(name for name in ADDED if spec.get(name))]
+        return ("a", *planes, *scale, *(name for name in ADDED if spec.get(name)))
     names = ["a", "w"]
     if spec["acts"] in ("int8", "int16"):
         names.append("a_scale")
@@ -335,7 +337,7 @@ def linear_names(spec: KernelSpec) -> list[str]:
         "w_min": spec.get("minimum"), "w_sum": spec.get("asymmetric"), **{name: spec.get(name) for name in ADDED},
         "inverse": spec.get("narrow"),
     }  # fmt: skip
-    return names + [name for name, present in given.items() if present]
+    return (*names, *(name for name, present in given.items() if present))
 
 
 def linear_operands(spec: KernelSpec, p: list[Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ move on, scaled, after each group.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from firsttoken_compiler.isa.types import Dtype, Space
@@ -62,6 +63,7 @@ class Shape:
     """One activation scale for all tokens."""
 
     @staticmethod
+    @lru_cache(maxsize=4096)
     def of(spec: KernelSpec) -> Shape:
         """The shape of a spec."""
         m, k = spec.args[0].shape
@@ -110,6 +112,7 @@ ZERO_POINTS: Final = ("a_zero", "a_sum", "w_zero", "w_min", "w_sum")
 """Operands that take zero points off the sums, or add minima."""
 
 
+@lru_cache(maxsize=4096)
 def corrected_apart(spec: KernelSpec) -> bool:
     """Whether zero points are taken off by an instruction of its own, as one cannot read all operands."""
     names = operand_names(spec)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from firsttoken_compiler.isa.types import Dtype
@@ -33,22 +34,40 @@ class Arg:
         return self.dtype.nbytes(elements)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KernelSpec:
-    """Operator (without `npu.`), its attributes, its operands and its results."""
+    """Operator (without `npu.`), its attributes, its operands and its results.
+
+    A key of most tables of a compilation: its hash, and its attributes by name, are made once.
+    """
 
     kind: str
     params: tuple[tuple[str, int | float | str], ...]
     args: tuple[Arg, ...]
     outs: tuple[Arg, ...]
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Hashes of strings differ from process to process, so none travels with the spec.
+        return KernelSpec, (self.kind, self.params, self.args, self.outs)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.kind, self.params, self.args, self.outs))
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        return dict(self.params)
+
     def __getitem__(self, name: str) -> Any:
         """An attribute by name; raises KeyError."""
-        return dict(self.params)[name]
+        return self._values[name]
 
     def get(self, name: str) -> Any:
         """An attribute by name; 0 when the spec has none of that name."""
-        return dict(self.params).get(name, 0)
+        return self._values.get(name, 0)
 
     @property
     def rows(self) -> int:

@@ -65,7 +65,7 @@ def candidates(kernel: Kernel) -> list[Choice]:
 
     Empty for a kernel that leaves nothing to choose, or that does not fit at all.
     """
-    from firsttoken_compiler.schedule.choosing import default_choice, legal_choices, ranked
+    from firsttoken_compiler.schedule.choosing import default_choice, legal_costs
 
     of = (kernel.spec, kernel.spaces, kernel.machine)
     try:
@@ -74,7 +74,8 @@ def candidates(kernel: Kernel) -> list[Choice]:
         return []
     if own is None:
         return []
-    costs = {choice: ranked(*of, choice) for choice in legal_choices(*of, kernel.room) if choice != own}
+    costs = dict(legal_costs(*of, kernel.room))
+    costs.pop(own, None)
     order = sorted(costs, key=lambda choice: costs[choice] or 0.0)  # stable: without a cost as they are listed
     return [own, *order]
 

@@ -16,14 +16,18 @@ from firsttoken_compiler.codegen.block_products import build_choice
 from firsttoken_compiler.formats.planes import join
 from firsttoken_compiler.formats.types import BLOCK_TYPES, BlockType
 from firsttoken_compiler.isa.types import Dtype, Space
-from firsttoken_compiler.schedule.block_linear import METHODS, plan, tile_bytes
-from firsttoken_compiler.schedule.block_trees import operand_types
+from firsttoken_compiler.schedule import block_linear
+from firsttoken_compiler.schedule.block_linear import METHODS, Account, plan
+from firsttoken_compiler.schedule.block_trees import Blocks, operand_types
+from firsttoken_compiler.schedule.choosing import legal_costs, ranked
 from firsttoken_compiler.schedule.definitions import definition
 from firsttoken_compiler.schedule.linear import Tile, operand_names
 from firsttoken_compiler.schedule.spec import DTYPES, NAMES, Arg, KernelSpec
+from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.target.target import Target
 
 D, S = Space.DRAM, Space.SPAD
+ROOM = Room(1 << 20, 1 << 20)
 
 
 def operand_type(kind: BlockType, name: str) -> Dtype:
@@ -99,7 +103,7 @@ class Case:
         assert chosen is not None
         choice = replace(chosen, tile=self.tile)
         template = build_choice(spec, choice, target)
-        scratch, acc = tile_bytes(choice, spec, self.tile, target)
+        scratch, acc = Account(choice, spec, target).bytes(self.tile)
         assert template.scratch_bytes <= scratch
         assert template.acc_bytes <= acc
         made, blocks = self.arrays()
@@ -153,3 +157,22 @@ def test_names_of_types_in_kernels() -> None:
 def test_every_type_has_a_definition(name: str) -> None:
     kind = BLOCK_TYPES[name]
     assert definition(Case(kind, 2, 5, 2, Tile(2, 1, kind.block), "floats", ("bias",)).spec) is not None
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_what_the_tiles_of_a_list_share_is_made_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, str, int]] = []
+    made = block_linear._vector
+
+    def counted(blocks: Blocks, plan: block_linear.Choice, name: str, k: int, panel: int, target: Target) -> int:
+        calls.append((plan.method, name, k))
+        return made(blocks, plan, name, k, panel, target)
+
+    monkeypatch.setattr(block_linear, "_vector", counted)
+    kind = BLOCK_TYPES[name]
+    case = Case(kind, 2, 20, 2, Tile(1, 1, kind.block), "floats", ("bias",))
+    where = (D,) * len(operand_names(case.spec))
+    listed = list(legal_costs(case.spec, where, case.target, ROOM))
+    assert 0 < len(set(calls)) == len(calls) < len(listed) / 4
+    for choice, cost in listed[::17]:
+        assert ranked(case.spec, where, case.target, choice) == cost

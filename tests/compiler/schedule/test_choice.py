@@ -25,7 +25,7 @@ from firsttoken_compiler.schedule.choice import (
     Schedules,
     kernel_key,
 )
-from firsttoken_compiler.schedule.choosing import check, default_choice, legal_choices, needs, ranked
+from firsttoken_compiler.schedule.choosing import check, default_choice, legal_choices, legal_costs, needs, ranked
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
 from firsttoken_compiler.schedule.tiling import Room
 
@@ -124,6 +124,14 @@ def test_legal_choices_are_distinct_pass_the_check_and_stay_within_their_account
         scratch, acc = needs(spec, spaces, TARGET, choice)
         assert template.scratch_bytes <= scratch <= ROOM.limit, choice
         assert template.acc_bytes <= acc <= TARGET.scratchpad.accumulator_bytes or not acc, choice
+
+
+@pytest.mark.parametrize(("spec", "spaces"), KERNELS, ids=IDS)
+def test_costs_in_a_list_are_those_of_each_choice_alone(spec: KernelSpec, spaces: tuple[Space, ...]) -> None:
+    listed = list(legal_costs(spec, spaces, TARGET, ROOM))
+    assert [choice for choice, _ in listed] == list(legal_choices(spec, spaces, TARGET, ROOM))
+    for choice, cost in listed[:: max(1, len(listed) // 40)]:
+        assert ranked(spec, spaces, TARGET, choice) == cost
 
 
 @pytest.mark.parametrize("case", [GROUPED, HALF], ids=["groups", "fp16"])
