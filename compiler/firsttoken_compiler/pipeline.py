@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from firsttoken_compiler.codegen.assemble import Templates
     from firsttoken_compiler.codegen.memory_map import Compiled
     from firsttoken_compiler.codegen.norm_choice import Lowered
+    from firsttoken_compiler.frontend.importer import Imported
     from firsttoken_compiler.passes.cache_norms import CacheNorms
     from firsttoken_compiler.passes.canonicalise import Canonical
+    from firsttoken_compiler.passes.integer_images import IntegerImages
     from firsttoken_compiler.passes.quantise import Quantised
     from firsttoken_compiler.passes.static_ranges import StaticRanges
     from firsttoken_compiler.schedule.choice import Schedules
@@ -104,12 +106,10 @@ class _Run:
         from firsttoken_compiler.passes.kv_cache import KvCache
         from firsttoken_compiler.passes.quantise import Quantise
         from firsttoken_compiler.passes.split import split
-        from firsttoken_compiler.passes.static_ranges import StaticRanges, multiplied
 
         student = specialise(student)
         self.done("specialise", student)
         student = prepare(add_masks(student))
-        static = StaticRanges(dict(precision.ranges), multiplied(student.graph.node, student.initializers))
         imported, canonical = split(
             student, self.fallback, self.done, frozenset(target.matrix.macs_per_cycle), precision.host_roles,
             precision.host_weight_bits,
@@ -117,17 +117,17 @@ class _Run:
         canonical = block_tables(canonical, imported.weights, precision, target)
         quantised = Quantise(precision, target).run(canonical, imported.weights)
         self.done("quantise", quantised.module)
-        parameters = [parameter.name for parameter in imported.module["main"].params]
-        inputs = dict(zip(parameters, imported.inputs, strict=False))  # the weights follow the inputs
+        scales = _static_scales(precision, student, imported)
+        inputs = dict(zip((p.name for p in imported.module["main"].params), imported.inputs, strict=False))
         caches, of = KvCache(precision.kv_cache, precision.kv_concat), (canonical, inputs)
         typed, nodes, inputs = caches.run(quantised, *of)
         self.done("kv-cache", typed.module)
 
         def lower(norms: CacheNorms, spilled: frozenset[str] = frozenset()) -> Lowered:
-            if not spilled:
-                return _lowered(typed, nodes, norms, static, target, self.schedules)
-            narrow = Quantise(precision, target, spilled).run(of[0], imported.weights)
-            return _lowered(*caches.run(narrow, *of)[:2], norms, static, target, self.schedules)
+            made = typed, nodes
+            if spilled:
+                made = caches.run(Quantise(precision, target, spilled).run(of[0], imported.weights), *of)[:2]
+            return _lowered(*made, norms, scales, target, self.schedules)
 
         plan = choose_norms(precision, target, lower, self.schedules)
         lowered, canonical = plan.lowered, plan.lowered.canonical
@@ -176,9 +176,21 @@ class _Run:
             self.progress("compile", PIPELINE.index(name) + part, len(PIPELINE))
 
 
+def _static_scales(
+    precision: Precision, student: OnnxStudent, imported: Imported
+) -> tuple[StaticRanges, IntegerImages]:
+    """The passes of activations whose scales are known before the run."""
+    from firsttoken_compiler.codegen.stored_weights import columns_of
+    from firsttoken_compiler.passes.integer_images import IntegerImages
+    from firsttoken_compiler.passes.static_ranges import StaticRanges, multiplied
+
+    ranges = StaticRanges(dict(precision.ranges), multiplied(student.graph.node, student.initializers))
+    return ranges, IntegerImages(columns_of(imported.student), imported.weights)
+
+
 def _lowered(
-    quantised: Quantised, canonical: Canonical, norms: CacheNorms, static: StaticRanges, target: Target,
-    schedules: Schedules,
+    quantised: Quantised, canonical: Canonical, norms: CacheNorms, scales: tuple[StaticRanges, IntegerImages],
+    target: Target, schedules: Schedules,
 ) -> Lowered:  # fmt: skip
     """The passes from typed operators to placed launches, with norms that go these ways."""
     from firsttoken_compiler.codegen.names import module_path
@@ -193,7 +205,9 @@ def _lowered(
 
     cached, decisions = norms.run(quantised)
     fused, nodes = FuseNorms().run(*FuseWindows().run(*Fuse().run(cached, canonical)))
-    fused, nodes = FuseWindows().run(*static.run(*QuantiseImages(bool(static.ranges)).run(fused, nodes)))
+    static, integers = scales
+    fused, nodes = static.run(*QuantiseImages(bool(static.ranges)).run(fused, nodes))
+    fused, nodes = integers.run(*FuseWindows().run(fused, nodes))
     launches = Lower().run(fused)
     names = {variable: module_path(behind[0]) for variable, behind in nodes.nodes.items() if behind}
     spread = SpreadCores(target, schedules).run(launches)

@@ -21,7 +21,9 @@ import numpy as np
 from firsttoken_compiler.errors import FirsttokenError
 
 NODE, FLOAT = "node", 1
-QUANTISED: Final = ("DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul", "QuantizeLinear")
+QUANTISED: Final = (
+    "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear",
+)  # fmt: skip
 NPU, PATTERN, HOST = "NPU", "in a pattern", "host"
 _X, _W, _V, _I, _K, _N, _IDS = "x", "w", "v", "i", "k", "n", "ids"
 SHAPES: Final = {

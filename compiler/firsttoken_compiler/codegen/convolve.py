@@ -58,7 +58,7 @@ class _Rewriting:
         arg = self.spec.args[0]
         image = Buffer("image", "param", arg.dtype, arg.shape[0] * arg.shape[1], 0)
         part, lines = conv.part_of(self.shape, self.tile.m), conv.lines_of(self.shape, self.tile.m)
-        self.frame = Frame.of(self.shape, image, self.space, lines, part=part)
+        self.frame = Frame.of(self.shape, image, self.space, lines, float(self.spec.get("outside")), part)
         self.done = 0
         made = self._body(body, -1)
         if self.done != 1:

@@ -108,7 +108,8 @@ def _by_lines(
     """The loop over blocks of output lines, or of `part` pixels of one, of which whole numbers make up a line."""
     shape, across = Windows.of(spec), spec.outs[0].shape[1]
     image, out, adds = params[0], params[-1], windows.sums(spec)
-    frame = Frame.of(shape, image, spaces[0], lines, LOWEST if spec.kind == "pool" and not adds else 0.0, part)
+    outside = LOWEST if spec.kind == "pool" and not adds else float(spec.get("outside"))
+    frame = Frame.of(shape, image, spaces[0], lines, outside, part)
     pixels = part or shape.out[1]
     parts = shape.out[1] // pixels
     elements = lines * pixels * across

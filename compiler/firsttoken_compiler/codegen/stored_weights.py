@@ -4,7 +4,8 @@ Unsigned integers are stored minus the middle of their range, and so are their z
 signed; no other arithmetic is done here.
 """
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,9 +14,9 @@ from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.program import Packing
 from firsttoken_compiler.isa.types import Dtype, unpack
 
-VALUES: Final = ("kn", "nk", "blob", "rows")
-"""How the integers lie in the initialiser: `[k, n]`, `[n, k]`, MatMulNBits' `[n, blocks, packed block]`, or bytes of
-packed rows `[k, n * bits / 8]`."""
+VALUES: Final = ("kn", "nk", "blob", "rows", "conv")
+"""How the integers lie in the initialiser: `[k, n]`, `[n, k]`, MatMulNBits' `[n, blocks, packed block]`, bytes of
+packed rows `[k, n * bits / 8]`, or a convolution's `[n, channels, kernel]`, of which k counts tap by tap."""
 ROWS: Final = ("gn", "ng", "n", "one", "blob4", "blob8", "rows4")
 """How scales and zero points lie: `[groups, n]`, `[n, groups]`, one per column, one, or packed like the integers.
 
@@ -57,6 +58,17 @@ def columns(packing: Packing, dtype: Dtype, array: np.ndarray, first: int, last:
     return np.add.reduceat(values.astype(np.int64), starts, axis=0).astype(np.float32)
 
 
+def columns_of(student: Any) -> Callable[[Packing, Dtype], np.ndarray | None]:
+    """All of `columns` for a student's initialisers; None where a recipe is none of `FORMS`, or no data is here."""
+
+    def whole(packing: Packing, dtype: Dtype) -> np.ndarray | None:
+        if packing.form not in FORMS or not student.has_data(packing.source):
+            return None
+        return columns(packing, dtype, student.array(packing.source), 0, packing.n)
+
+    return whole
+
+
 def _values(packing: Packing, array: np.ndarray, first: int, last: int) -> np.ndarray:
     k, n, bits = packing.k, packing.n, packing.bits
     if packing.layout == "blob":
@@ -66,6 +78,10 @@ def _values(packing: Packing, array: np.ndarray, first: int, last: int) -> np.nd
         whole = _unpacked(raw, bits)[:, :k].T
     elif packing.layout == "rows":
         whole = _unpacked(_reshaped(packing, array, k, -(-n * bits // 8)), bits)[:, first:last]
+    elif packing.layout == "conv":
+        if array.ndim < 3 or array.shape[0] != n or array.size != k * n:
+            raise _size_error(packing, array, f"{n} kernels of {k} weights")
+        whole = array.reshape(n, array.shape[1], -1)[first:last].transpose(2, 1, 0).reshape(k, -1)
     elif packing.layout == "nk":
         whole = _reshaped(packing, array, n, k)[first:last].T
     else:

@@ -37,7 +37,7 @@ class Walking:
         image = Buffer("image", "param", arg.dtype, arg.shape[0] * arg.shape[1], 0)
         part = 0 if self.tile.whole else conv.part_of(self.shape, self.tile.m)
         lines = self.shape.out[0] if self.tile.whole else conv.lines_of(self.shape, self.tile.m)
-        self.frame = Frame.of(self.shape, image, self.space, lines, part=part)
+        self.frame = Frame.of(self.shape, image, self.space, lines, float(self.spec.get("outside")), part)
         fetches = list(self._fetches(body))
         if len(fetches) != 1:
             raise ProgramError(f"internal: a convolution's product fetches its windows in {len(fetches)} places")

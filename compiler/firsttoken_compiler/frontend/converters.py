@@ -129,6 +129,7 @@ CONVERTERS: dict[str, Converter] = {
     **vision_converters.CONVERTERS,
     "Attention": attention,
     "Gather": gather,
+    "MaxPool": quantised_converters.max_pool,
     "RMSNormalization": rms_normalization,
     "RotaryEmbedding": rotary_embedding,
     "Softmax": softmax,

@@ -6,10 +6,11 @@ What has no rule later runs on the host as the ONNX node that it was.
 from collections.abc import Callable
 from typing import Any, Final
 
+from firsttoken_compiler.frontend import vision_converters
 from firsttoken_compiler.frontend.blocks import DOMAIN, OPERATOR
 from firsttoken_compiler.frontend.conversion import Converter, given, refused
 from firsttoken_compiler.tvm import dialect, quantised_dialect
-from firsttoken_compiler.tvm.api import dtype_of, relax, shape_of
+from firsttoken_compiler.tvm.api import Call, dtype_of, relax, shape_of
 
 __all__ = ["CONVERTERS", "quantised_dialect"]
 
@@ -20,6 +21,48 @@ def _call(builder: Any, name: str, args: list[Any], **attrs: object) -> Any:
 
 def _dequantised(builder: Any, x: Any, scale: Any, zero: Any | None, axis: int = 1, block: int = 0) -> Any:
     return _call(builder, "npu.raw_dequantise", [x, scale, zero], axis=axis, block=block, out=dtype_of(scale))
+
+
+def _pooled(builder: Any, inputs: Any, attrs: dict[str, Any], pool: Callable[[Any], Any]) -> Any:
+    """A pool of dequantised values, quantised by inputs 3 and 4."""
+    if int(attrs.get("channels_last", 0)):
+        raise refused(attrs, "a pool of images whose channels are last")
+    return _quantised(builder, builder.emit(pool(_dequantised(builder, *inputs[:3]))), inputs[3], given(inputs, 4))
+
+
+def qlinear_average_pool(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any:
+    """com.microsoft QLinearAveragePool with channels before lines."""
+    average = vision_converters.CONVERTERS["AveragePool"]
+    return _pooled(builder, inputs, attrs, lambda x: average(builder, [x], attrs, params))
+
+
+def qlinear_global_average_pool(builder: Any, inputs: Any, attrs: dict[str, Any], _params: Any) -> Any:
+    """com.microsoft QLinearGlobalAveragePool with channels before lines."""
+    axes = list(range(2, len(shape_of(inputs[0]))))
+    return _pooled(builder, inputs, attrs, lambda x: relax.op.mean(x, axes, keepdims=True))
+
+
+def qlinear_conv(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any:
+    """QLinearConv: a convolution of dequantised values, quantised; the bias is int32 in the scale of the sums."""
+    x, weight = _dequantised(builder, *inputs[:3]), _dequantised(builder, inputs[3], inputs[4], inputs[5], 0)
+    operands, bias = [x, weight], given(inputs, 8)
+    if bias is not None:
+        scale = builder.emit(relax.op.multiply(inputs[1], inputs[4]))
+        operands.append(_dequantised(builder, bias, scale, None, 0))
+    made = builder.emit(vision_converters.conv(builder, operands, attrs, params))
+    return _quantised(builder, made, inputs[6], inputs[7])
+
+
+def max_pool(builder: Any, inputs: Any, attrs: dict[str, Any], params: Any) -> Any:
+    """MaxPool, also of integers that QuantizeLinear made: the largest is that of the values they stand for."""
+    x, pool = inputs[0], vision_converters.CONVERTERS["MaxPool"]
+    made = builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+    if not (isinstance(made, Call) and made.op.name == "npu.raw_quantise"):
+        return pool(builder, inputs, attrs, params)
+    scales, kept = list(made.args[1:]), dialect.plain_attributes(made)
+    values = _dequantised(builder, x, scales[0], given(scales, 1), int(kept["axis"]), int(kept["block"]))
+    pooled = builder.emit(pool(builder, [values], attrs, params))
+    return builder.emit(dialect.call("npu.raw_quantise", [pooled, *scales], **kept))
 
 
 def _quantised(builder: Any, x: Any, scale: Any, zero: Any | None, axis: int = 1, block: int = 0) -> Any:
@@ -176,11 +219,13 @@ _MICROSOFT: Final = {
     "MatMulIntegerToFloat": matmul_integer_to_float, "DynamicQuantizeMatMul": dynamic_quantize_matmul, "QGemm": qgemm,
     "QLinearAdd": _qlinear_pair(relax.op.add), "QLinearMul": _qlinear_pair(relax.op.multiply),
     "QLinearSigmoid": qlinear_sigmoid, "QLinearSoftmax": qlinear_softmax, "QLinearConcat": qlinear_concat,
-    "GatherBlockQuantized": gather_block_quantized,
+    "GatherBlockQuantized": gather_block_quantized, "QLinearAveragePool": qlinear_average_pool,
+    "QLinearGlobalAveragePool": qlinear_global_average_pool,
 }  # fmt: skip
 CONVERTERS: Final[dict[str, Converter]] = {
     "DequantizeLinear": dequantize_linear, "QuantizeLinear": quantize_linear,
     "DynamicQuantizeLinear": dynamic_quantize_linear, "MatMulInteger": matmul_integer, "QLinearMatMul": qlinear_matmul,
+    "QLinearConv": qlinear_conv,
     **{f"com.microsoft.{name}": converter for name, converter in _MICROSOFT.items()},
     f"{DOMAIN}.{OPERATOR}": dequantize_blocks,
 }  # fmt: skip

@@ -84,7 +84,7 @@ class _State:
         parameters = list(function.params)
         env: dict[Any, Any] = {p: p for p in parameters}
         module, names = rebuild(self.source.module, parameters, env, self._visit)
-        module = _without_dead(module)
+        module = without_dead(module)
         decisions = tuple(
             NormDecision(self.source.names.get(norm.name, norm.name), self._cached_as(norm, acts), len(acts))
             for norm, acts in self.consumers.items()
@@ -214,7 +214,7 @@ def _parts(state: Rebuild, pair: Any) -> list[Any]:
     return [state.emit(relax.TupleGetItem(pair, 0)), state.emit(relax.TupleGetItem(pair, 1))]
 
 
-def _without_dead(module: Any) -> Any:
+def without_dead(module: Any) -> Any:
     """The module without bindings that nothing follows from; TVM's own pass needs time in the square of them."""
     function = module["main"]
     live, blocks = {function.body.body}, []

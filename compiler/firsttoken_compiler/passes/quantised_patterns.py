@@ -39,6 +39,7 @@ SHORTEST: Final = 16
 """Rows of k that are worth a pass of their own."""
 MOVES: Final = frozenset(f"relax.{name}" for name in ("reshape", "permute_dims", "expand_dims", "squeeze"))
 QUANTISE: Final = "max({low}.0, min({high}.0, add(round(div(s0, s1)), s2)))"
+IMAGE: Final = "1nyx"
 DEQUANTISE: Final = "mul(sub({value}, s2), s1)"
 
 
@@ -114,7 +115,7 @@ class StoredProduct(Rule):
             raise UnsupportedView(f"activations of {dtype_of(found.activations.source)} without a scale")
         stored = _chunked(found)
         _require_pair(context, found.activations, stored)
-        operands = _activations(context, builder, found.activations, view)
+        operands = quantised_activations(context, builder, found.activations, view)
         if stored.zeros is not None:
             operands["a_sum"] = _sums(context, builder, operands, stored)
         args = [operands["a"], env[found.weight].base]
@@ -308,7 +309,7 @@ def _in_parts(stored: Stored) -> Stored:
     return replace(stored, group=part, scales=scales, zeros=zeros)
 
 
-def _activations(context: Context, builder: Any, kind: Activations, view: View) -> dict[str, Any]:
+def quantised_activations(context: Context, builder: Any, kind: Activations, view: View) -> dict[str, Any]:
     """Operands by name: the matrix, and where it is quantised its scale and, unless it is 0, its zero point."""
     if not kind.kind:
         return {"a": matrix_of(builder, view)}
@@ -365,6 +366,14 @@ def _sums(context: Context, builder: Any, operands: dict[str, Any], stored: Stor
     if key not in made:
         made[key] = context.emit(builder, "npu.group_sums", args, groups=groups, out="float32", exact=1)
     return made[key]
+
+
+def constant_bias(context: Context, value: Any) -> np.ndarray:
+    """A bias as fp32; raises UnsupportedView for one that is computed, or not here."""
+    known = _constant(context, value)
+    if known is None:
+        raise UnsupportedView("a bias that is computed, or not here")
+    return known
 
 
 def _bias(context: Context, env: Env, value: Any) -> Any:
@@ -450,9 +459,11 @@ class Requantise(Rule):
             return views.dense(context.constant(array.reshape(base_shape(array.shape)), "dequantised"), array.shape)
         if "pair" in c:
             pair: Activations = c["pair"]
+            view = pair.view(context, builder, env)
+            if view.axes == IMAGE and pair.stored == "int8":
+                return _image(context, builder, view, pair)
             low, high = RANGES[pair.dtype]
             text = DEQUANTISE.format(value=QUANTISE.format(low=low, high=high))
-            view = pair.view(context, builder, env)
             return _elementwise(context, builder, view, text, pair.scale, pair.zero, "")
         call = c["call"]
         scalars = _Scalars.of(context, call)
@@ -465,6 +476,15 @@ class Requantise(Rule):
         return _elementwise(
             context, builder, env[c["source"]], text.format(value="s0"), scalars.scale, scalars.zero, out
         )
+
+
+def _image(context: Context, builder: Any, view: View, pair: Activations) -> View:
+    """An image through its integers, which convolutions and pools read too."""
+    rows, width = shape_of(view.base)
+    a = quantised_activations(context, builder, pair, views.matrix(view.base, "mn", rows, width))["a"]
+    args = [a, *(context.number(value, "quantisation") for value in (pair.scale, pair.zero - pair.shift))]
+    text = DEQUANTISE.format(value="s0")
+    return replace(view, base=context.emit(builder, "npu.map", args, expr=text, rows=rows, width=width, out="float32"))
 
 
 def _elementwise(

@@ -1,7 +1,7 @@
 """All rules of canonicalisation by the operator at their root, in the order in which they are tried."""
 
 from firsttoken_compiler.passes import attention_patterns as attention
-from firsttoken_compiler.passes import block_gather, host, patterns, quantised_gather, quantised_patterns
+from firsttoken_compiler.passes import block_gather, host, patterns, quantised_gather, quantised_patterns, stored_conv
 from firsttoken_compiler.passes import vector_patterns as vector
 from firsttoken_compiler.passes import vision_patterns as vision
 from firsttoken_compiler.passes.elementwise import MAKERS
@@ -41,6 +41,8 @@ for _name in ("npu.raw_quantise", "npu.raw_dequantise"):
     RULES[_name] = (quantised_patterns.REQUANTISE,)
 for _name in ("relax.take", "npu.raw_block_gather", "npu.raw_dequantise"):
     RULES[_name] = (quantised_gather.STORED_GATHER, *RULES.get(_name, ()))
+for _name in ("npu.raw_conv", "relax.add"):
+    RULES[_name] = (stored_conv.STORED_CONV, *RULES[_name])
 RULES["relax.take"] = (block_gather.BLOCK_GATHER, *RULES["relax.take"])
 for _name in MAKERS:
     if _name != "broadcast_to":

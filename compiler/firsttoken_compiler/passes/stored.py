@@ -190,7 +190,7 @@ def matrix(
     middle = 1 << (BITS[dtype] - 1) if dtype[0] == "u" else 0
     scales = Vectors(_source(context, scale, "scales"), layout, float_type(context, scale))
     zeros = None
-    if zero is not None and not _all(context, zero, middle):
+    if zero is not None and not all_equal(context, zero, middle):
         zeros = Vectors(_source(context, zero, "zero points"), layout, "int8", middle)
     if zero is None and middle:
         raise UnsupportedView("unsigned weights without zero points")
@@ -214,7 +214,7 @@ def nbits(context: Context, call: Any) -> tuple[Any, Stored]:
         packed = dtype_of(zero) == "uint8"
         layout, dtype = (f"blob{bits}", "int8") if packed else (many, float_type(context, zero))
         all_middle = middle if bits == 8 or not packed else middle * 17
-        if not _all(context, zero, all_middle):
+        if not all_equal(context, zero, all_middle):
             zeros = Vectors(_source(context, zero, "zero points"), layout, dtype, middle)
     name = str(context.imported.weights[weight.name])
     return weight, Stored(name, "blob", k, n, bits, group, middle, scales, zeros)
@@ -235,7 +235,7 @@ def _source(context: Context, value: Any, what: str) -> str:
     return source
 
 
-def _all(context: Context, value: Any, expected: int) -> bool:
+def all_equal(context: Context, value: Any, expected: int) -> bool:
     """Whether all elements are `expected`; False where they are too many to look at, or not here."""
     value = resolved(context, value)
     if math.prod(shape_of(value)) > READ_ZEROS or not isinstance(value, (relax.Var, GenericConst)):

@@ -39,7 +39,7 @@ def image_of(builder: Any, view: View) -> View:
     return views.image(turned, lines, line, channels)
 
 
-def _pairs(attrs: dict[str, Any]) -> dict[str, int]:
+def axes_of(attrs: dict[str, Any]) -> dict[str, int]:
     """The geometry that the kernels need."""
     return {f"{name}_{axis}": int(attrs[f"{name}_{axis}"]) for name in AXES for axis in "yx"}
 
@@ -51,7 +51,7 @@ class Conv(Rule):
         """Captures the call, and what is added to it."""
         residual, covered = None, []
         if operator_name(value) == "relax.add":
-            found = _one_conv(context, value)
+            found = one_conv(context, value)
             if found is None:
                 return None
             inner, residual = found
@@ -72,10 +72,13 @@ class Conv(Rule):
         attrs = dialect.plain_attributes(call)
         n, channels, *kernel = shape_of(call.args[1])
         image, taps = image_of(builder, env[call.args[0]]), int(np.prod(kernel))
-        base, pairs = image.base, _pairs(attrs)
+        base, pairs = image.base, axes_of(attrs)
         if attrs["group"] != 1:
-            return self._depthwise(context, builder, call, image)
-        if taps > 1 or pairs["stride_y"] > 1 or pairs["stride_x"] > 1 or _padded(attrs):
+            arrays = [context.known(part) for part in call.args[1:]]
+            if any(array is None for array in arrays):
+                raise UnsupportedView("a convolution of each channel for itself whose weights are not here")
+            return depthwise(context, builder, call, image, *map(np.asarray, arrays))
+        if taps > 1 or pairs["stride_y"] > 1 or pairs["stride_x"] > 1 or is_padded(attrs):
             base = context.emit(builder, "npu.windows", [base], width=image.line, out="float32", **pairs)
         args = [base, env[call.args[1]].base]
         args += [env[b].base if b in env else context.constant(_known(context, b), "bias") for b in call.args[2:]]
@@ -87,32 +90,32 @@ class Conv(Rule):
         )  # fmt: skip
         return views.image(made, pairs["out_y"], pairs["out_x"], n)
 
-    def _depthwise(self, context: Context, builder: Any, call: Any, image: View) -> View:
-        """Each channel for itself, on the vector unit: sums of pixels times rows of weights, the last row the bias."""
-        attrs, (n, inner, *_) = dialect.plain_attributes(call), shape_of(call.args[1])
-        if not attrs["group"] == n == image.features or inner != 1:
-            raise UnsupportedView(f"a convolution in {attrs['group']} groups of several channels")
-        arrays = [context.known(part) for part in call.args[1:]]
-        if any(array is None for array in arrays):
-            raise UnsupportedView("a convolution of each channel for itself whose weights are not here")
-        bias = arrays[1] if len(arrays) > 1 else np.zeros(n)
-        rows = np.concatenate([np.reshape(np.asarray(arrays[0]), (n, -1)).T, np.reshape(np.asarray(bias), (1, n))])
-        args, pairs = [image.base, context.constant(rows.astype(np.float32), "taps")], _pairs(attrs)
-        made = context.emit(
-            builder, "npu.pool", args, width=image.line, mode="depthwise", scale=1.0, out="float32", **pairs
-        )
-        return views.image(made, pairs["out_y"], pairs["out_x"], n)
+
+def depthwise(
+    context: Context, builder: Any, call: Any, image: View, weights: np.ndarray, bias: np.ndarray | None = None
+) -> View:
+    """Each channel for itself, on the vector unit: sums of pixels times rows of weights, the last row the bias."""
+    attrs, (n, inner, *_) = dialect.plain_attributes(call), shape_of(call.args[1])
+    if not attrs["group"] == n == image.features or inner != 1:
+        raise UnsupportedView(f"a convolution in {attrs['group']} groups of several channels")
+    rows = np.concatenate([np.reshape(weights, (n, -1)).T, np.reshape(np.zeros(n) if bias is None else bias, (1, n))])
+    args, pairs = [image.base, context.constant(rows.astype(np.float32), "taps")], axes_of(attrs)
+    made = context.emit(
+        builder, "npu.pool", args, width=image.line, mode="depthwise", scale=1.0, out="float32", **pairs
+    )
+    return views.image(made, pairs["out_y"], pairs["out_x"], n)
 
 
 def _known(context: Context, value: Any) -> np.ndarray:
     return np.asarray(context.known(value))
 
 
-def _padded(attrs: dict[str, Any]) -> bool:
+def is_padded(attrs: dict[str, Any]) -> bool:
+    """Whether windows reach beyond the image."""
     return any(int(attrs[f"{name}_{axis}"]) for name in ("pad", "after") for axis in "yx")
 
 
-def _one_conv(context: Context, value: Any) -> tuple[Any, Any] | None:
+def one_conv(context: Context, value: Any) -> tuple[Any, Any] | None:
     """(a convolution that nothing else reads, the computed image of its shape that is added); None for other sums."""
     if len(value.args) != 2:
         return None
@@ -137,7 +140,7 @@ class Pool(Rule):
         """Emits the pool; where padding does not count, an average has a factor per pixel."""
         call = match.captured["call"]
         attrs = dialect.plain_attributes(call)
-        image, pairs = image_of(builder, env[call.args[0]]), _pairs(attrs)
+        image, pairs = image_of(builder, env[call.args[0]]), axes_of(attrs)
         lines = image.tokens // image.line
         args, scale = [image.base], 1.0
         if attrs["mode"] == "average":

@@ -322,7 +322,8 @@ def linear_names(spec: KernelSpec) -> tuple[str, ...]:
     `a_sum`: sums of the activations, less their zero point, per token and group, with `w_zero`, those of the weights,
     or with `w_min`, what is added to the weights of each group and column after they are scaled. In place of `w`,
     weights in blocks have a plane for each part of their blocks; their integer activations lie as fp16.
-    `inverse`: of the static scale of integers that the result becomes.
+    `inverse`: of the static scale of integers that the result becomes. With `requantised` scales and bias are in units
+    of that scale already, and `r_scale` is what the residual counts in these units.
     """
     if spec.get("blocks"):
         planes = [plane.name for plane in BLOCK_TYPES[str(spec["blocks"])].planes]
@@ -335,7 +336,7 @@ def linear_names(spec: KernelSpec) -> tuple[str, ...]:
         "a_zero": spec.get("asymmetric"), "a_sum": spec.get("zeros") or spec.get("minimum"),
         "w_scale": spec["group"], "w_zero": spec.get("zeros"),
         "w_min": spec.get("minimum"), "w_sum": spec.get("asymmetric"), **{name: spec.get(name) for name in ADDED},
-        "inverse": spec.get("narrow"),
+        "r_scale": spec.get("requantised") and spec.get("residual"), "inverse": spec.get("narrow"),
     }  # fmt: skip
     return (*names, *(name for name, present in given.items() if present))
 
@@ -381,7 +382,8 @@ def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: 
     if "bias" in operands:
         value = value + _f32(operands["bias"][j])
     if "residual" in operands:
-        value = value + _f32(operands["residual"][i, j])
+        residual = _f32(operands["residual"][i, j])
+        value = value + (residual * operands["r_scale"][0, 0] if "r_scale" in operands else residual)
     if spec.get("silu"):
         value = value * te.sigmoid(value)
     if spec.get("act"):
@@ -390,6 +392,8 @@ def epilogue(spec: KernelSpec, operands: dict[str, Any], value: Any, i: Any, j: 
         value = value * _f32(operands["factor"][i, j])
     if "inverse" in operands:
         value = te.round(value * operands["inverse"][0, 0])
+    if spec.get("requantised"):
+        value = te.round(value)
     return _store(spec, value)
 
 

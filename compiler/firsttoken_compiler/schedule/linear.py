@@ -186,6 +186,7 @@ class _Padded:
         return {
             "a": (self.m, self.k), "w": (self.p, self.k, self.panel),
             "a_scale": (1 if self.shape.one_scale else self.m, 1), "a_zero": (1, 1), "inverse": (1, 1),
+            "r_scale": (1, 1),
             "a_sum": (self.m, self.groups),
             "w_scale": (self.p, self.groups, self.panel), "w_zero": (self.p, self.groups, self.panel),
             "w_min": (self.p, self.groups, self.panel), "w_sum": (self.p, self.groups, self.panel),
@@ -254,7 +255,8 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
         if "bias" in p:
             value = value + p["bias"][c, j].astype("float32")
         if "residual" in p:
-            value = value + p["residual"][i, c, j].astype("float32")
+            residual = p["residual"][i, c, j].astype("float32")
+            value = value + (residual * p["r_scale"][0, 0] if "r_scale" in p else residual)
         if spec.get("silu"):
             value = value * te.sigmoid(value)
         if spec.get("act"):
@@ -263,6 +265,8 @@ def _definition(spec: KernelSpec, names: list[str], padded: _Padded) -> Any:
             value = value * p["factor"][i, c, j].astype("float32")
         if "inverse" in p:
             value = te.round(value * p["inverse"][0, 0])
+        if spec.get("requantised"):
+            value = te.round(value)
         return value.astype(NAMES[spec.outs[0].dtype])
 
     out = te.compute(grid, element, name="out")
@@ -326,6 +330,7 @@ class _Scheduling:
             ("bias", "p,j", p0),
             ("a_scale", "one,one" if one else "m,one", None if one else m0), ("a_zero", "one,one", None),
             ("a_sum", "m,g", m0), ("residual", "m,p,j", both), ("factor", "m,p,j", both), ("inverse", "one,one", None),
+            ("r_scale", "one,one", None),
         ):  # fmt: skip
             if self.where.get(name) is Space.DRAM:
                 reader = corrected if name in ZERO_POINTS else out

@@ -124,7 +124,7 @@ def _row_bytes(arg: Arg) -> int:
 def _columns(spec: KernelSpec, cores: int, panel: int) -> Iterator[Part]:
     """Each core gets its panels: of packed operands a stretch, of matrices beside the result columns."""
     names = linear_names(spec if spec.kind == "linear" else product_of(spec))
-    shared = ("a", "a_scale", "a_zero", "a_sum", "inverse")
+    shared = ("a", "a_scale", "a_zero", "a_sum", "r_scale", "inverse")
     n = int(spec["n"])
     for core, (first, last) in enumerate(bounds(n, cores, panel)):
         args, at = [], []
@@ -153,7 +153,7 @@ def _terms(spec: KernelSpec, cores: int, target: Target) -> Iterator[Part]:
     """
     names = linear_names(spec)
     k, n, group, panel = int(spec["k"]), int(spec["n"]), int(spec["group"]), panel_of(target)
-    applied = any(spec.get(name) for name in ("act", "silu", "factor", "narrow", "blocks"))
+    applied = any(spec.get(name) for name in ("act", "silu", "factor", "narrow", "requantised", "blocks"))
     if applied or not SUMMED.issuperset(names) or n % panel or cores > MAX_SOURCES:
         return
     unit = max(target.matrix.rows, 32)

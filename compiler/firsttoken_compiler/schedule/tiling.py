@@ -136,7 +136,7 @@ def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target
     staged: dict[str, int] = {
         "w": slots["w"] * dtypes["w"].nbytes(tile.k * n), "a": _activation_bytes(shape, tile, slots["a"], target),
         "bias": three * dtypes.get("bias", Dtype.F16).nbytes(n), "a_scale": three * tile.m * 4, "a_zero": 4,
-        "inverse": 4, "a_sum": three * tile.m * rows * 4,
+        "inverse": 4, "r_scale": 4, "a_sum": three * tile.m * rows * 4,
         **{name: three * dtypes[name].nbytes(rows * n) for name in OF_GROUPS if name in dtypes},
         "residual": three * dtypes.get("residual", Dtype.F16).nbytes(tile.m * n),
         "factor": three * tile.m * n * 2,

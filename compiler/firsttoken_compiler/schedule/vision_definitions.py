@@ -21,13 +21,14 @@ def _pixel(shape: Windows, x: Any, i: Any, ky: Any, kx: Any, c: Any, outside: fl
 
 
 def _windows(spec: KernelSpec, p: list[Any]) -> list[Any]:
-    """Row i: the pixels under the kernel for output pixel i, tap by tap, zero in the padding."""
+    """Row i: the pixels under the kernel for output pixel i, tap by tap; in the padding zero, or `outside`."""
     shape = Windows.of(spec)
     across = shape.kernel[1] * shape.channels
 
     def element(i: Any, f: Any) -> Any:
         tap = f // across, f % across // shape.channels
-        return _pixel(shape, p[0], i, *tap, f % shape.channels, 0.0).astype(NAMES[spec.outs[0].dtype])
+        met = _pixel(shape, p[0], i, *tap, f % shape.channels, float(spec.get("outside")))
+        return met.astype(NAMES[spec.outs[0].dtype])
 
     return [te.compute(spec.outs[0].shape, element, name="out")]
 

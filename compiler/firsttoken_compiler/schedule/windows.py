@@ -18,7 +18,7 @@ from firsttoken_compiler.target.target import Target
 KINDS: Final = ("windows", "pool", "transpose")
 """Kernels that `codegen.images` writes."""
 GEOMETRY: Final = (
-    "width", *(f"{name}_{axis}" for name in ("kernel", "stride", "pad", "dilation", "out") for axis in "yx")
+    "width", "outside", *(f"{name}_{axis}" for name in ("kernel", "stride", "pad", "dilation", "out") for axis in "yx")
 )  # fmt: skip
 """Parameters of windows; all others of a convolution are its product's."""
 

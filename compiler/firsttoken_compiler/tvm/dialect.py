@@ -264,7 +264,7 @@ CANONICAL: dict[str, Infer] = {
     "npu.unpack": _unpack,  # (bytes [m, w]) -> [m, 2 w] int8, their signed halves, low ones first
     "npu.softmax": declared,  # (x [m, h]); log 0 or 1 -> [m, h]
     # Images are matrices [height * width, channels]. width; kernel, stride, pad (before), dilation, out as _y and _x.
-    "npu.windows": _windows,  # (image) -> [pixels, taps * channels], zero in the padding
+    "npu.windows": _windows,  # (image) -> [pixels, taps * channels], in the padding zero, or `outside`
     "npu.conv": _conv,  # (image, weight, as of npu.linear); the product of the image's windows, which exist nowhere
     # (image[, factors]) -> [pixels, c]; mode max; average: the sum times scale, or factors [pixels, 1]; depthwise: the
     # sum weighted by factors [taps + 1, c], plus their last row
