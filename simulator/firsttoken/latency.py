@@ -120,6 +120,7 @@ class StepTime:
         energy_low_mj: the same with every energy of the target at its low bound; None: as it is.
         energy_high_mj: at its high bound.
         kernels: those with a choice in the schedule of the step that occur in its program.
+        attentions: operators of the program that are attention of several rows.
     """
 
     device_s: float
@@ -128,6 +129,7 @@ class StepTime:
     energy_low_mj: float | None = None
     energy_high_mj: float | None = None
     kernels: tuple[str, ...] = ()
+    attentions: float = 0.0
 
 
 class Clock(Protocol):
@@ -300,18 +302,20 @@ def _energy(part: PhaseTime, target: Target) -> dict[str, Any]:
 def _phase(planned: Plan, name: str, runtime: Runtime, target: Target, clock: Clock) -> PhaseTime:
     from firsttoken_simulator.energy import Band, standing_w
 
-    count = device = nodes = rows = tasks = 0.0
+    count = device = nodes = rows = tasks = attentions = 0.0
     energy = Band(0.0, 0.0, 0.0)
     for launch in planned.phases[name]:
         time = clock.seconds(launch.step, target)
         count += launch.count
         device += launch.count * time.device_s
         nodes += launch.count * time.nodes
+        attentions += launch.count * time.attentions
         low, high = (time.energy_mj if bound is None else bound for bound in (time.energy_low_mj, time.energy_high_mj))
         energy += Band(low, time.energy_mj, high).scaled(launch.count)
         rows += launch.count * launch.step.tokens
         tasks += launch.count * group_tasks_s(launch.step, runtime, target.host)
     launch_s, node_s = count * runtime.launch_us / 1e6, nodes * runtime.node_us / 1e6
+    node_s += attentions * runtime.attention_us / 1e6
     on_host = tasks
     if planned.heads and isinstance(planned.work, LlmWork):
         subject = subject_of(planned.work.student)
@@ -416,7 +420,13 @@ def time_of(program: Program, target: Target) -> StepTime:
 
     timeline = simulate_program(program, target)
     spent = energy(program, timeline, target).device
-    return StepTime(timeline.total_fs / 1e15, len(program.ops), spent.typical, spent.low, spent.high)
+    energies = spent.typical, spent.low, spent.high
+    return StepTime(timeline.total_fs / 1e15, len(program.ops), *energies, attentions=attentions_of(program))
+
+
+def attentions_of(program: Program) -> int:
+    """Operators that are attention of several rows."""
+    return sum(op.kind == "attention" and op.m > 1 for op in program.ops)
 
 
 @dataclass

@@ -48,7 +48,8 @@ def _build(
         return _product(spec, spaces, target, choice)
     if isinstance(choice, AttentionChoice):
         tile = attention_tile(choice, spec, target)
-        return _template(attention.schedule(spec, spaces, tile, target), spaces, target)
+        own = attention.mapped(spec, target) is not None
+        return _template(attention.schedule(spec, spaces, tile, target), spaces, target, own)
     if isinstance(choice, RowsChoice):
         return _rows(spec, spaces, target, choice.rows)
     if spec.kind == "concat":
@@ -82,8 +83,11 @@ def _rows(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, rows: int
     return unroll(body, places, scheduled.ragged, target.scratchpad.alignment_bytes, scheduled.tile)
 
 
-def _template(scheduled: Scheduled, spaces: tuple[Space, ...], target: Target) -> Template:
+def _template(
+    scheduled: Scheduled, spaces: tuple[Space, ...], target: Target, own_attention: bool = False
+) -> Template:  # fmt: skip
     body, _ = read(scheduled.lowered())
     places = [Place(space, layout) for space, layout in zip(spaces, scheduled.layouts, strict=True)]
     align, tiles = target.alignment(Space.SPAD), target.matrix.tile_bytes
-    return unroll(body, places, scheduled.ragged, align, scheduled.tile, tiles)
+    marks = attention.MARKS if own_attention else None
+    return unroll(body, places, scheduled.ragged, align, scheduled.tile, tiles, marks)

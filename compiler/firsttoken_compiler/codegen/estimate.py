@@ -20,6 +20,7 @@ from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.dma import Gather, Load, Store
 from firsttoken_compiler.isa.instruction import BITS
+from firsttoken_compiler.isa.matmul import ATTENDS
 from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Dtype, Space
 from firsttoken_compiler.isa.vector import KERNEL_SHIFT, Vector
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
@@ -32,6 +33,8 @@ from firsttoken_compiler.target.target import Target
 
 Spaces = Callable[[Value], Space]
 """Where a value lies."""
+ATTENDING = -2
+"""In place of a microprogram's number, for products of an attention that the target maps in its own way."""
 DMA = (Load.OPCODE, Store.OPCODE, Gather.OPCODE)
 
 
@@ -113,7 +116,8 @@ class Estimator:
     def _durations(self, code: np.ndarray, kernels: list[VectorKernel]) -> np.ndarray:
         """Cycles that instructions hold their unit; each shape is computed once."""
         vector = code[:, word.OPCODE] == Vector.OPCODE
-        number = np.where(vector, code[:, word.FLAGS] >> KERNEL_SHIFT, -1)
+        attends = ~vector & (code[:, word.FLAGS] & ATTENDS != 0)
+        number = np.where(vector, code[:, word.FLAGS] >> KERNEL_SHIFT, np.where(attends, ATTENDING, -1))
         end = word.OPERANDS + word.OPERAND_WIDTH * word.MAX_OPERANDS
         steps = code[:, word.OPERANDS + word.OPERAND_WIDTH - 1 : end : word.OPERAND_WIDTH] != 0
         kinds = code[:, word.OPERANDS : end : word.OPERAND_WIDTH]
@@ -126,16 +130,19 @@ class Estimator:
     def _duration(self, shape: list[int], kernels: list[VectorKernel]) -> float:
         kernel = kernels[shape[0]] if shape[0] >= 0 else None
         dims, kinds = tuple(shape[1:4]), shape[4:]
-        key = (kernel, dims, tuple(kinds))
+        attends = shape[0] == ATTENDING
+        key = (kernel, attends, dims, tuple(kinds))
         if key not in self.known:
-            self.known[key] = self._matmul(dims, kinds) if kernel is None else self._vector(kernel, dims, kinds)
+            self.known[key] = (
+                self._matmul(dims, kinds, attends) if kernel is None else self._vector(kernel, dims, kinds)
+            )
         return self.known[key]
 
-    def _matmul(self, dims: tuple[int, ...], kinds: list[int]) -> float:
+    def _matmul(self, dims: tuple[int, ...], kinds: list[int], attends: bool) -> float:
         m, n, k = dims
         a, w = Dtype(word.dtype_of(kinds[1])), Dtype(word.dtype_of(kinds[2]))
         read, _ = matmul_scratchpad_bytes(self.target, m, n, k, a.bits, w.bits)
-        cycles = matmul_cost(self.target, m, n, k, pair_name(a, w)).cycles
+        cycles = matmul_cost(self.target, m, n, k, pair_name(a, w), attends).cycles
         return max(cycles, self._ports(read)) + self.target.matrix.issue_cycles
 
     def _vector(self, kernel: VectorKernel, dims: tuple[int, ...], kinds: list[int]) -> float:

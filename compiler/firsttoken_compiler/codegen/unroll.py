@@ -6,7 +6,7 @@ as there are stages between the engine that fills it and the one that reads it. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -31,7 +31,7 @@ from firsttoken_compiler.codegen.vectorise import Stream, Streams, merged, neutr
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.dma import Gather, Load, Store
-from firsttoken_compiler.isa.matmul import ACCUMULATE, TRANSPOSED, Matmul
+from firsttoken_compiler.isa.matmul import ACCUMULATE, ATTENDS, TRANSPOSED, Matmul
 from firsttoken_compiler.isa.types import PACKED, Dtype, Engine, Space
 from firsttoken_compiler.isa.vector import INITIALISE, KERNEL_SHIFT, Vector
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
@@ -52,14 +52,16 @@ Piece = tuple[tuple[int, ...], tuple[int, ...], bool]
 
 def unroll(
     body: list[Statement], places: list[Place], ragged: Ragged, alignment: int, tile: str = "",
-    weights_alignment: int = 0,
+    weights_alignment: int = 0, marks: Mapping[str, str] | None = None,
 ) -> Template:  # fmt: skip
     """The template of a kernel; raises ProgramError when an instruction cannot express a statement.
 
     Local buffers begin on multiples of `alignment`, those that products read as weights also of `weights_alignment`.
+    `marks`: of microprograms by the buffer that they write, under "" of all others, where a target maps attention in
+    its own way.
     """
     memory = slots.assign(body, [place.space for place in places], alignment, weights_alignment)
-    state = _Unroller(places, ragged, memory)
+    state = _Unroller(places, ragged, memory, marks or {})
     state.run(body)
     order = state.order()
     rows = np.array(state.rows, np.int64).reshape(-1, word.WIDTH)[order]
@@ -73,6 +75,7 @@ class _Unroller:
     places: list[Place]
     ragged: Ragged
     memory: slots.Memory
+    marks: Mapping[str, str]
     rows: list[list[int]] = field(default_factory=list)
     symbols: list[list[int]] = field(default_factory=list)
     kernels: dict[VectorKernel, int] = field(default_factory=dict)
@@ -266,7 +269,8 @@ class _Unroller:
                 flags |= INITIALISE
         expr = streams.expression(value, None if folded else nest.dst, initial)
         dims, dst, sources, expr = merged(extents, dst, streams.found, expr)
-        number = self.kernels.setdefault(VectorKernel(expr, reduction), len(self.kernels))
+        mark = self.marks.get(nest.dst.buffer.name, self.marks.get("", ""))
+        number = self.kernels.setdefault(VectorKernel(expr, reduction, mark), len(self.kernels))
         flags |= number << KERNEL_SHIFT
         operands = [_operand(dst, 3), *(_operand(source, 3) for source in sources)]
         self._emit(Vector.OPCODE, Engine.VECTOR, flags, dims, operands)
@@ -331,7 +335,7 @@ class _Unroller:
         key, start, now = (id(call), m, n, k, fresh), len(self.rows), Now(self.env, self.turn)
         if again and self._repeated(key, now):
             return
-        flags = (0 if fresh else ACCUMULATE) | (0 if call.panel else TRANSPOSED)
+        flags = (0 if fresh else ACCUMULATE) | (0 if call.panel else TRANSPOSED) | (ATTENDS if self.marks else 0)
         acc, a, w = (self._stream(access) for access in (call.acc, call.a, call.w))
         panel_stride, row_stride = (
             self._elements(call.w, stride) // 8 for stride in (call.w_panel_stride, call.w_row_stride)

@@ -14,6 +14,9 @@ ACCUMULATE = 1
 TRANSPOSED = 2
 """Flag: the weight operand is stored `[n, k]` (as a key cache is), k contiguous."""
 
+ATTENDS = 4
+"""Flag: the product is of a kernel of attention that the target maps in its own way; changes no number."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matmul(Instruction):

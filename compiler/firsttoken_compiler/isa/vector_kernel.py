@@ -1,6 +1,7 @@
 """Microprograms of the vector unit: an expression over operand streams, optionally reduced.
 
-The text form is the encoding: `mul(s0, rsqrt(add(s1, 1e-06)))`, reduced ones as `add<- mul(s0, s0)`.
+The text form is the encoding: `mul(s0, rsqrt(add(s1, 1e-06)))`, reduced ones as `add<- mul(s0, s0)`; a mark of an
+attention's rows comes first, as in `attention: add<- s0`.
 `sN` is source operand N; `i0`, `i1`, `i2` are the indices of the instruction's three axes.
 """
 
@@ -92,6 +93,8 @@ REDUCTIONS: dict[str, tuple[np.ufunc, float]] = {
     "max": (np.maximum, -np.inf),
     "min": (np.minimum, np.inf),
 }
+SEEN, LEAVING = "attention", "attention-out"
+"""Marks of microprograms on an attention's rows, and of the one that makes each row's last number."""
 MAX_SOURCES = 6
 MAX_DEPTH = 64
 
@@ -108,12 +111,16 @@ class VectorKernel:
 
     expr: Expr
     reduction: str | None = None
+    rows: str = ""
+    """`SEEN` or `LEAVING` where a target may run it as a part of its own kernel of attention; changes no number."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for unknown operations, wrong arity, or more sources than the unit has ports."""
         _check(self.expr, 0)
         if self.reduction is not None and self.reduction not in REDUCTIONS:
             raise ValueError(f"unknown reduction {self.reduction!r}; known: {', '.join(REDUCTIONS)}")
+        if self.rows not in ("", SEEN, LEAVING):
+            raise ValueError(f"unknown mark {self.rows!r}; known: {SEEN}, {LEAVING}")
 
     @cached_property
     def sources(self) -> int:
@@ -139,19 +146,21 @@ class VectorKernel:
     def __str__(self) -> str:
         """The text form."""
         head = f"{self.reduction}<- " if self.reduction else ""
-        return head + _text(self.expr)
+        return (f"{self.rows}: " if self.rows else "") + head + _text(self.expr)
 
     @staticmethod
     def parse(text: str) -> "VectorKernel":
         """Inverse of `str`; raises ValueError naming what was expected."""
+        mark, colon, rest = text.partition(":")
+        text = rest if colon else text
         head, arrow, body = text.partition("<-")
         tokens = _TOKEN.findall(body if arrow else text)
         if "".join(tokens) != re.sub(r"\s", "", body if arrow else text):
             raise ValueError(f"not a vector kernel: {text!r}")
-        expr, rest = _parse(tokens, 0, 0)
-        if rest != len(tokens):
+        expr, end = _parse(tokens, 0, 0)
+        if end != len(tokens):
             raise ValueError(f"text after the end of the vector kernel: {text!r}")
-        return VectorKernel(expr, head.strip() if arrow else None)
+        return VectorKernel(expr, head.strip() if arrow else None, mark.strip() if colon else "")
 
     def evaluate(self, sources: list[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
         """The mapped values before reduction: sources are fp32 arrays that broadcast to `shape`; returns that shape."""

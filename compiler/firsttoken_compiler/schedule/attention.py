@@ -11,18 +11,22 @@ without the pair fp16 x int8 converts each tile on the vector unit, which change
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from firsttoken_compiler.isa.types import Dtype, Space
+from firsttoken_compiler.isa.vector_kernel import LEAVING, SEEN
 from firsttoken_compiler.schedule import intrinsics, layout
 from firsttoken_compiler.schedule.definitions import MASKED
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, demand_slots, fetch, spill
 from firsttoken_compiler.schedule.layout import Diagonal, Layout, Ragged
 from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
 from firsttoken_compiler.target.rates import pair_name
-from firsttoken_compiler.target.target import Target
+from firsttoken_compiler.target.target import Attention, Target
 from firsttoken_compiler.tvm.api import Schedule, te, tirx
+
+MARKS: Final = {f"factor_{intrinsics.SPAD}": LEAVING, "": SEEN}
+"""Marks of microprograms by the buffer that they write, where a target maps attention in its own way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +63,33 @@ class Heads:
         return Heads(heads, tokens, shared, keys, width, False)
 
 
+def mapped(spec: KernelSpec, target: Target) -> Attention | None:
+    """How the target maps this attention; None where it is like any other kernel, as that of a single token is."""
+    return None if spec.args[0].shape[0] == 1 else target.attention
+
+
+def value_parts(spec: KernelSpec, target: Target) -> int:
+    """How often the scores of a row are made: once for every so many columns of the values."""
+    own, width = mapped(spec, target), Heads.of(spec).width
+    columns = own.value_columns if own is not None else 0
+    return width // columns if columns and width % columns == 0 else 1
+
+
+def skips_masked(spec: KernelSpec, target: Target) -> bool:
+    """Whether tiles of keys that a causal mask hides from a whole tile of rows are left out."""
+    own = mapped(spec, target)
+    return own is None or own.skips_masked
+
+
 def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, target: Target) -> Scheduled:
     """The scheduled PrimFunc of an attention; operands as `operand_names` has them, then the result."""
     heads = Heads.of(spec)
     rows, keys = (-(-n // t) * t for n, t in ((heads.rows, tile.rows), (heads.keys, tile.keys)))
     widened = quantised_cache(spec) and widens(target)
-    source = _definition(spec, heads, (rows, keys), widened)
+    parts = value_parts(spec, target)
+    source = _definition(spec, heads, (rows, keys), widened, parts)
     s = Schedule(source)
-    _Scheduling(s, spec, spaces, tile, widened).run()
+    _Scheduling(s, spec, spaces, tile, widened, parts).run()
     args = (*spec.args, *spec.outs)
     q, k, v, *more, out = (layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True))
     layouts = [_query_layout(spec.args[0], heads, rows, q)]
@@ -76,15 +99,17 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, t
     given = dict(zip(operand_names(spec), spec.args, strict=True))
     layouts += [_scale_layout(given[name], keys) for name in ("ks", "vs") if name in given]
     layouts += [layout.dense((1, 1), Dtype.F32)] if spec.get("narrow") else []
-    layouts.append(_query_layout(spec.outs[0], heads, rows, out))
-    ragged = Ragged({"r": heads.rows, "t": heads.keys, "u": heads.keys}, diagonal=_diagonal(spec, heads, tile))
+    made = replace(heads, batches=heads.batches * parts, width=heads.width // parts)
+    layouts.append(_query_layout(spec.outs[0], made, rows, out))
+    diagonal = _diagonal(spec, heads, tile, target)
+    ragged = Ragged({"r": heads.rows, "t": heads.keys, "u": heads.keys}, diagonal=diagonal)
     slots = f" {tile.buffers}-buffered" if tile.buffers else ""
     return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys{slots}", source, s.trace)
 
 
-def _diagonal(spec: KernelSpec, heads: Heads, tile: AttentionTile) -> Diagonal | None:
+def _diagonal(spec: KernelSpec, heads: Heads, tile: AttentionTile, target: Target) -> Diagonal | None:
     """Where a tile of rows stops: keys that are masked for all of them weigh exactly 0, so nothing is done for them."""
-    if not spec["causal"] or spec["mask"] or heads.one_token:
+    if not spec["causal"] or spec["mask"] or heads.one_token or not skips_masked(spec, target):
         return None
     return Diagonal("r", "t", tile.rows, int(spec["past"]))
 
@@ -158,10 +183,12 @@ def _one_mask_row(spec: KernelSpec) -> bool:
     return bool(spec.args[3].shape[0] == 1)
 
 
-def _definition(spec: KernelSpec, heads: Heads, padded: tuple[int, int], widened: bool) -> Any:
-    count, width, share = heads.batches, heads.width, heads.share
+def _definition(spec: KernelSpec, heads: Heads, padded: tuple[int, int], widened: bool, parts: int) -> Any:
+    """With `parts` the batches are those of the heads times the parts of the values' columns."""
+    count, width, share = heads.batches * parts, heads.width, heads.share * parts
     rows, keys = padded
-    q = te.placeholder((count, rows, width), "float16", name="q")
+    columns = width // parts
+    q = te.placeholder((heads.batches, rows, width), "float16", name="q")
     stored = NAMES[spec.args[1].dtype]
     k, v = (te.placeholder((count // share, keys, width), stored, name=name) for name in "kv")
     shapes = {
@@ -169,14 +196,16 @@ def _definition(spec: KernelSpec, heads: Heads, padded: tuple[int, int], widened
         **dict.fromkeys(("ks", "vs"), ((count // share, keys), "float16")), "inverse": ((1, 1), "float32"),
     }  # fmt: skip
     p = {name: te.placeholder(*shapes[name], name=name) for name in operand_names(spec)[3:]}
-    key, value = (_per_batch(x, name, heads, keys, widened) for x, name in ((k, "KH"), (v, "VH")))
+    whole = replace(heads, batches=count, share=share)
+    key, value = (_per_batch(x, name, whole, keys, widened) for x, name in ((k, "KH"), (v, "VH")))
     c = te.reduce_axis((0, width), "c")
     scores = te.compute(
         (count, rows, keys),
-        lambda b, r, t: te.sum(q[b, r, c].astype("float32") * key(b, t, c).astype("float32"), axis=c), name="S",
+        lambda b, r, t: te.sum(q[b // parts, r, c].astype("float32") * key(b, t, c).astype("float32"), axis=c),
+        name="S",
     )  # fmt: skip
     past = int(spec["past"])
-    by_key = _key_factors(spec, p, heads, keys)
+    by_key = _key_factors(spec, p, whole, keys)
 
     def masked(b: Any, r: Any, t: Any) -> Any:
         value = scores[b, r, t] * by_key(b, t)
@@ -193,10 +222,16 @@ def _definition(spec: KernelSpec, heads: Heads, padded: tuple[int, int], widened
         (count, rows, keys), lambda b, r, t: te.exp(shown[b, r, t] - peak[b, r]).astype("float16"), name="E"
     )
     norm = te.compute((count, rows), lambda b, r: te.sum(weight[b, r, t2].astype("float32"), axis=t2), name="norm")
-    weight, top = _scaled_weights(p, heads, weight)
+    weight, top = _scaled_weights(p, whole, weight)
+
+    def column(b: Any, d: Any) -> Any:
+        return d if parts == 1 else b % parts * columns + d
+
     mixed = te.compute(
-        (count, rows, width),
-        lambda b, r, d: te.sum(weight[b, r, t3].astype("float32") * value(b, t3, d).astype("float32"), axis=t3),
+        (count, rows, columns),
+        lambda b, r, d: te.sum(
+            weight[b, r, t3].astype("float32") * value(b, t3, column(b, d)).astype("float32"), axis=t3
+        ),
         name="V",
     )
     factor = te.compute((count, rows), lambda b, r: top(b) / norm[b, r], name="factor")
@@ -206,7 +241,7 @@ def _definition(spec: KernelSpec, heads: Heads, padded: tuple[int, int], widened
         value = te.round(value * p["inverse"][0, 0]) if "inverse" in p else value
         return value.astype(NAMES[spec.outs[0].dtype])
 
-    return te.create_prim_func([q, k, v, *p.values(), te.compute((count, rows, width), element, name="out")])
+    return te.create_prim_func([q, k, v, *p.values(), te.compute((count, rows, columns), element, name="out")])
 
 
 def _per_batch(source: Any, name: str, heads: Heads, keys: int, widened: bool) -> Any:
@@ -254,11 +289,12 @@ class _Scheduling:
     """The steps of the schedule."""
 
     def __init__(
-        self, s: Any, spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, widened: bool
+        self, s: Any, spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, widened: bool, parts: int
     ) -> None:
         self.s, self.spec, self.tile, self.widened = s, spec, tile, widened
         self.where = dict(zip([*operand_names(spec), "out"], spaces, strict=True))
         self.width = Heads.of(spec).width
+        self.columns = self.width // parts
         self.stored = "float16" if widened else NAMES[spec.args[1].dtype]
 
     def run(self) -> None:
@@ -360,6 +396,6 @@ class _Scheduling:
         self._bring(mixed, "v", t0)
         s.decompose_reduction(mixed, t0)
         name = intrinsics.attend(
-            tile.rows, self.width, tile.keys, "r,d,t", False, intrinsics.SPAD, self._scope("v"), self.stored
+            tile.rows, self.columns, tile.keys, "r,d,t", False, intrinsics.SPAD, self._scope("v"), self.stored
         )
         s.tensorize(s.get_loops(mixed)[-4], name)

@@ -13,7 +13,7 @@ from typing import Final
 
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Dtype, Space
-from firsttoken_compiler.isa.vector_kernel import Expr, VectorKernel
+from firsttoken_compiler.isa.vector_kernel import SEEN, Expr, VectorKernel
 from firsttoken_compiler.isa.word import MAX_EXTENT
 from firsttoken_compiler.schedule import attention, rowwise
 from firsttoken_compiler.schedule.layout import fetch_bytes
@@ -308,23 +308,25 @@ def attention_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: attention.
     stored = Dtype.F16 if attention.widens(target) else spec.args[1].dtype
     pair = pair_name(Dtype.F16, stored)
     start = target.dma.setup_cycles + target.matrix.issue_cycles + target.vector.startup_cycles
+    mark, parts = SEEN if attention.mapped(spec, target) is not None else "", attention.value_parts(spec, target)
     load = 0.0
     if spaces[1] is Space.DRAM:
         load = spec.args[1].dtype.nbytes(tile.keys * heads.width) / rate + target.dma.setup_cycles
     together = max if target.dma.decoupled or heads.rows <= ATTENTION_ROWS[-1] else _added
     scores = together(
         load,
-        matmul_cost(target, tile.rows, tile.keys, heads.width, pair).cycles,
-        vector_cycles(target, _SHOWN, (1, tile.rows, tile.keys)),
+        matmul_cost(target, tile.rows, tile.keys, heads.width, pair, bool(mark)).cycles,
+        vector_cycles(target, replace(_SHOWN, rows=mark), (1, tile.rows, tile.keys)),
     )
-    values = together(load, matmul_cost(target, tile.rows, heads.width, tile.keys, pair).cycles)
-    softmax = sum(vector_cycles(target, kernel, (1, tile.rows, heads.keys)) for kernel in _SOFTMAX)
+    values = together(load, matmul_cost(target, tile.rows, heads.width // parts, tile.keys, pair, bool(mark)).cycles)
+    softmax = sum(vector_cycles(target, replace(kernel, rows=mark), (1, tile.rows, heads.keys)) for kernel in _SOFTMAX)
     down, tiles = ceil_div(heads.rows, tile.rows), ceil_div(heads.keys, tile.keys)
     if heads.rows <= ATTENTION_ROWS[-1]:
-        return heads.batches * down * (tiles * (scores + values + 2 * start) + softmax)
+        return heads.batches * parts * down * (tiles * (scores + values + 2 * start) + softmax)
     store = 0.0 if target.dma.decoupled else spec.outs[0].nbytes / heads.batches / down / rate
     work = tiles * (scores + values + 2 * start) + softmax
-    return heads.batches * down * (_seen(spec, heads, tile) * work + store)
+    seen = _seen(spec, heads, tile) if attention.skips_masked(spec, target) else 1.0
+    return heads.batches * parts * down * (seen * work + store)
 
 
 def _added(*cycles: float) -> float:

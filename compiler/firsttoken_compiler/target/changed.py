@@ -100,6 +100,7 @@ def _range(path: str, value: Any) -> Iterator[str]:
 
 def _plain(target: Target) -> dict[str, Any]:
     plain: dict[str, Any] = asdict(target)
-    if target.dram_commands is None:
-        plain.pop("dram_commands")
+    for section in ("attention", "dram_commands"):
+        if plain[section] is None:
+            plain.pop(section)
     return plain

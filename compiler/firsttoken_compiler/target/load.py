@@ -26,6 +26,7 @@ from firsttoken_compiler.target.dram_presets import dram_sections
 from firsttoken_compiler.target.limits import CHOICES, LIMITS, POWERS_OF_TWO, contradictions
 from firsttoken_compiler.target.target import (
     GRADES,
+    Attention,
     Dma,
     Dram,
     DramCommands,
@@ -59,15 +60,15 @@ class _Npu:
 
 
 _SECTIONS: Final[dict[str, type]] = {
-    "npu": _Npu, "matrix": Matrix, "vector": Vector, "scratchpad": Scratchpad, "dma": Dma, "dram": Dram,
-    "dram_commands": DramCommands, "host": Host, "energy": Energy,
+    "npu": _Npu, "matrix": Matrix, "vector": Vector, "attention": Attention, "scratchpad": Scratchpad, "dma": Dma,
+    "dram": Dram, "dram_commands": DramCommands, "host": Host, "energy": Energy,
 }  # fmt: skip
 RUNTIMES: Final = "runtimes"
 """Section with a table for every runtime."""
 MAX_RUNTIMES: Final = 32
 MAX_BUCKETS: Final = 64
 MAX_CONTEXT: Final = 1 << 24
-_OPTIONAL: Final = ("dram_commands",)
+_OPTIONAL: Final = ("attention", "dram_commands")
 """Sections that a file may leave out."""
 _LISTS: Final[dict[Any, Any]] = {tuple[int, ...]: list[int], tuple[str, ...]: list[str]}
 """What a TOML file has for tuples."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.isa.types import PACKED, Dtype
-from firsttoken_compiler.isa.vector_kernel import COST_CLASSES, VectorKernel
+from firsttoken_compiler.isa.vector_kernel import COST_CLASSES, LEAVING, VectorKernel
 from firsttoken_compiler.target.target import Target
 
 _PAIR_NAMES = {
@@ -43,8 +43,13 @@ class MatmulCost:
         return self.head_cycles + self.passes * self.pass_cycles + self.tail_cycles
 
 
-def matmul_cost(target: Target, m: int, n: int, k: int, pair: str) -> MatmulCost:
-    """Cycles of `[m, k] x [k, n]` on the matrix unit.
+def tile_rows(target: Target, attends: bool) -> int:
+    """Rows that a tile unit takes at a time; `attends` as for `matmul_cost`."""
+    return target.attention.rows if attends and target.attention is not None else target.matrix.tile_m
+
+
+def matmul_cost(target: Target, m: int, n: int, k: int, pair: str, attends: bool = False) -> MatmulCost:
+    """Cycles of `[m, k] x [k, n]` on the matrix unit; `attends`: of an attention that the target maps in its own way.
 
     Raises OptionError when the unit has no rate for the pair.
 
@@ -60,9 +65,10 @@ def matmul_cost(target: Target, m: int, n: int, k: int, pair: str) -> MatmulCost
             f"target {target.name} cannot multiply {pair}; it has {known}: choose --acts and --weights so"
         )
     if unit.kind == "tile":
-        block = unit.tile_m * unit.rows * unit.columns
+        tile_m = tile_rows(target, attends)
+        block = tile_m * unit.rows * unit.columns
         per_issue = max(1, ceil_div(block, unit.macs_per_cycle[pair]))
-        each = ceil_div(m, unit.tile_m) * per_issue + math.ceil(unit.weight_cycles.get(pair, 0.0))
+        each = ceil_div(m, tile_m) * per_issue + math.ceil(unit.weight_cycles.get(pair, 0.0))
         return MatmulCost(ceil_div(n, unit.columns) * ceil_div(k, unit.rows), each, unit.fill_cycles, 0)
     # An array that is narrower than its peak for a pair repeats every step.
     r, c, width = unit.rows, unit.columns, unit.columns * unit.arrays
@@ -129,8 +135,13 @@ def vector_cycles(
     short packs outer elements into the same lane-vector. `dtypes` are those of the operands, the destination first:
     each source of less than a byte per element costs a conversion more, as bits are shifted and masked, or looked up,
     before they are numbers in lanes. Wider sources widen in the load ports. `sums`: a source lies in the accumulators.
+    What works on the rows of an attention takes the contexts that the target says of it.
     """
     unit, lanes = target.vector, vector_lanes(target, kernel, dtypes)
+    contexts, drain, each = unit.contexts, unit.drain_cycles, 0.0
+    if kernel.rows and target.attention is not None:
+        contexts, drain = target.attention.contexts, 0.0
+        each = target.attention.row_cycles if kernel.rows == LEAVING else 0.0
     outer, inner = dims[0] * dims[1], dims[2]
     together = max(1, lanes // inner)
     vectors = ceil_div(inner, lanes) * ceil_div(outer, together)
@@ -139,6 +150,6 @@ def vector_cycles(
     if unit.stages:
         used = [unit.cycles[name] for name, count in zip(COST_CLASSES, kernel.cost, strict=True) if count]
         weight = max([weight / unit.stages, *used])
-    weight += unit.drain_cycles * sums + unit.narrow_cycles * _narrows(kernel, dtypes)
-    folds = unit.fold_cycles * ceil_div(outer, unit.contexts) if kernel.reduction is not None else 0.0
-    return unit.startup_cycles + max(1, round(ceil_div(vectors, unit.contexts) * weight + folds))
+    weight += drain * sums + unit.narrow_cycles * _narrows(kernel, dtypes)
+    folds = unit.fold_cycles * ceil_div(outer, contexts) if kernel.reduction is not None else 0.0
+    return unit.startup_cycles + max(1, round(ceil_div(vectors, contexts) * weight + folds + outer * inner * each))

@@ -85,6 +85,22 @@ class Vector:
 
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """How the kernel of attention over a prompt is mapped, where a target has one of its own; else as any other."""
+
+    rows: int
+    """Rows of queries that its products take at a time, in place of `matrix.tile_m`."""
+    contexts: int
+    """Contexts that the vector work takes: it runs where the sums of its products lie, and pays no `drain_cycles`."""
+    value_columns: int = 0
+    """Columns of the values that scores are made for; they are made again for the next ones. 0: once for all."""
+    skips_masked: bool = True
+    """Whether keys that a causal mask hides from a whole tile of rows are left out; else they are worked on."""
+    row_cycles: float = 0.0
+    """Cycles per row of queries that nothing overlaps: it comes, its parts are merged, and it leaves."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scratchpad:
     """Scratchpad of one core, banks interleaved by `bank_bytes`."""
 
@@ -266,6 +282,8 @@ class Runtime:
     """Whether graphs copy the rows before a chunk or a token and its own together, which attention then reads."""
     group_us: float = 0.0
     """Per group of weights of a product of int8 by int8, where each is a task whose sums the host adds up."""
+    attention_us: float = 0.0
+    """Per attention of several rows, beyond `node_us`: its kernel is a configuration that is loaded first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +337,8 @@ class Target:
     dram: Dram
     host: Host
     energy: Energy
+    attention: Attention | None = None
+    """How attention is mapped; without it, like other kernels."""
     dram_commands: DramCommands | None = None
     """How the DRAM's controller places commands; without it, how `Dram` says."""
     runtimes: dict[str, Runtime] = field(default_factory=dict)
@@ -365,8 +385,9 @@ class Target:
         document = asdict(self)
         for key in ("description", "provenance", "not_modelled", "runtimes", "calibration", "fit"):
             document.pop(key)
-        if self.dram_commands is None:
-            document.pop("dram_commands")
+        for section in ("attention", "dram_commands"):
+            if document[section] is None:
+                document.pop(section)
         if self.dma.decoupled:
             document["dma"].pop("decoupled")
         if self.matrix.arrays == 1:

@@ -36,10 +36,11 @@ class LatencySteps:
 
     def time(self, step: Any, program: Program, target: Target) -> Any:
         """See `Machinery`. Energies are left at zero: nothing is fitted to them."""
-        from firsttoken.latency import StepTime
+        from firsttoken.latency import StepTime, attentions_of
         from firsttoken_simulator.machine import simulate_program
 
-        return StepTime(simulate_program(program, target).total_fs / 1e15, len(program.ops), 0.0)
+        device_s = simulate_program(program, target).total_fs / 1e15
+        return StepTime(device_s, len(program.ops), 0.0, attentions=attentions_of(program))
 
     def layers(self, step: Any) -> int:
         """See `Machinery`. A student whose layers differ from one another is not cut."""

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from firsttoken_compiler.isa import word
-from firsttoken_compiler.isa.matmul import TRANSPOSED
+from firsttoken_compiler.isa.matmul import ATTENDS, TRANSPOSED
 from firsttoken_compiler.isa.types import Dtype
 from firsttoken_compiler.target.rates import ceil_div, matmul_cost, matmul_scratchpad_bytes, pair_name
 from firsttoken_compiler.target.target import Target
@@ -32,7 +32,7 @@ def _one(
     target: Target, m: int, n: int, k: int, flags: int, a_kind: int, a_s0: int, w_kind: int, w_s1: int, w_s2: int
 ) -> tuple[int, ...]:
     a, w = Dtype(word.dtype_of(a_kind)), Dtype(word.dtype_of(w_kind))
-    cost = matmul_cost(target, m, n, k, pair_name(a, w))
+    cost = matmul_cost(target, m, n, k, pair_name(a, w), bool(flags & ATTENDS))
     read, acc = matmul_scratchpad_bytes(target, m, n, k, a.bits, w.bits)
     unit = target.matrix
     times = 1 if unit.dataflow == "is" else ceil_div(n, unit.columns * unit.arrays)
