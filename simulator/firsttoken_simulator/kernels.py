@@ -1,14 +1,14 @@
 """The hot loop: runs a program's table to the end, event by event, on integer arrays only.
 
 Actors are the queues. The one with the earliest event acts next, the lowest index first when equal; completions of DMA
-instructions come before anything else at the same time. An actor goes on acting while no other is due. The
-plain twin of `advance` for tests is `advance.py_func`.
+instructions come before anything else at the same time. An actor goes on acting while no other is due. Tests
+run the plain twin of `advance`, with those of all that it calls.
 
 Stretches of a stream that need no decision are sent at once (`units/stream.py`); `issue` is the general path.
 
-What makes it fast: the units' innermost functions are `inline="always"`, reference counting is off (the caller keeps
-the arrays alive), indices are unsigned, and there is no division per burst. Only the entry points `start`, `advance`
-and `drain` are cached on disk.
+What makes it fast: the units' innermost functions are inlined (`units/compiled.py`), reference counting is off (the
+caller keeps the arrays alive), indices are unsigned, and there is no division per burst. Only the entry points `start`,
+`advance` and `drain` are cached on disk.
 """
 
 from pathlib import Path
@@ -20,6 +20,7 @@ from numba import njit
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.types import ENGINES_PER_CORE
 from firsttoken_simulator.units import bus, dma, scratchpad
+from firsttoken_simulator.units.compiled import INLINED, INNER
 from firsttoken_simulator.units.dram import (
     FAR,
     P_CHANNELS,
@@ -85,7 +86,7 @@ STUCK: Final = 2
 """Results of `advance`; 0 means that the budget of events ran out."""
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def try_start(table: np.ndarray, order: np.ndarray, queues: np.ndarray, x: np.ndarray, q: int, t: int) -> None:
     """Lets the instruction at the head of queue `q` start on the next clock edge from `t` if its waits hold."""
     i = order[queues[q, Q_AT]]
@@ -101,7 +102,7 @@ def try_start(table: np.ndarray, order: np.ndarray, queues: np.ndarray, x: np.nd
     queues[q, Q_TIME] = -(-t // x[X_PERIOD]) * x[X_PERIOD]
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def fetch(
     table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, q: int, t: int,
 ) -> None:  # fmt: skip
@@ -114,7 +115,7 @@ def fetch(
     try_start(table, order, queues, x, q, t)
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _leave(
     table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine:
     np.ndarray, q: int, t: int, end: int,
@@ -130,7 +131,7 @@ def _leave(
     fetch(table, order, queues, result, x, q, t)
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def signal(
     table: np.ndarray, order: np.ndarray, queues: np.ndarray, x: np.ndarray, q: int, i: int, t: int,
 ) -> None:  # fmt: skip
@@ -142,13 +143,13 @@ def signal(
                 try_start(table, order, queues, x, other, t)
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _complete(
     table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine:
     np.ndarray,
 ) -> None:  # fmt: skip
     """Completes the instruction that is next to complete, counts its signal and wakes the queues that wait."""
-    best, at, after = -1, FAR, FAR
+    best, at, after = int(-1), int(FAR), int(FAR)
     for q in range(queues.shape[0]):
         pending = queues[q, Q_PENDING]
         if pending < queues[q, Q_AT]:
@@ -165,7 +166,7 @@ def _complete(
     signal(table, order, queues, x, best, i, at)
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def standstill(queues: np.ndarray) -> int:
     """What it means that no event is left: FINISHED, or STUCK where a queue has more to do."""
     for q in range(queues.shape[0]):
@@ -174,7 +175,7 @@ def standstill(queues: np.ndarray) -> int:
     return FINISHED
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def begin(
     table: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, p: np.ndarray, q: int, i: int, t: int,
 ) -> None:  # fmt: skip
@@ -195,7 +196,7 @@ def begin(
         queues[q, Q_TIME] = t + x[X_SETUP]
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def compute(
     table: np.ndarray, queues: np.ndarray, result: np.ndarray, ports: np.ndarray, core: int, q: int, i: int, t: int,
     limit: int, budget: int,
@@ -224,10 +225,10 @@ def compute(
 def start(table: np.ndarray, order: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray) -> None:
     """Brings the first instruction of every queue to its head at time 0."""
     for q in range(queues.shape[0]):
-        fetch(table, order, queues, result, x, q, 0)
+        fetch(table, order, queues, result, x, q, int(0))
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def issue(
     table: np.ndarray, queues: np.ndarray, result: np.ndarray, x: np.ndarray, machine: np.ndarray, ports: np.ndarray,
     flight: np.ndarray, p: np.ndarray, d: np.ndarray, activates: np.ndarray, core: int, q: int, i: int, t: int,
@@ -319,7 +320,7 @@ def advance(
 ) -> int:  # fmt: skip
     """Runs until all queues are done, none can go on, or `budget` events have passed; see the results above."""
     while budget > 0:
-        q, t, limit = -1, FAR, FAR
+        q, t, limit = int(-1), int(FAR), int(FAR)
         for other in range(queues.shape[0]):
             when = queues[other, Q_TIME]
             if when < t:

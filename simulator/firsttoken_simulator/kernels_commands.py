@@ -16,6 +16,7 @@ from numba import njit
 
 from firsttoken_simulator.kernels import begin, compute, fetch, forget_stale, signal, standstill
 from firsttoken_simulator.units import bus, dma, scratchpad
+from firsttoken_simulator.units.compiled import INNER
 from firsttoken_simulator.units.dram import FAR
 from firsttoken_simulator.units.dram_channels import (
     A_CLOCK,
@@ -25,7 +26,6 @@ from firsttoken_simulator.units.dram_channels import (
     device_of,
     place,
 )
-from firsttoken_simulator.units.dram_commands import INNER
 from firsttoken_simulator.units.dram_scheduler import (
     C_DEPTH,
     NEVER,
@@ -95,7 +95,7 @@ def _complete(
     machine: np.ndarray,
 ) -> None:  # fmt: skip
     """Completes the instruction that is next to complete, counts its signal and wakes the queues that wait."""
-    best, at = -1, FAR
+    best, at = int(-1), int(FAR)
     for q in range(queues.shape[0]):
         if queues[q, Q_PENDING] < queues[q, Q_AT]:
             end = result[order[queues[q, Q_PENDING]], O_END]
@@ -155,7 +155,7 @@ def _look(
 ) -> None:  # fmt: skip
     """The controller that is due looks at its commands; what has come back goes to its queue."""
     clock = ch.a[A_CLOCK]
-    c, at = 0, FAR
+    c, at = int(0), int(FAR)
     for other in range(ch.next.shape[0]):
         if ch.next[other] < at:
             c, at = other, ch.next[other]
@@ -224,7 +224,7 @@ def _send(
             hold[q, H_TICKET], hold[q, H_CHANNEL] = dram[D_TICKET], c
             dram[D_TICKET] += 1
             dram[D_OPEN] += 1
-            _hold(queues, hold, q, FOR_ROOM, t)
+            _hold(queues, hold, q, int(FOR_ROOM), t)
         queues[q, Q_TIME] = FAR
         return
     if hold[q, H_FOR] == FOR_ROOM:
@@ -255,11 +255,11 @@ def _send(
             return
         if step == 2:
             if returns[i, R_OUT] > 0:
-                _hold(queues, hold, q, FOR_DATA, free)
+                _hold(queues, hold, q, int(FOR_DATA), free)
                 return
             free = max(free, returns[i, R_LATEST])
     if flight[q, slot] == FAR:
-        _hold(queues, hold, q, FOR_SLOT, free)
+        _hold(queues, hold, q, int(FOR_SLOT), free)
     else:
         queues[q, Q_TIME] = max(free, flight[q, slot])
         result[i, O_STALL_DRAM] += queues[q, Q_TIME] - free
@@ -273,7 +273,7 @@ def advance(
 ) -> int:  # fmt: skip
     """Runs until all queues are done, none can go on, or `budget` events have passed; results as in `kernels`."""
     while budget > 0:
-        q, t, limit = -1, FAR, FAR
+        q, t, limit = int(-1), int(FAR), int(FAR)
         for other in range(queues.shape[0]):
             when = queues[other, Q_TIME]
             if when < t:
@@ -298,7 +298,7 @@ def advance(
             if queues[q, Q_PHASE] == ISSUE:
                 hold[q, H_FOR] = FREE
                 if flight[q, queues[q, Q_SLOT]] == FAR:
-                    _hold(queues, hold, q, FOR_SLOT, t + x[X_SETUP])
+                    _hold(queues, hold, q, int(FOR_SLOT), t + x[X_SETUP])
                 else:
                     queues[q, Q_TIME] = max(queues[q, Q_TIME], flight[q, queues[q, Q_SLOT]])
         elif phase == SLICES:

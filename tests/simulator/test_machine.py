@@ -10,6 +10,7 @@ import pytest
 from harness import gather, load, make_program, make_target, matmul, store, vector
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.dispatcher import Dispatcher
 
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa.dma import Store
@@ -20,6 +21,7 @@ from firsttoken_compiler.target.target import Target
 from firsttoken_simulator import kernels, machine
 from firsttoken_simulator.machine import simulate_program
 from firsttoken_simulator.timeline import Timeline
+from firsttoken_simulator.units import bus, dma, dram, scratchpad, stream
 from firsttoken_simulator.units.dma import bursts, spread, walk
 
 BURST_FS = 2_500_000
@@ -301,6 +303,10 @@ def test_same_program_same_timeline(program: Program) -> None:
 def _twin(program: Program, target: Target, monkeypatch: pytest.MonkeyPatch) -> Timeline:
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "advance", kernels.advance.py_func)
+        for module in (kernels, bus, dma, dram, scratchpad, stream):
+            for name, compiled in vars(module).copy().items():
+                if isinstance(compiled, Dispatcher) and "no_cpython_wrapper" in compiled.targetoptions:
+                    patch.setattr(module, name, compiled.py_func)
         patch.setattr(machine, "_EVENTS_PER_CALL", 100)  # and the state survives being interrupted
         return simulate_program(program, target)
 

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit
 
 from firsttoken_compiler.target.target import Target
+from firsttoken_simulator.units.compiled import INLINED
 from firsttoken_simulator.units.layout import M_BUS_FREE
 
 
@@ -17,7 +18,7 @@ def resolve(target: Target) -> tuple[int, int]:
     return burst, target.dma.bus_latency_cycles * target.period_fs
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def book(machine: np.ndarray, t: int, occupancy: int) -> int:
     """When the transfer that asks at `t` gets the bus; books it."""
     at = max(t, machine[M_BUS_FREE])

@@ -14,6 +14,7 @@ from numba import njit
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.target.target import Target
+from firsttoken_simulator.units.compiled import INNER
 from firsttoken_simulator.units.dram import P_BURST_BYTES, P_POW2, P_SH_BURST
 from firsttoken_simulator.units.layout import (
     GATHER,
@@ -93,7 +94,7 @@ def in_dram(kind: np.ndarray) -> np.ndarray:
     return np.asarray(word.space_of(kind) == int(Space.DRAM))
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _set_run(queues: np.ndarray, q: int, address: int, length: int, p: np.ndarray) -> None:
     """Points the walk of queue `q` at the bursts of one run."""
     if p[P_POW2]:
@@ -104,7 +105,7 @@ def _set_run(queues: np.ndarray, q: int, address: int, length: int, p: np.ndarra
         queues[q, Q_LAST] = (address + length - 1) // p[P_BURST_BYTES]
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def begin(table: np.ndarray, queues: np.ndarray, q: int, i: int) -> None:
     """Puts the walk of queue `q` before the first run of instruction `i`; `advance_run` follows."""
     queues[q, Q_I] = 0
@@ -114,7 +115,7 @@ def begin(table: np.ndarray, queues: np.ndarray, q: int, i: int) -> None:
     queues[q, Q_LATEST] = 0
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def advance_run(table: np.ndarray, queues: np.ndarray, q: int, i: int, p: np.ndarray) -> int:
     """Moves to the next run: 0 if there is none, 1 if it can go at once, 2 if it needs all earlier data first."""
     result = 1

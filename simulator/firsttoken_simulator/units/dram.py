@@ -23,6 +23,7 @@ import numpy as np
 from numba import njit
 
 from firsttoken_compiler.target.target import Target
+from firsttoken_simulator.units.compiled import INLINED, INNER
 
 FAR: Final = 1 << 61
 """Later than any event."""
@@ -129,7 +130,7 @@ def new_state(p: np.ndarray) -> DramState:
     return DramState(words.ravel())
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def locate(p: np.ndarray, burst: int) -> tuple[int, int, int]:
     """(channel, bank, row) of burst number `burst` (byte address over burst bytes).
 
@@ -152,7 +153,7 @@ def locate(p: np.ndarray, burst: int) -> tuple[int, int, int]:
     return channel, bank % p[P_BANKS], row
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def stretch(p: np.ndarray, burst: int, last: int) -> tuple[int, int, int, int, int]:
     """Bursts from `burst` to `last` at most that go round one channel's banks of one row, and no further.
 
@@ -183,7 +184,7 @@ def stretch(p: np.ndarray, burst: int, last: int) -> tuple[int, int, int, int, i
     return channel, first, turn, row, min(left, p[P_CHUNK] - at, last - burst + 1)
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _activate(p: np.ndarray, d: np.ndarray, o: int, candidate: int) -> int:
     """First time from `candidate` at which an activate keeps tRRD and tFAW with all others; records it."""
     low = d[U(o + C_ACT_LOW)]
@@ -232,7 +233,7 @@ def _activate(p: np.ndarray, d: np.ndarray, o: int, candidate: int) -> int:
     return at
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def make_room(p: np.ndarray, d: np.ndarray, o: int, count: int) -> int:
     """Where the window of column commands begins, once there is room for `count` more behind it."""
     low = d[U(o + C_LOW)]
@@ -244,7 +245,7 @@ def make_room(p: np.ndarray, d: np.ndarray, o: int, count: int) -> int:
     return low
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _between(p: np.ndarray, d: np.ndarray, first: int, top: int, g: int, early: int) -> int:
     """First time from `early` between the commands at words `first` to `top` that a command of group `g` may take."""
     ccd_s, ccd_l = p[P_CCD_S], p[P_CCD_L]
@@ -266,11 +267,11 @@ def _between(p: np.ndarray, d: np.ndarray, first: int, top: int, g: int, early: 
     return at
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def _place(p: np.ndarray, d: np.ndarray, o: int, g: int, early: int) -> int:
     """Time of the first free column slot from `early` for bank group `g`; takes it."""
     ccd_s = p[P_CCD_S]
-    low = make_room(p, d, o, 1)
+    low = make_room(p, d, o, int(1))
     first = o + p[P_AT_COLUMNS] + 2 * low
     i = first + 2 * p[P_WINDOW]
     d[U(o + C_LOW)] = low + 1
@@ -298,7 +299,7 @@ def _place(p: np.ndarray, d: np.ndarray, o: int, g: int, early: int) -> int:
     return at
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def _access(
     p: np.ndarray, d: np.ndarray, activates: np.ndarray, o: int, b: int, row: int, t: int, floor: int, instruction: int,
     write: bool,
@@ -331,7 +332,7 @@ def _access(
     return when
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def _refresh(p: np.ndarray, d: np.ndarray, o: int, t: int) -> None:
     """Carries out the refreshes of the channel at `o` that fell due up to `t`."""
     banks = p[P_BANKS]
@@ -362,7 +363,7 @@ def _refresh(p: np.ndarray, d: np.ndarray, o: int, t: int) -> None:
         d[o + C_REFRESH_AT] += interval
 
 
-@njit(_nrt=False, error_model="numpy")
+@njit(**INNER)
 def flush(p: np.ndarray, d: np.ndarray, activates: np.ndarray, o: int, t: int) -> None:
     """Places the buffered writes of the channel at `o`, after the turnaround of the data bus."""
     count = d[U(o + C_BUFFERED)]
@@ -377,13 +378,13 @@ def flush(p: np.ndarray, d: np.ndarray, activates: np.ndarray, o: int, t: int) -
     at = o + p[P_AT_BUFFER]
     for i in range(at, at + 3 * count, 3):
         bank, row, instruction = d[U(i)], d[U(i + 1)], d[U(i + 2)]
-        _access(p, d, activates, o, bank, row, t, floor, instruction, True)
+        _access(p, d, activates, o, bank, row, t, floor, instruction, bool(True))
     d[U(o + C_BUFFERED)] = 0
     newest = d[U(tail + 2 * d[U(o + C_LOW)])]
     d[U(o + C_READ_FLOOR)] = newest + p[P_CWL] + p[P_BURST] + p[P_WTR]
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def accepted(p: np.ndarray, d: np.ndarray, o: int, t: int) -> int:
     """When the controller of the channel at `o` takes a request that reaches it at `t`; refreshes due are done."""
     newest = o + p[P_AT_COLUMNS] + 2 * (d[U(o + C_LOW)] + p[P_WINDOW])
@@ -393,7 +394,7 @@ def accepted(p: np.ndarray, d: np.ndarray, o: int, t: int) -> int:
     return accept
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def post(
     p: np.ndarray, d: np.ndarray, activates: np.ndarray, o: int, b: int, row: int, instruction: int, accept: int
 ) -> None:
@@ -408,7 +409,7 @@ def post(
         flush(p, d, activates, o, accept)
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def serve(
     p: np.ndarray, d: np.ndarray, activates: np.ndarray, o: int, b: int, row: int, write: bool, instruction: int, t: int
 ) -> tuple[int, int]:
@@ -418,7 +419,7 @@ def serve(
         post(p, d, activates, o, b, row, instruction, accept)
         return accept, accept
     d[U(o + C_WROTE)] = 0
-    when = _access(p, d, activates, o, b, row, accept, d[U(o + C_READ_FLOOR)], instruction, False)
+    when = _access(p, d, activates, o, b, row, accept, d[U(o + C_READ_FLOOR)], instruction, bool(False))
     return accept, when + p[P_CL] + p[P_BURST] + p[P_CONTROLLER]
 
 

@@ -17,7 +17,8 @@ from numba import njit
 
 from firsttoken_compiler.target.limits import DRAM_FIELDS, DRAM_MAPS
 from firsttoken_compiler.target.target import Dram, Target
-from firsttoken_simulator.units.dram_commands import INNER, Device, new_device
+from firsttoken_simulator.units.compiled import INNER
+from firsttoken_simulator.units.dram_commands import Device, new_device
 from firsttoken_simulator.units.dram_scheduler import Controller, new_controller
 
 (

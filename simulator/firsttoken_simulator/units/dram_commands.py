@@ -10,12 +10,13 @@ as JEDEC counts them.
 """
 
 import math
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from firsttoken_compiler.target.target import Dram, DramCommands
+from firsttoken_simulator.units.compiled import INNER
 
 ACT, PRE, PREA, RD, WR, RDA, WRA, REF, REFB, COMMANDS = range(10)
 """Activate, precharge (a bank, all banks of a rank), read, write, the same with a precharge behind, refresh (of a rank,
@@ -38,13 +39,6 @@ data clock runs on after a burst (0: it needs no start); command buses; refreshe
 
 WINDOW: Final = 4
 """Activates that tFAW counts."""
-
-
-INNER: Final[dict[str, Any]] = {
-    "_nrt": False, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
-}  # fmt: skip
-"""How functions are compiled that only compiled ones call: without what lets Python call them, which for so many arrays
-takes numba as long to compile as the functions themselves. Tests call their plain twins, `py_func`."""
 
 
 class Rule(NamedTuple):

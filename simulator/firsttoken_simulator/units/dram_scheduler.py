@@ -24,9 +24,9 @@ import numpy as np
 from numba import njit
 
 from firsttoken_compiler.target.target import Dram, DramCommands
+from firsttoken_simulator.units.compiled import INNER
 from firsttoken_simulator.units.dram_commands import (
     ACT,
-    INNER,
     K_AAD,
     K_AT_ONCE,
     K_BANKS,
@@ -263,7 +263,7 @@ def _refresh_shared(device: Device, con: Controller, t: int) -> tuple[bool, int]
     at = earliest(device, command, bank)
     if at > t:
         return False, at
-    issue(device, command, bank, -1, t)
+    issue(device, command, bank, int(-1), t)
     if command in (REF, REFB):
         s[S_OWED] -= 1
         s[S_REFRESHES] += 1
@@ -312,7 +312,7 @@ def _opened(device: Device, con: Controller, t: int) -> tuple[bool, int]:
         command = needed(device, bank, con.entry[slot, E_ROW], write, last)
         ready = earliest(device, command, bank)
         if ready <= t:
-            _column(device, con, OPENED, S_ACTIVE, at, t, command)
+            _column(device, con, int(OPENED), int(S_ACTIVE), at, t, command)
             return True, t + 1
         soon = min(soon, ready)
     return False, soon
@@ -333,7 +333,7 @@ def _queued(device: Device, con: Controller, t: int, columns: bool, rows: bool) 
     for at in range(count):
         slot = con.lines[line, at]
         bank = con.entry[slot, E_BANK]
-        command = needed(device, bank, con.entry[slot, E_ROW], draining, False)
+        command = needed(device, bank, con.entry[slot, E_ROW], draining, bool(False))
         if command == PRE:
             if not rows or (wanted >> np.uint64(bank)) & np.uint64(1) or _busy(con, bank, bank + 1):
                 continue
@@ -399,11 +399,11 @@ def _split(device: Device, con: Controller, t: int) -> tuple[bool, int]:
             for at in range(s[kind]):
                 if con.lines[line, at] == slot:
                     bank = con.entry[slot, E_BANK]
-                    command = needed(device, bank, con.entry[slot, E_ROW], con.entry[slot, E_WRITE] != 0, False)
+                    command = needed(device, bank, con.entry[slot, E_ROW], con.entry[slot, E_WRITE] != 0, bool(False))
                     if earliest(device, command, bank) <= t:
                         _column(device, con, line, kind, at, t, command)
                     return True, t + 1
-    issued, soon = _shared(device, con, t, True, True)
+    issued, soon = _shared(device, con, t, bool(True), bool(True))
     if not issued and s[S_HALF] >= 0:
         _second_half(con)
         return True, t + 1
@@ -421,9 +421,9 @@ def _refresh_banked(device: Device, con: Controller, t: int) -> tuple[bool, int]
     for bank in range(first, last):
         if device.row[bank] >= 0:
             still = True
-            at = earliest(device, PRE, bank)
+            at = earliest(device, int(PRE), bank)
             if at <= t:
-                issue(device, PRE, bank, -1, t)
+                issue(device, int(PRE), bank, int(-1), t)
                 return True, t + 1
             soon = min(soon, at)
     if still:
@@ -432,7 +432,7 @@ def _refresh_banked(device: Device, con: Controller, t: int) -> tuple[bool, int]
     at = earliest(device, command, first)
     if at > t:
         return False, at
-    issue(device, command, first, -1, t)
+    issue(device, command, first, int(-1), t)
     s[S_OWED] -= 1
     s[S_REFRESHES] += 1
     return True, t + 1
@@ -464,7 +464,7 @@ def _banked(device: Device, con: Controller, t: int, columns: bool, rows: bool) 
         for at in range(1, count + 1):
             slot = con.banked[bank, at]
             row, write = con.entry[slot, E_ROW], con.entry[slot, E_WRITE] != 0
-            command = needed(device, bank, row, write, False)
+            command = needed(device, bank, row, write, bool(False))
             ready = earliest(device, command, bank)
             if ready > t:
                 soon = min(soon, ready)
@@ -530,19 +530,19 @@ def tick(device: Device, con: Controller, t: int) -> int:
         if s[S_OWED] > 0:
             issued, soon = _refresh_banked(device, con, t)
         if not issued:
-            issued, at = _banked(device, con, t, True, True)
+            issued, at = _banked(device, con, t, bool(True), bool(True))
             soon = min(soon, at)
         if issued and k[K_BUSES] == 2:
             columns = s[S_FINISHED] == 0
             _banked(device, con, t, columns, not columns)
     elif k[K_BUSES] == 2:
-        first, soon = _shared(device, con, t, True, False)
-        second, at = _shared(device, con, t, False, True)
+        first, soon = _shared(device, con, t, bool(True), bool(False))
+        second, at = _shared(device, con, t, bool(False), bool(True))
         issued, soon = first or second, min(soon, at)
     elif k[K_AAD] > 0 or k[K_WCK] > 0:
         issued, soon = _split(device, con, t)
     else:
-        issued, soon = _shared(device, con, t, True, True)
+        issued, soon = _shared(device, con, t, bool(True), bool(True))
     if issued:
         soon = t + 1 if con.c[C_BANK_DEPTH] > 0 else _quiet_until(device, con, t)
     return min(max(soon, t + 1), s[S_REFRESH_AT])
@@ -554,4 +554,4 @@ def look_for(device: Device, con: Controller, bank: int, row: int, t: int) -> in
     s = con.s
     if con.c[C_BANK_DEPTH] > 0 or s[S_WRITES] > 0 or s[S_DRAIN] > 0:
         return t
-    return max(t, earliest(device, needed(device, bank, row, False, False), bank))
+    return max(t, earliest(device, needed(device, bank, row, bool(False), bool(False)), bank))

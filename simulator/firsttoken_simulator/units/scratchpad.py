@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from firsttoken_compiler.target.target import Target
+from firsttoken_simulator.units.compiled import INLINED
 
 
 def width(target: Target) -> int:
@@ -54,7 +55,7 @@ def stream_cycles(target: Target, total_bytes: int, run: int, stride: int) -> fl
     return total_bytes * conflict_factor(run, stride, pad.banks, pad.bank_bytes) / width(target)
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def book(ports: np.ndarray, core: int, t: int, occupancy: int) -> int:
     """When the access that asks at `t` gets the ports of `core`; books them for `occupancy` femtoseconds."""
     at = max(t, ports[core])

@@ -12,6 +12,7 @@ takes that burst over, and times are equal to the femtosecond.
 import numpy as np
 from numba import njit
 
+from firsttoken_simulator.units.compiled import INLINED
 from firsttoken_simulator.units.dram import (
     B_COLUMN,
     B_GROUP,
@@ -44,7 +45,7 @@ from firsttoken_simulator.units.dram import (
 from firsttoken_simulator.units.layout import X_BUS, X_LATENCY, X_PORTS, X_STRETCHES
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def _open(p: np.ndarray, d: np.ndarray, o: int, first: int, turn: int, row: int, count: int) -> int:
     """How many of the next `count` bursts find their row open."""
     name = row * p[P_BANKS] + first
@@ -62,7 +63,7 @@ def _open(p: np.ndarray, d: np.ndarray, o: int, first: int, turn: int, row: int,
     return count
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def _used(p: np.ndarray, d: np.ndarray, banks: int, end: int, at: int, tail: int, count: int) -> None:
     """Notes in the banks the newest of `count` columns up to the word `tail`, the next burst being in the bank `at`."""
     for k in range(min(count, p[P_ROUND])):
@@ -74,7 +75,7 @@ def _used(p: np.ndarray, d: np.ndarray, banks: int, end: int, at: int, tail: int
         d[U(at + B_PRECHARGE)] = max(d[U(at + B_PRECHARGE)], when + p[P_RTP])
 
 
-@njit(_nrt=False, error_model="numpy", inline="always")
+@njit(**INLINED)
 def hits(
     p: np.ndarray, d: np.ndarray, x: np.ndarray, flight: np.ndarray, slot: int, latest: int, o: int, first: int,
     turn: int, row: int, count: int, t: int, limit: int, bus: int, port: int,
