@@ -304,7 +304,9 @@ def choose_attention(
 def attention_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: attention.AttentionTile, target: Target) -> float:
     """Cycles of an attention with this tile: per tile of keys the slowest engine and its start, per row the softmax."""
     heads = attention.Heads.of(spec)
-    rate = min(target.dram.peak_bytes_per_s * DRAM_SHARE / target.clock_hz, target.dma.bus_bytes_per_cycle)
+    rate = min(
+        target.dram.peak_bytes_per_s * DRAM_SHARE / target.clock_hz, target.dma.bus_bytes_per_cycle, in_flight(target)
+    )
     stored = Dtype.F16 if attention.widens(target) else spec.args[1].dtype
     pair = pair_name(Dtype.F16, stored)
     start = target.dma.setup_cycles + target.matrix.issue_cycles + target.vector.startup_cycles
@@ -327,6 +329,14 @@ def attention_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: attention.
     work = tiles * (scores + values + 2 * start) + softmax
     seen = _seen(spec, heads, tile) if attention.skips_masked(spec, target) else 1.0
     return heads.batches * parts * down * (seen * work + store)
+
+
+def in_flight(target: Target) -> float:
+    """Bytes per cycle that the requests of one engine bring while each waits for a row, its burst and the way back."""
+    dram, dma = target.dram, target.dma
+    waits_ns = dram.trcd_ns + dram.tcl_ns + dram.burst_length * 1e3 / dram.data_rate_mtps + dram.controller_ns
+    waits = waits_ns * target.clock_hz / 1e9 + dma.bus_latency_cycles
+    return dma.outstanding * dram.burst_bytes / waits
 
 
 def _added(*cycles: float) -> float:

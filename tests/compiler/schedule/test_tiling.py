@@ -25,6 +25,7 @@ from firsttoken_compiler.schedule.tiling import (
     choose_attention,
     choose_linear,
     choose_rows,
+    in_flight,
 )
 from firsttoken_compiler.target.target import Dram, Target
 
@@ -172,6 +173,17 @@ def test_a_causal_tile_is_ranked_by_the_keys_that_it_sees() -> None:
     tile = AttentionTile(256, 256)
     share = attention_cost(spec, (D, D, D, D), tile, target) / attention_cost(free, (D, D, D, D), tile, target)
     assert share == pytest.approx((1 + 2 + 3 + 4) / 4 / 4)
+
+
+def test_few_requests_in_flight_make_a_tile_of_more_rows_worth_it() -> None:
+    """Each tile of rows reads all keys again: where requests in flight limit a stream, that is what decides."""
+    plain = Target.load("snapdragon-x-elite")
+    spec = attention(128, 384, 1, 64)
+    few, many = (replace(plain, dma=replace(plain.dma, outstanding=count)) for count in (2, 4096))
+    tiles = [AttentionTile(rows, 64) for rows in (16, 128)]
+    costs = [[attention_cost(spec, (D, D, D, D), tile, target) for tile in tiles] for target in (few, many)]
+    assert in_flight(few) == pytest.approx(in_flight(many) * 2 / 4096)
+    assert costs[0][0] / costs[0][1] > 1.5 * costs[1][0] / costs[1][1]
 
 
 def test_attention_and_rows_that_fit_nowhere_say_what_is_missing() -> None:
