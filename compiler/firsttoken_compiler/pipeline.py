@@ -1,12 +1,13 @@
 """The compiler, pass by pass: read this first.
 
-ONNX ─ specialise ─ import ─ canonicalise ─ quantise ─ kv-cache ─ cache-norms ─ fuse ─ lower ─ place ─ schedule ─ emit
-─ verify ─ Program
+ONNX ─ specialise ─ import ─ canonicalise ─ quantise ─ kv-cache ─ cache-norms ─ fuse ─ lower ─ merge ─ place ─ schedule
+─ emit ─ verify ─ Program
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -38,6 +39,7 @@ PIPELINE: Final = (
     "cache-norms",  # what each norm keeps for its consumers
     "fuse",  # activations into the products that they follow, windows and rows of norms into those that read them
     "lower",  # TVM: one PrimFunc per operator, fusion → kernel launches, a life for every value
+    "merge",  # products of the same rows that a schedule makes one
     "place",  # which values lie in the scratchpad, and where they share bytes
     "schedule",  # a tile and a tensorised schedule per distinct kernel → instruction templates
     "emit",  # templates relocated, semaphores inserted
@@ -104,6 +106,7 @@ class _Run:
         from firsttoken_compiler.frontend.specialise import specialise
         from firsttoken_compiler.passes.block_tables import block_tables
         from firsttoken_compiler.passes.kv_cache import KvCache
+        from firsttoken_compiler.passes.merge import check
         from firsttoken_compiler.passes.quantise import Quantise
         from firsttoken_compiler.passes.split import split
 
@@ -127,14 +130,15 @@ class _Run:
             made = typed, nodes
             if spilled:
                 made = caches.run(Quantise(precision, target, spilled).run(of[0], imported.weights), *of)[:2]
-            return _lowered(*made, norms, scales, target, self.schedules)
+            return _lowered(*made, norms, scales, target, self.schedules, imported.weights)
 
         plan = choose_norms(precision, target, lower, self.schedules)
+        check(self.schedules.graph, plan.lowered.merged.groups)
         lowered, canonical = plan.lowered, plan.lowered.canonical
         quantised, launches, placement = lowered.fused, lowered.launches, lowered.placement
         for name, made in (
             ("cache-norms", lowered.cached.module), ("fuse", quantised.module), ("lower", launches.module),
-            ("place", placement),
+            ("merge", launches), ("place", placement),
         ):  # fmt: skip
             self.done(name, made)
         inline = frozenset(n for n, item in imported.student.initializers.items() if item.external is None)
@@ -146,7 +150,7 @@ class _Run:
         self.schedules.mark(templates)
         if self.observe is not None:
             self.observe(compiled, templates)
-        notes = {"norm_decisions": plan.lines, "stored_weights": stored_lines(launches)}
+        notes = {"norm_decisions": plan.lines, "stored_weights": stored_lines(launches), **lowered.merged.notes}
         program = assemble(compiled, templates, target, {**meta, **signature(imported), **notes})
         program.meta["weight_formats"] = rows = format_rows(quantised.formats, program.tensors)
         program.meta.update(in_effect(rows, launches))
@@ -190,7 +194,7 @@ def _static_scales(
 
 def _lowered(
     quantised: Quantised, canonical: Canonical, norms: CacheNorms, scales: tuple[StaticRanges, IntegerImages],
-    target: Target, schedules: Schedules,
+    target: Target, schedules: Schedules, weights: dict[str, str],
 ) -> Lowered:  # fmt: skip
     """The passes from typed operators to placed launches, with norms that go these ways."""
     from firsttoken_compiler.codegen.names import module_path
@@ -199,17 +203,24 @@ def _lowered(
     from firsttoken_compiler.passes.fuse_norms import FuseNorms
     from firsttoken_compiler.passes.fuse_windows import FuseWindows
     from firsttoken_compiler.passes.lower import Lower
+    from firsttoken_compiler.passes.merge import Merge
     from firsttoken_compiler.passes.place import Place
     from firsttoken_compiler.passes.quantise_images import QuantiseImages
     from firsttoken_compiler.passes.spread import SpreadCores
 
     cached, decisions = norms.run(quantised)
-    fused, nodes = FuseNorms().run(*FuseWindows().run(*Fuse().run(cached, canonical)))
     static, integers = scales
-    fused, nodes = static.run(*QuantiseImages(bool(static.ranges)).run(fused, nodes))
-    fused, nodes = integers.run(*FuseWindows().run(fused, nodes))
-    launches = Lower().run(fused)
-    names = {variable: module_path(behind[0]) for variable, behind in nodes.nodes.items() if behind}
+    names = {variable: module_path(behind[0]) for variable, behind in canonical.nodes.items() if behind}
+    merge = Merge(schedules.graph, names, weights)
+    while True:
+        fused, nodes = FuseNorms().run(*FuseWindows().run(*Fuse(merge.apart).run(cached, canonical)))
+        fused, nodes = static.run(*QuantiseImages(bool(static.ranges)).run(fused, nodes))
+        fused, nodes = integers.run(*FuseWindows().run(fused, nodes))
+        merged = merge.run(Lower().run(fused), fused, nodes)
+        if not merged.unfused:
+            break
+        merge = replace(merge, refused={**merge.refused, **merged.unfused})
+    launches, nodes = merged.launches, merged.canonical
     spread = SpreadCores(target, schedules).run(launches)
     placement = Place(target, names, spread.exchanged, spread.rows, spread.cores).run(launches)
-    return Lowered(cached, fused, nodes, launches, placement, decisions, spread)
+    return Lowered(cached, merged.quantised, nodes, launches, placement, decisions, spread, merged.decisions)

@@ -336,7 +336,8 @@ def _measure(
     _report(progress, 0.0)
     document = build_run(*first[:2], target, first[2], decode=later)
     if options.schedule is not None:
-        document = document.model_copy(update={"schedule": schedule_lines(options.schedule)})
+        lines = [*schedule_lines(options.schedule), *map(str, first[0].meta.get("merged", []))]
+        document = document.model_copy(update={"schedule": lines})
     return document, first[0], first[1], None if later is None else later[0]
 
 

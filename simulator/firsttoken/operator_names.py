@@ -34,13 +34,16 @@ def spelt(name: str) -> str:
 
 
 def matching(name: str, known: Iterable[str]) -> list[str]:
-    """The operators that a name or a pattern means, in the order in which they run.
+    """The operators that a name or a pattern means, in the order in which they run; a product of several has all names.
 
     Raises OptionError naming those that are there and come closest.
     """
+    from firsttoken_simulator.report.tables import parts_of
+
     names, wanted = list(known), spelt(name)
     found = [each for each in names if each == wanted or fnmatchcase(each, wanted)]
     found = found or [each for each in names if each.rpartition(".")[2] == wanted or each.endswith(f".{wanted}")]
+    found = found or [each for each in names if any(fnmatchcase(part, wanted) for part in parts_of(each))]
     if found:
         return found
     layer = re.match(r"layers\.\d+\.", wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -120,8 +120,8 @@ def file_of(graphs: Sequence[Graph], student: str, target: Target, options: RunO
     for graph in graphs:
         for entry in graph.entries():
             entries.setdefault(entry.key, entry)
-    cores = options.schedule.graph.cores if options.schedule is not None else 0
-    chosen = GraphChoice(cores, norm_patterns(graphs))
+    given = options.schedule.graph if options.schedule is not None else GraphChoice()
+    chosen = replace(given, norms=norm_patterns(graphs))
     splits = {key: split for graph in reversed(graphs) for key, split in graph.splits}
     kept = tuple(sorted(splits.items(), key=lambda item: item[0]))
     return ScheduleFile(student, target.name, tuple(entries.values()), chosen, target.content_hash, splits=kept)

@@ -188,4 +188,4 @@ class _Emitter:
         self.ops.append(names.describe_host(segment, first, first + len(self.code[-1])))
 
     def _address(self, value: Value) -> int:
-        return self.memory.address[value.kind, value.name]
+        return self.memory.address[value.kind, value.name] + value.at

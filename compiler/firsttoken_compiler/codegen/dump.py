@@ -8,6 +8,7 @@ from typing import Any
 from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 from firsttoken_compiler.isa.program import Program
+from firsttoken_compiler.passes.lower import Launches
 from firsttoken_compiler.passes.place import Placement
 
 
@@ -33,6 +34,8 @@ def _text(made: Any) -> str:
         lines += [f"{made.dram_bytes} bytes of DRAM"] if made.dram else []
         lines += [f"{name} at +{offset:#x}: {made.spilled[name]}" for name, offset in made.dram.items()]
         return "\n".join(lines) + "\n"
+    if isinstance(made, Launches):
+        return "".join(f"{launch.title or launch.label}: {launch.spec}\n" for launch in made.launches)
     if isinstance(made, dict):
         return "".join(
             f"# {spec.kind} {spec.args} -> {spec.outs} in {[space.text for space in spaces]}, tile {template.tile}\n"

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from firsttoken_compiler.isa.program import Tensor
 from firsttoken_compiler.passes.lower import Launches
-from firsttoken_compiler.passes.quantise import Kept
+from firsttoken_compiler.passes.quantise import BESIDE, Kept
 
 VECTORS: Final = "vectors"
 """Norms, biases, angles, and what the host reads: weights that are no matrices of products and no gathered tables."""
@@ -21,7 +21,7 @@ def format_rows(formats: dict[str, Kept], tensors: Iterable[Tensor]) -> list[dic
         if tensor.kind in ("weight", "constant"):
             kept = formats.get(tensor.name, Kept("", VECTORS))
             key = (kept.format, kept.stored)
-            matrices.setdefault(key, set()).update({kept.matrix} - {""})
+            matrices.setdefault(key, set()).update(set(kept.matrix.split(BESIDE)) - {""})
             nbytes[key] = nbytes.get(key, 0) + tensor.nbytes
     ordered = sorted(nbytes, key=lambda key: (key[0] == VECTORS, -nbytes[key], key))
     return [

@@ -28,7 +28,7 @@ class OperatorNames:
         """The operator of a launch whose instructions are `[first, last)`."""
         nodes = self._nodes.get(launch.label, ())
         spec = launch.spec
-        path = module_path(nodes[0]) if nodes else spec.kind
+        path = launch.title or (module_path(nodes[0]) if nodes else spec.kind)
         name = self._unique(path if spec.kind in _OWN_NAME else f"{path}.{spec.kind}")
         m, n, k, batch = dimensions(spec)
         of = product_of(spec) if spec.kind == "normed" else spec

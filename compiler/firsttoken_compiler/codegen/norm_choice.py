@@ -20,6 +20,7 @@ from firsttoken_compiler.options import Precision
 from firsttoken_compiler.passes.cache_norms import CacheNorms, NormDecision
 from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.lower import Launches
+from firsttoken_compiler.passes.merge import UNMERGED, Decisions
 from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.passes.quantise import Quantised, residual_stream
 from firsttoken_compiler.passes.spread import ON_ONE_CORE, Spread
@@ -45,6 +46,8 @@ class Lowered:
     placement: Placement
     decisions: tuple[NormDecision, ...]
     spread: Spread = ON_ONE_CORE
+    merged: Decisions = UNMERGED
+    """What a schedule makes one product."""
 
 
 class Lower(Protocol):

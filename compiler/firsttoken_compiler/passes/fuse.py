@@ -7,6 +7,7 @@ it but a few times; a quantisation of the result stays an operator of its own, a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -22,11 +23,16 @@ MOST_USES: Final = 4
 
 @dataclass(frozen=True)
 class Fuse:
-    """See the module's docstring. Results keep up to the rounding of the gate to fp16, names are the products'."""
+    """See the module's docstring. Results keep up to the rounding of the gate to fp16, names are the products'.
+
+    `apart`: whether the products of a SwiGLU stay without it, by the variable of its gate in the canonical module.
+    """
+
+    apart: Callable[[str], bool] = lambda _: False
 
     def run(self, quantised: Quantised, canonical: Canonical) -> tuple[Quantised, Canonical]:
         """The rewritten module, and the provenance with the nodes that moved on the product that now computes them."""
-        state = _State(quantised)
+        state = _State(quantised, self.apart)
         module, names = state.run()
         nodes = dict(canonical.nodes)
         for product, moved in state.joined.items():
@@ -36,8 +42,8 @@ class Fuse:
 
 
 class _State:
-    def __init__(self, quantised: Quantised) -> None:
-        self.module = quantised.module
+    def __init__(self, quantised: Quantised, apart: Callable[[str], bool]) -> None:
+        self.module, self.names, self.apart = quantised.module, quantised.names, apart
         bindings = [binding for block in self.module["main"].body.blocks for binding in block.bindings]
         self.values = {binding.var: binding.value for binding in bindings}
         self.uses = Counter(argument for binding in bindings for argument in reads(binding.value))
@@ -57,7 +63,7 @@ class _State:
             return None
         gate, up = value.args
         good = all(self._is_product(operand) and self.uses[operand] == 1 for operand in (gate, up))
-        return (gate, up) if good else None
+        return (gate, up) if good and not self.apart(self.names.get(gate.name, gate.name)) else None
 
     def _activated(self, value: Any) -> Any | None:
         """The product whose result, read by nothing else, an elementwise operator is a function of."""

@@ -37,6 +37,8 @@ class Value:
     """`param`, `storage` or `output`."""
     name: str
     arg: Arg
+    at: int = 0
+    """Bytes from the beginning of the value: columns of a wider matrix."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Launch:
     outs: tuple[Value, ...]
     label: str
     """Canonical variable that the launch computes."""
+    title: str = ""
+    """What people know it by where that is not the name of the label's nodes."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if len(shape) == 2 and shape[0] > 1 else ()
 
 
-def _storages(launches: Sequence[Launch]) -> tuple[Storage, ...]:
+def storages_of(launches: Sequence[Launch]) -> tuple[Storage, ...]:
     """The storages of all values that are no parameters and no results, in the order in which they are first used."""
     found: dict[str, Storage] = {}
     for number, launch in enumerate(launches):
@@ -159,7 +163,7 @@ class _Reader:
             launches.append(Launch(spec, tuple(operands[:arity]), tuple(operands[arity:]), label))
         outputs = tuple(final(value) for value in returned)
         return Launches(
-            tuple(launches), _storages(launches), outputs, params, self.module, frozenset(self.reshaped - results)
+            tuple(launches), storages_of(launches), outputs, params, self.module, frozenset(self.reshaped - results)
         )
 
     def _binding(self, variable: Any, value: Any) -> None:

@@ -24,6 +24,8 @@ from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, dtype_of, operator_name, relax, shape_of
 
 INTEGER = ("int8", "int16")
+BESIDE = " | "
+"""Between the names of matrices whose columns lie one behind another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Kept:
     """What a parameter is a part of."""
 
     matrix: str
-    """Of a product, by its initialiser, or a table whose rows are gathered."""
+    """Of a product, by its initialiser, or a table whose rows are gathered; several have `BESIDE` between them."""
     format: str
     stored: bool = False
     """Whether that is the graph's own format."""

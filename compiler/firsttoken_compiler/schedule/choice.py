@@ -104,8 +104,14 @@ UNCHOSEN: Final = ("host", "concat", "windows", "pool", "transpose")
 @lru_cache(maxsize=65536)
 def kernel_key(spec: KernelSpec, spaces: tuple[Space, ...]) -> KernelKey:
     """The name of a kernel whose operands and results lie in these memories."""
-    text = f"{spec.to_json()} {[space.name for space in spaces]}"
+    text = f"{spec.to_json()} {[space.name for space in spaces]}{_wholes(spec)}"
     return KernelKey(f"{spec.kind}-{dims_of(spec)}-{hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]}")
+
+
+def _wholes(spec: KernelSpec) -> str:
+    """What tells kernels apart that read columns of wider matrices."""
+    wholes = [arg.whole for arg in (*spec.args, *spec.outs)]
+    return f" {wholes}" if any(wholes) else ""
 
 
 def dims_of(spec: KernelSpec) -> str:
@@ -130,10 +136,13 @@ class GraphChoice:
         cores: cores that work is divided over; 0 for as many as the compiler uses by itself.
         norms: what norms keep for their products, `layers.*.input_layernorm=scratchpad`: one of `NORM_WAYS`, for those
             that a pattern covers, the first that does; others go as the compiler decides.
+        merged: products of the same rows that become one, `layers.*.self_attn=qkv`: one of `MERGES`, for the modules
+            that a pattern covers, the first that says this kind or `none`; a kind alone is for all. Others stay apart.
     """
 
     cores: int = 0
     norms: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises OptionError naming the value, and what is possible."""
@@ -141,6 +150,11 @@ class GraphChoice:
         for text in self.norms:
             if text.rpartition("=")[2].strip() not in NORM_WAYS or not text.rpartition("=")[0].strip():
                 raise OptionError(f"schedule: norms has {text!r:.80}: give NAME=WAY, a way is {', '.join(NORM_WAYS)}")
+        object.__setattr__(self, "merged", tuple(text.strip() for text in self.merged))
+        for text in self.merged:
+            if merge_of(text)[1] not in (*MERGES, NONE_MERGED):
+                kinds = ", ".join((*MERGES, NONE_MERGED))
+                raise OptionError(f"schedule: merged has {text!r:.80}: give NAME=KIND or KIND, a kind is {kinds}")
         if not 0 <= self.cores <= 1024:
             raise OptionError(f"schedule: cores is {self.cores}: give 0 (the compiler's own) to 1024")
 
@@ -152,10 +166,25 @@ class GraphChoice:
                 return way.strip()
         return None
 
+    def merge_line(self, kind: str, name: str) -> str | None:
+        """The line of `merged` that merges this kind of products of the module of this name; None: they stay apart."""
+        for text in self.merged:
+            pattern, what = merge_of(text)
+            if what in (kind, NONE_MERGED) and covers(pattern, name):
+                return text if what == kind else None
+        return None
+
     def facts(self) -> dict[str, Any]:
         """As JSON values; what is left to the compiler is left out."""
         norms = {"norms": list(self.norms)} if self.norms else {}
-        return {"cores": self.cores, **norms}
+        merged = {"merged": list(self.merged)} if self.merged else {}
+        return {"cores": self.cores, **norms, **merged}
+
+
+def merge_of(text: str) -> tuple[str, str]:
+    """(pattern, kind) of a line of `GraphChoice.merged`."""
+    pattern, _, kind = text.rpartition("=")
+    return pattern.strip() or "*", kind.strip()
 
 
 _NUMBERS: Final = re.compile(r"(?P<before>.*\blayers\.)(?P<numbers>[\d,-]+)(?P<after>\..*)")
@@ -176,6 +205,9 @@ def covers(pattern: str, name: str) -> bool:
 
 NORM_WAYS: Final = ("scratchpad", "dram", "statistics", "off")
 """Rows in the scratchpad or in DRAM, numbers per row from which products make the rows, or nothing."""
+MERGES: Final = ("qkv", "gate_up")
+"""The products of an attention's queries, keys and values, and those of a SwiGLU's gate and factor."""
+NONE_MERGED: Final = "none"
 WAYS: Final = ("none", "n", "k", "heads", "rows")
 """How a launch is cut for several cores; `none`: core 0 computes it."""
 

@@ -43,9 +43,10 @@ def pitch_bits(arg: Arg, space: Space, target: Target) -> int:
     """Bits from one row of a matrix to the next.
 
     In the scratchpad rows lie an odd number of fetches apart, so that consecutive rows start in different banks; a
-    fetch is what the matrix unit takes of a row at a time, at least one word of a bank.
+    fetch is what the matrix unit takes of a row at a time, at least one word of a bank. Columns of a wider matrix lie
+    in its rows.
     """
-    row = arg.dtype.nbytes(arg.shape[-1])
+    row = arg.dtype.nbytes(arg.whole or arg.shape[-1])
     if space is not Space.SPAD or len(arg.shape) != 2 or arg.shape[0] == 1:
         return (arg.whole or arg.shape[-1]) * arg.dtype.bits
     fetch = fetch_bytes(arg.dtype, target)

@@ -118,6 +118,9 @@ def _rows_of(arg: Arg, rows: int) -> Arg:
 
 
 def _row_bytes(arg: Arg) -> int:
+    """Bytes in DRAM from one row to the next."""
+    if arg.whole and len(arg.shape) == 2:
+        return arg.dtype.nbytes(arg.whole)
     return Arg(arg.shape[1:], arg.dtype).nbytes
 
 

@@ -23,7 +23,7 @@ class Arg:
     shape: tuple[int, ...]
     dtype: Dtype
     whole: int = 0
-    """Of a part of an operand in DRAM: columns of the whole matrix, or rows of the packed weights; 0: it is no part."""
+    """Of a part of an operand: columns of the whole matrix, or rows of the packed weights in DRAM; 0: it is no part."""
 
     @property
     def nbytes(self) -> int:

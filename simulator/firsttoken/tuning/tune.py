@@ -201,7 +201,7 @@ class _Tuning:
             try:
                 graphs = self._graphs(replace(self.options, schedule=Schedules((), choice)))
             except (AllocationError, OptionError):
-                continue  # a norm that cannot go that way under these options
+                continue  # a norm that cannot go that way under these options, or nothing to merge
             cost = _sum(graph.cost({}) for graph in graphs).of(self.plan.objective)
             worse = self.graphs if cost < best else graphs
             self.simulated += sum(graph.simulated for graph in worse)
@@ -209,15 +209,17 @@ class _Tuning:
                 self.graphs, self.graph, best = graphs, choice, cost
 
     def _arrangements(self) -> Iterator[GraphChoice]:
-        """Numbers of cores; on one core ways that all norms go."""
-        from firsttoken_compiler.schedule.choice import NORM_WAYS, GraphChoice
+        """Numbers of cores, or on one core ways that all norms go; then products that become one, beside the best."""
+        from firsttoken_compiler.schedule.choice import MERGES, NORM_WAYS, GraphChoice
 
         if self.target.cores > 1:
             yield from (GraphChoice(count) for count in (1, 2, 4, 8, 16, 32) if count < self.target.cores)
-            return
-        now = {way for graph in self.graphs for _, way in graph.norms}
-        ways = NORM_WAYS if self.options.norm_cache == "auto" else NORM_WAYS[:2]  # rows are kept, the place is open
-        yield from (GraphChoice(norms=(f"*={way}",)) for way in ways if now and now != {way})
+        else:
+            now = {way for graph in self.graphs for _, way in graph.norms}
+            ways = NORM_WAYS if self.options.norm_cache == "auto" else NORM_WAYS[:2]  # rows are kept, the place is open
+            yield from (GraphChoice(norms=(f"*={way}",)) for way in ways if now and now != {way})
+        for kind in MERGES:
+            yield replace(self.graph, merged=(*self.graph.merged, kind))
 
     def _schedules(self, choices: Mapping[KernelKey, Choice]) -> Schedules:
         """What the file says: the kernels' choices, and all that they stand on, so that it stays as it was measured."""

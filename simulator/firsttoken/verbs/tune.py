@@ -118,6 +118,8 @@ def show(result: TuneResult) -> None:
         print(f"work is divided over {graph.cores} cores")
     if graph.norms:
         print(f"norms keep {', '.join(graph.norms)}")
+    if graph.merged:
+        print(f"products that are one: {', '.join(graph.merged)}")
     if not result.schedules.choices:
         print("no choice makes the whole program better than the compiler's own")
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from firsttoken_simulator.report.document import DecodeSection, OpRow, RunDocument, StepTable
 from firsttoken_simulator.report.errors import ReportError
 from firsttoken_simulator.report.steps import HOLDERS, OF_OPERATORS, STEPS, Step
-from firsttoken_simulator.report.tables import pattern_of
+from firsttoken_simulator.report.tables import parts_of, pattern_of
 
 WHOLE: Final = "the whole run"
 RESOURCES: Final = {
@@ -186,12 +186,16 @@ def _check_rows(name: str, rows: list[list[int]], count: int, width: int) -> Non
 def select(ops: Sequence[OpRow], name: str) -> list[int]:
     """Operators of that name, or that the pattern covers: `*` stands for any text without a dot, as in advice.
 
-    Raises ReportError naming the nearest when there is none.
+    A product of several, `layers.3.mlp.gate_proj+up_proj`, is also known by the name of each. Raises ReportError naming
+    the nearest when there is none.
     """
     found = [i for i, row in enumerate(ops) if row.op == name]
     if not found:
         pattern = re.compile(r"[^.]*".join(map(re.escape, name.split("*"))))
-        found = [i for i, row in enumerate(ops) if pattern.fullmatch(row.op) or pattern_of(row.op) == name]
+        found = [
+            i for i, row in enumerate(ops)
+            if any(pattern.fullmatch(part) or pattern_of(part) == name for part in (row.op, *parts_of(row.op)))
+        ]  # fmt: skip
     if not found:
         known = list(dict.fromkeys(pattern_of(row.op) for row in ops))
         near = difflib.get_close_matches(pattern_of(name), known, n=5, cutoff=0.3) or known[:5]

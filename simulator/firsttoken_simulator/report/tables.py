@@ -153,6 +153,12 @@ def layer_of(module: str, name: str) -> str:
     return found.group(1) if found else name
 
 
+def parts_of(name: str) -> list[str]:
+    """The products that are one: `mlp.gate_proj+up_proj` → `mlp.gate_proj`, `mlp.up_proj`; none of other names."""
+    module, dot, leaves = name.rpartition(".")
+    return [f"{module}{dot}{leaf}" for leaf in leaves.split("+")] if "+" in leaves else []
+
+
 def pattern_of(name: str) -> str:
     """The name with every number replaced by `*`, which joins the same operator of all layers."""
     return re.sub(r"\d+", "*", name)
