@@ -18,8 +18,9 @@ from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.schedule import tiling
 from firsttoken_compiler.schedule.block_trees import Blocks, Tree, kernel_of, leaves
 from firsttoken_compiler.schedule.linear import Shape, Tile, fetches_of, panel_of
+from firsttoken_compiler.schedule.product_cost import Making, linear_cost
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
-from firsttoken_compiler.schedule.tiling import Making, Room
+from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.target.rates import ceil_div, pair_name, vector_cycles
 from firsttoken_compiler.target.target import Target
 
@@ -185,7 +186,7 @@ class Account:
             panel = self._panel(name, tile.k if name == "w" else blocks.k)
             made = Making(panel.nbytes * tile.panels, panel.transfers, panel.vector * tile.panels)
             each, once = (each + made, once) if name == "w" else (each, once + made)
-        cost = tiling.linear_cost(plan.product, plan.spaces, tile, self.target, each, once)
+        cost = linear_cost(plan.product, plan.spaces, tile, self.target, each, once)
         if "a_sum" in plan.made:
             blocks_of_rows = ceil_div(shape.m, tile.m) * ceil_div(shape.n, tile.panels * panel_of(self.target))
             dims = (tile.m, blocks.k // shape.group, shape.group)

@@ -28,7 +28,8 @@ from firsttoken_compiler.schedule.choice import (
     kinds_of,
     product_dims,
 )
-from firsttoken_compiler.schedule.linear import Shape, Tile, fetches_of, panel_of
+from firsttoken_compiler.schedule.linear import Shape, Tile, panel_of
+from firsttoken_compiler.schedule.product_cost import linear_cost
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.schedule.windows import Windows, product_of
@@ -217,14 +218,13 @@ class _Linear:
 
     def extent(self, choice: Choice) -> int:
         assert isinstance(choice, ProductChoice)
-        n = ceil_div(choice.n, panel_of(self.target)) * panel_of(self.target)
-        return max(self.shape.w.nbytes(choice.k * n), choice.m * n)
+        return tiling.extent(self.shape, self._tile(choice), self.target)
 
     def needs(self, choice: Choice) -> tuple[int, int]:
         return tiling.linear_bytes(self.spec, self.spaces, self._tile(choice), self.target)
 
     def cost(self, choice: Choice) -> float | None:
-        return tiling.linear_cost(self.spec, self.spaces, self._tile(choice), self.target)
+        return linear_cost(self.spec, self.spaces, self._tile(choice), self.target, launches=self._launches(choice))
 
     def _check_more(self, choice: ProductChoice, where: str) -> None:
         for name in ("method", "block"):
@@ -248,16 +248,12 @@ class _Linear:
                 yield from (replace(tile, panels=ceil_div(count, parts)) for parts in PARTS)
 
     def _variants(self, tiles: Iterator[Tile]) -> Iterator[Tile]:
-        """Orders, buffers and whole activations, where they make a difference."""
-        shape, panel = self.shape, panel_of(self.target)
         for plain in tiles:
-            several = plain.panels < shape.panels(panel) and plain.m < shape.m
-            for rows_outer in (False, True) if several else (False,):
-                for whole in (False, True) if self.streams else (False,):
-                    tile = replace(plain, whole=whole, rows_outer=rows_outer)
-                    once = max(fetches_of(shape, tile, panel)[: 2 if self.streams else 1]) == 1
-                    for buffers in (2,) if once else (1, 2, 3):
-                        yield replace(tile, buffers=buffers)
+            yield from tiling.variants(self.shape, plain, self.streams, self.target)
+
+    def _launches(self, choice: Choice) -> int:
+        """How many find room in the scratchpad side by side."""
+        return max(1, self.target.scratchpad.bytes // max(1, self.needs(choice)[0]))
 
 
 class _Blocks(_Linear):
@@ -368,7 +364,7 @@ class _Normed(_Linear):
 
     def cost(self, choice: Choice) -> float | None:
         _, then = normed.spaces_of(self.spec, self.spaces)
-        return tiling.linear_cost(self.product, then, self._tile(choice), self.target)
+        return linear_cost(self.product, then, self._tile(choice), self.target, launches=self._launches(choice))
 
     def _check_more(self, choice: ProductChoice, where: str) -> None:
         rows = self.spec.args[0].shape[0]

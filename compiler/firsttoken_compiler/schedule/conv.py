@@ -10,6 +10,7 @@ from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.schedule import tiling, windows
 from firsttoken_compiler.schedule.linear import Shape, Tile, panel_of
+from firsttoken_compiler.schedule.product_cost import linear_cost
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.schedule.windows import Windows, product_of
@@ -115,7 +116,7 @@ def tile_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: T
     if walks(spec, target):
         often = 1 if tile.whole else across * ceil_div(sizes.m, tile.m)
         fetching = often * _band_bytes(spec, shape, spaces[0], tile) / rate
-        return max(tiling.linear_cost(product, resident, replace(tile, whole=False), target), fetching) + _walking(
+        return max(linear_cost(product, resident, replace(tile, whole=False), target), fetching) + _walking(
             product, shape, tile, target
         )
     rects = 1 if tile.m % shape.out[1] == 0 or tile.m < shape.out[1] else 3
@@ -124,7 +125,7 @@ def tile_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: T
     gathering = across * cut * (each + (runs - runs // rects) * target.vector.startup_cycles)
     # Fetching the windows from the DRAM is not paid for: the lines of the image are, once per tile of rows.
     fetching = across * ceil_div(sizes.m, tile.m) * _band_bytes(spec, shape, Space.DRAM, tile) / rate
-    return tiling.linear_cost(product, resident, tile, target) + gathering + fetching
+    return linear_cost(product, resident, tile, target) + gathering + fetching
 
 
 def _walking(product: KernelSpec, shape: Windows, tile: Tile, target: Target) -> float:

@@ -1,21 +1,21 @@
 """Chooses tiles: every candidate that fits is costed, the cheapest is taken.
 
-The cost of a tile is the time of its slowest engine over all tiles, plus what no overlap can hide: the first load
-before the other engines, the last product and vector pass after the loads.
+What a tile of a product costs is the account of `product_cost`; of attention, the time of the slowest engine per tile
+of keys and the softmax per tile of rows.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Dtype, Space
-from firsttoken_compiler.isa.vector_kernel import SEEN, Expr, VectorKernel
+from firsttoken_compiler.isa.vector_kernel import SEEN, VectorKernel
 from firsttoken_compiler.isa.word import MAX_EXTENT
 from firsttoken_compiler.schedule import attention, rowwise
+from firsttoken_compiler.schedule.choice import MOST_BUFFERS
 from firsttoken_compiler.schedule.layout import fetch_bytes
 from firsttoken_compiler.schedule.linear import (
     STREAMED,
@@ -27,24 +27,20 @@ from firsttoken_compiler.schedule.linear import (
     panel_of,
     slots_of,
 )
+from firsttoken_compiler.schedule.product_cost import linear_cost
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.target.rates import (
     ceil_div,
     matmul_cost,
-    matmul_scratchpad_bytes,
     pair_name,
     vector_cycles,
 )
-from firsttoken_compiler.target.target import Dram, Target
+from firsttoken_compiler.target.target import Target
 
-_SCALE = VectorKernel(("add", "s0", ("mul", "s1", "s2")))
-_CORRECTED = VectorKernel(("sub", "s0", ("mul", "s1", "s2")))
-_MINIMUM_SCALE = VectorKernel(("add", "s0", ("add", ("mul", "s1", "s2"), ("mul", "s3", "s4"))))
+SLACK: Final = 1 / 128
+"""Of tiles that cost at most so much more than the cheapest, a deepest one is taken: its weights lie in long runs."""
 OF_GROUPS: Final = ("w_scale", "w_zero", "w_min", "w_sum")
 """Operands of a product with a row per group of weights."""
-_CORRECTED_SCALE = VectorKernel(("add", "s0", ("mul", ("sub", "s1", ("mul", "s2", "s3")), "s4")))
-_EPILOGUE = VectorKernel(("add", ("mul", ("mul", "s0", "s1"), "s2"), "s3"))
-_SILU = VectorKernel(("mul", ("mul", ("mul", "s0", "s1"), "s2"), ("sigmoid", ("mul", ("mul", "s0", "s1"), "s2"))))
 _SHOWN = VectorKernel(("select", ("le", "i1", ("add", "i0", "i2")), ("mul", "s0", "s1"), "s2"))
 _SOFTMAX: Final = (
     VectorKernel("s0", "max"), VectorKernel(("f16", ("exp", ("sub", "s0", "s1")))), VectorKernel("s0", "add"),
@@ -62,19 +58,6 @@ FEW_ROWS: Final = (1, 2, 4, 8)
 """Tried when nothing larger fits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Making:
-    """What a tile of an operand takes to be in the scratchpad: DMA bytes and transfers, cycles of the vector unit."""
-
-    nbytes: int
-    transfers: int
-    vector: int = 0
-
-    def __add__(self, other: Making) -> Making:
-        """Both."""
-        return Making(self.nbytes + other.nbytes, self.transfers + other.transfers, self.vector + other.vector)
-
-
 @dataclass(frozen=True)
 class Room:
     """What a kernel may use of the scratchpad: preferably `preferred` bytes, at most `limit`."""
@@ -85,24 +68,46 @@ class Room:
 
 def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Tile:
     """The cheapest tile of a product; raises AllocationError when not even the smallest fits."""
-    shape, panel = Shape.of(spec), panel_of(target)
+    shape, streams = Shape.of(spec), spaces[0] is Space.DRAM
     for limit, rows in ((room.preferred, ROWS), (room.limit, ROWS), (room.limit, FEW_ROWS)):
-        costs = {
-            tile: linear_cost(spec, spaces, tile, target)
-            for plain in linear_tiles(spec, target, rows)
-            for tile in ((plain, replace(plain, whole=True)) if spaces[0] is Space.DRAM else (plain,))
-            if (needed := linear_bytes(spec, spaces, tile, target))[0] <= limit
-            and needed[1] <= target.scratchpad.accumulator_bytes
-            and max(shape.w.nbytes(tile.k * tile.panels * panel), tile.m * tile.panels * panel) <= MAX_EXTENT
-        }
+        costs: dict[Tile, int] = {}
+        for plain in linear_tiles(spec, target, rows):
+            if extent(shape, plain, target) > MAX_EXTENT:
+                continue
+            for tile in variants(shape, plain, streams, target):
+                scratch, acc = linear_bytes(spec, spaces, tile, target)
+                if scratch <= limit and acc <= target.scratchpad.accumulator_bytes:
+                    launches = max(1, room.limit // max(1, scratch))
+                    costs[tile] = round(linear_cost(spec, spaces, tile, target, launches=launches))
         if costs:
-            return min(costs, key=lambda tile: (costs[tile], -tile.m, -tile.k, -tile.panels))
+            most = min(costs.values()) * (1 + SLACK)
+            longest = max(tile.k for tile, cost in costs.items() if cost <= most)
+            near = [tile for tile in costs if tile.k == longest and costs[tile] <= most]
+            return min(near, key=lambda tile: (costs[tile], -tile.m, -tile.panels, tile.buffers))
     smallest = min(linear_bytes(spec, spaces, tile, target) for tile in linear_tiles(spec, target, FEW_ROWS))
     raise AllocationError(
         f"target {target.name}: the smallest tile of a product of {spec.args[0].shape} by {spec['n']} columns needs "
         f"{smallest[0]} bytes of scratchpad and {smallest[1]} of accumulators; {room.limit} and "
         f"{target.scratchpad.accumulator_bytes} are free: raise scratchpad.bytes or scratchpad.accumulator_bytes"
     )
+
+
+def variants(shape: Shape, plain: Tile, streams: bool, target: Target) -> Iterator[Tile]:
+    """Orders, buffers and whole activations, where they make a difference; `streams`: these come out of DRAM."""
+    panel = panel_of(target)
+    several = plain.panels < shape.panels(panel) and plain.m < shape.m
+    for rows_outer in (False, True) if several else (False,):
+        for whole in (False, True) if streams else (False,):
+            tile = replace(plain, whole=whole, rows_outer=rows_outer)
+            once = max(fetches_of(shape, tile, panel)[: 2 if streams else 1]) == 1
+            for buffers in (STREAMED,) if once else range(1, MOST_BUFFERS + 1):
+                yield replace(tile, buffers=buffers)
+
+
+def extent(shape: Shape, tile: Tile, target: Target) -> int:
+    """The largest extent or stride of an instruction that could be too large for its field."""
+    n = tile.panels * panel_of(target)
+    return max(shape.w.nbytes(tile.k * n), tile.m * n)
 
 
 def linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...], unit: int = 0) -> Iterator[Tile]:
@@ -160,117 +165,6 @@ def _activation_bytes(shape: Shape, tile: Tile, slots: int, target: Target) -> i
         return slots * tile.m * (shape.a.nbytes(tile.k) + pitch)
     rows, k = (ceil_div(n, t) * t for n, t in ((shape.m, tile.m), (shape.k, tile.k)))
     return rows * (shape.a.nbytes(k) + pitch)
-
-
-def linear_cost(
-    spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target, weights: Making | None = None,
-    scales: Making | None = None,
-) -> float:  # fmt: skip
-    """Cycles of a product with this tile.
-
-    `weights` and `scales` say what a tile of weights takes, and all scales of its columns, where these are no operands
-    that are loaded as they lie.
-    """
-    shape, panel = Shape.of(spec), panel_of(target)
-    where = dict(zip(operand_names(spec), spaces, strict=True))
-    n = tile.panels * panel
-    across, down, deep = ceil_div(shape.n, n), ceil_div(shape.m, tile.m), ceil_div(shape.k, tile.k)
-    rate = min(target.dram.peak_bytes_per_s * DRAM_SHARE / target.clock_hz, target.dma.bus_bytes_per_cycle)
-    row = shape.w.nbytes(panel)
-    uneven = camping(target.dram, tile.k * row, shape.k * row, tile.panels) if deep > 1 else 1.0
-    weights, scales = weights or Making(shape.w.nbytes(tile.k * n), 1), scales or Making(0, 2)
-    weight = weights.nbytes * uneven / rate + weights.transfers * target.dma.setup_cycles
-    loads, brought = fetches_of(shape, tile, panel)
-    again = across * down if tile.rows_outer else across
-    dma = loads * weight + again * (scales.nbytes / rate + scales.transfers * target.dma.setup_cycles)
-    first = weight + weights.vector + scales.vector
-    if where["a"] is Space.DRAM:
-        once = down * deep * (shape.a.nbytes(tile.m * tile.k) / rate + target.dma.setup_cycles)
-        dma += once if tile.whole else once * (brought // (down * deep))
-        first += once if tile.whole else once / (down * deep)
-    m, k = min(tile.m, shape.m), shape.group or tile.k
-    if where["out"] is Space.DRAM:
-        width = spec.outs[0].dtype
-        dma += across * down * storing(target.dram, width.nbytes(n), width.nbytes(shape.n), m) * target.clock_hz / 1e9
-    pair = pair_name(shape.a, shape.w)
-    read, _ = matmul_scratchpad_bytes(target, m, n, min(k, shape.k), shape.a.bits, shape.w.bits)
-    ports = read / (target.scratchpad.banks * target.scratchpad.bank_bytes)
-    product = max(matmul_cost(target, m, n, min(k, shape.k), pair).cycles, ports) + target.matrix.issue_cycles
-    products = across * down * ceil_div(shape.k, k)
-    sources = (Dtype.F32, Dtype.F32, Dtype.F32, Dtype.F32)
-    epilogue = vector_cycles(
-        target, _epilogue(spec), (m, tile.panels, panel), (spec.outs[0].dtype, *sources), sums=not shape.group
-    )
-    vector = across * down * epilogue + (loads - 1) * weights.vector + (across - 1) * scales.vector
-    if shape.group:
-        vector += products * vector_cycles(target, _scaling(spec), (m, tile.panels, panel))
-    elif corrected_apart(spec):
-        vector += across * down * vector_cycles(target, _CORRECTED, (m, tile.panels, panel))
-    if not target.dma.decoupled or tile.buffers == 1:
-        return dma + products * product + vector
-    if target.scratchpad.accumulator_slots == 1:
-        return max(dma + product, first + products * product + vector) + epilogue
-    return max(dma + product, first + products * product, first + product + vector) + epilogue
-
-
-def _scaling(spec: KernelSpec) -> VectorKernel:
-    """What the vector unit does to the sums of a group."""
-    if spec.get("minimum"):
-        return _MINIMUM_SCALE
-    return _CORRECTED_SCALE if spec.get("zeros") or spec.get("asymmetric") else _SCALE
-
-
-@functools.lru_cache(maxsize=1024)
-def _epilogue(spec: KernelSpec) -> VectorKernel:
-    """What the lanes do with an element of the product: scale it, then what the spec asks for."""
-    if spec.get("act"):
-        return VectorKernel(_replaced(VectorKernel.parse(str(spec["act"])).expr, _EPILOGUE.expr))
-    return _SILU if spec.get("silu") else _EPILOGUE
-
-
-def _replaced(expr: Expr, source: Expr) -> Expr:
-    """An expression with another one in place of its only operand."""
-    if isinstance(expr, tuple):
-        return (expr[0], *(_replaced(part, source) for part in expr[1:]))
-    return source if expr == "s0" else expr
-
-
-@functools.lru_cache(maxsize=65536)
-def camping(target_dram: Dram, run: int, stride: int, count: int) -> float:
-    """How much longer `count` runs of `run` bytes take because they meet the same DRAM channels: at least 1.
-
-    The busiest channel's bytes over the mean, with runs `stride` bytes apart.
-    """
-    step, channels = target_dram.interleave_bytes, target_dram.channels
-    load = [0] * channels
-    for index in range(min(count, 8 * channels)):
-        at, left = index * stride, run
-        rounds, left = divmod(left, step * channels)
-        load = [nbytes + rounds * step for nbytes in load]
-        while left > 0:
-            part = min(left, step - at % step)
-            load[at // step % channels] += part
-            at, left = at + part, left - part
-    return max(load) * channels / sum(load)
-
-
-@functools.lru_cache(maxsize=65536)
-def storing(dram: Dram, run: int, stride: int, rows: int) -> float:
-    """Nanoseconds that storing `rows` runs of `run` bytes keeps the DRAM from a stream of reads.
-
-    The data bus turns round twice for every batch of writes, and each run opens rows that the reads do not use.
-    """
-    bursts = ceil_div(run, dram.burst_bytes)
-    used = min(dram.channels, ceil_div(run, dram.interleave_bytes))
-    each = ceil_div(bursts, used)
-    banks = {"row-linear": 1, "group-interleaved": dram.bank_groups}.get(
-        dram.map, dram.bank_groups * dram.banks_per_group
-    )
-    opened = max(min(banks, each), ceil_div(each * dram.burst_bytes, dram.page_bytes))
-    burst_ns = dram.burst_length * 1e3 / dram.data_rate_mtps
-    turn = (dram.trtw_ns + dram.tcwl_ns + burst_ns + dram.twtr_ns) / max(1, dram.queue_depth // 2)
-    run_ns = each * (burst_ns + turn) + opened * max(dram.trrd_ns, dram.tfaw_ns / 4)
-    return rows * used / dram.channels * run_ns * camping(dram, run, stride, rows)
 
 
 def choose_attention(
