@@ -54,11 +54,11 @@ def linear_cost(
     `weights` and `scales` say what a tile of weights takes, and all scales of its columns, where these are no operands
     that are loaded as they lie. `launches`: how many find room in the scratchpad side by side.
     """
-    return _account(spec, spaces, _Same(target)).cost(tile, launches, weights, scales)
+    return _account(spec, spaces, Same(target)).cost(tile, launches, weights, scales)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Same:
+class Same:
     """A target as a key: itself."""
 
     target: Target
@@ -67,11 +67,11 @@ class _Same:
         return id(self.target)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.target is self.target
+        return isinstance(other, Same) and other.target is self.target
 
 
 @functools.lru_cache(maxsize=8)
-def _account(spec: KernelSpec, spaces: tuple[Space, ...], same: _Same) -> _Account:
+def _account(spec: KernelSpec, spaces: tuple[Space, ...], same: Same) -> _Account:
     return _Account(spec, spaces, same.target)
 
 

@@ -6,6 +6,7 @@ of keys and the softmax per tile of rows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -27,7 +28,7 @@ from firsttoken_compiler.schedule.linear import (
     panel_of,
     slots_of,
 )
-from firsttoken_compiler.schedule.product_cost import linear_cost
+from firsttoken_compiler.schedule.product_cost import Same, linear_cost
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.target.rates import (
     ceil_div,
@@ -68,6 +69,12 @@ class Room:
 
 def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room) -> Tile:
     """The cheapest tile of a product; raises AllocationError when not even the smallest fits."""
+    return _chosen(spec, spaces, Same(target), room)
+
+
+@functools.lru_cache(maxsize=512)
+def _chosen(spec: KernelSpec, spaces: tuple[Space, ...], same: Same, room: Room) -> Tile:
+    target = same.target
     shape, streams = Shape.of(spec), spaces[0] is Space.DRAM
     for limit, rows in ((room.preferred, ROWS), (room.limit, ROWS), (room.limit, FEW_ROWS)):
         costs: dict[Tile, int] = {}
