@@ -122,7 +122,8 @@ def linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...], uni
     shape, panel = Shape.of(spec), panel_of(target)
     count = shape.panels(panel)
     rows = sorted({min(shape.m, r) for r in choices})
-    wide = sorted({min(count, 1 << i) for i in range(count.bit_length() + 1)})
+    own = own_panels(shape, target)
+    wide = [own] if own else sorted({min(count, 1 << i) for i in range(count.bit_length() + 1)})
     unit = unit or shape.group or min(shape.k, max(target.matrix.rows, 32))
     whole = ceil_div(shape.k, unit)
     deep = sorted({ceil_div(whole, parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, whole)})
@@ -131,6 +132,18 @@ def linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...], uni
             for units in deep:
                 k = shape.k if units == whole and not shape.group else units * unit
                 yield Tile(m, panels, k)
+
+
+def own_panels(shape: Shape, target: Target) -> int:
+    """Panels that a tile unit makes side by side of a product of several rows; 0 where it leaves that to the schedule.
+
+    A half or a quarter of all its columns where these divide those of the product, else the most panels that do.
+    """
+    most, panel = target.matrix.tile_columns, panel_of(target)
+    if not most or shape.m == 1:
+        return 0
+    widths = (most, most // 2, most // 4, *range(most, 0, -panel))
+    return next((width // panel for width in widths if width >= panel and shape.n % width == 0), 0)
 
 
 def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> tuple[int, int]:

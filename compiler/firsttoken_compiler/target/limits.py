@@ -17,6 +17,8 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "matrix.fill_cycles": (0, 100_000),
     "matrix.weight_cycles": (0, 100_000),
     "matrix.issue_cycles": (0, 100_000),
+    "matrix.tile_columns": (0, 1 << 16),
+    "matrix.row_bytes_per_cycle": (0, 1 << 16),
     "matrix.tile_bytes": (0, 1 << 16),
     "vector.lanes": (1, 65536),
     "vector.contexts": (1, 256),

@@ -17,6 +17,8 @@ _PAIR_NAMES = {
     Dtype.F32: "fp32", Dtype.F16: "fp16", Dtype.I16: "int16", Dtype.I8: "int8", Dtype.I4: "int4", Dtype.U4: "int4",
 }  # fmt: skip
 
+_ACTIVATION_BITS = {name: dtype.bits for dtype, name in _PAIR_NAMES.items()}
+
 
 def ceil_div(a: int, b: int) -> int:
     """Smallest integer >= a / b."""
@@ -68,8 +70,10 @@ def matmul_cost(target: Target, m: int, n: int, k: int, pair: str, attends: bool
         tile_m = tile_rows(target, attends)
         block = tile_m * unit.rows * unit.columns
         per_issue = max(1, ceil_div(block, unit.macs_per_cycle[pair]))
+        passes = ceil_div(n, unit.columns) * ceil_div(k, unit.rows)
         each = ceil_div(m, tile_m) * per_issue + math.ceil(unit.weight_cycles.get(pair, 0.0))
-        return MatmulCost(ceil_div(n, unit.columns) * ceil_div(k, unit.rows), each, unit.fill_cycles, 0)
+        waits = 0 if attends else max(0, _streaming(target, m, n, k, pair) - passes * each)
+        return MatmulCost(passes, each, unit.fill_cycles, waits)
     # An array that is narrower than its peak for a pair repeats every step.
     r, c, width = unit.rows, unit.columns, unit.columns * unit.arrays
     repeat = max(1, ceil_div(r * width, unit.macs_per_cycle[pair]))
@@ -80,6 +84,15 @@ def matmul_cost(target: Target, m: int, n: int, k: int, pair: str, attends: bool
     if unit.double_buffered:
         return MatmulCost(passes, max(streamed, r), r, r + c - 2 - max(0, r - streamed))
     return MatmulCost(passes, 2 * r + c + streamed - 2, 0, 0)
+
+
+def _streaming(target: Target, m: int, n: int, k: int, pair: str) -> int:
+    """Cycles in which the activations of a product reach a tile unit that states their rate; 0 for others."""
+    unit = target.matrix
+    if not (unit.tile_columns and unit.row_bytes_per_cycle):
+        return 0
+    nbytes = m * k * _ACTIVATION_BITS[pair.partition("x")[0]] // 8
+    return ceil_div(n, unit.tile_columns) * math.ceil(nbytes / unit.row_bytes_per_cycle)
 
 
 def matmul_scratchpad_bytes(target: Target, m: int, n: int, k: int, a_bits: int, w_bits: int) -> tuple[int, int]:

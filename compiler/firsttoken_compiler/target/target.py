@@ -16,7 +16,7 @@ GRADES = ("datasheet", "measured", "derived", "fitted", "assumed")
 
 
 _OFF_AT_ZERO = (
-    ("matrix", "windows"),
+    ("matrix", "windows"), ("matrix", "tile_columns"), ("matrix", "row_bytes_per_cycle"),
     ("vector", "stages"), ("vector", "narrow_cycles"), ("vector", "drain_cycles"), ("vector", "fold_cycles"),
     ("scratchpad", "accumulator_slots"),
 )  # fmt: skip
@@ -54,6 +54,11 @@ class Matrix:
     weight_cycles: dict[str, float] = field(default_factory=dict)
     """Tile: cycles by pair to turn rows x columns weights into what the unit multiplies, each time they are read, while
     it waits; a pair that is absent takes none."""
+    tile_columns: int = 0
+    """Tile: columns that the unit makes side by side at most; of a product's columns it makes the widest half, quarter
+    or multiple of `columns` that divides them. 0: as many as a schedule says."""
+    row_bytes_per_cycle: float = 0.0
+    """Tile: bytes of activations per cycle that reach it, again for every `tile_columns`; 0: as it needs them."""
     windows: bool = False
     """The unit walks the windows of an image in the scratchpad by itself: a convolution reads pixels where they lie."""
 
