@@ -11,11 +11,13 @@ import pytest
 
 from firsttoken.calibration.calibrate import calibrated
 from firsttoken.calibration.parameters import parameters_of
+from firsttoken.calibration.rows import fit_rows
 from firsttoken.calibration.write import check_bounds, number, source_text, with_fit, with_value
 from firsttoken.verbs.calibrate import document
 from firsttoken_compiler.errors import FirsttokenError, OptionError, TargetError
 from firsttoken_compiler.target.calibration import Fit
 from firsttoken_compiler.target.load import parse_target
+from firsttoken_compiler.target.target import Target
 
 EXP = "vector.cycles.exp"
 FIT = Fit(("rows.csv",), 5, ("a", "b"), 4.5, 6.25)
@@ -60,7 +62,7 @@ def test_the_record_of_a_fit_is_replaced(text: str) -> None:
     once = with_fit(text, FIT)
     assert once.startswith(text.rstrip())
     assert parse_target(once.encode(), "x").fit == FIT
-    other = Fit(("more.csv",), 6, ("a",), 3.0)
+    other = Fit(("more.csv",), 6, ("a",), 3.0, None, ("onnx",), "soft_l1")
     moved = once.replace(text.rstrip(), "").lstrip() + "\n" + text
     for place in (once, moved):
         assert parse_target(with_fit(place, other).encode(), "x").fit == other
@@ -117,6 +119,19 @@ def test_what_is_at_fault_is_named(tmp_path: Path) -> None:
     other.write_text(HEAD + ROW.format(ms=1.1).replace("X Elite (HTP v73)", "8 Elite (HTP v79)"), encoding="utf-8")
     with pytest.raises(OptionError, match="no row of snapdragon-x-elite can be fitted; rows are of snapdragon-8-elite"):
         calibrated(str(mine), [other])
+
+
+def test_rows_of_a_runtime_are_left_out(tmp_path: Path) -> None:
+    table, target = tmp_path / "rows.csv", Target.load("snapdragon-x-elite")
+    table.write_text(HEAD + ROW.format(ms=1.1) + ROW.format(ms=1.3).replace("float onnx", "qnn_dlc"), encoding="utf-8")
+    assert [len(part) for part in fit_rows([table], target)] == [2, 0]
+    rows, apart = fit_rows([table], target, ["qnn_dlc"])
+    assert [row.quantities for row in rows] == [{"inference_ms": 1.1}]
+    assert [entry.reason for entry in apart] == ["--without qnn_dlc"]
+    with pytest.raises(FirsttokenError, match="metal"):
+        fit_rows([table], target, ["metal"])
+    with pytest.raises(OptionError, match="no row of snapdragon-x-elite can be fitted"):
+        fit_rows([table], target, ["qnn_dlc", "onnx"])
 
 
 def test_the_verb_writes_a_target_that_it_does_not_change_again(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from firsttoken_compiler.errors import TargetError
 
 MAX_ENTRIES: Final = 32
 _KEYS: Final = ("path", "low", "high", "why")
-_FIT_KEYS: Final = ("measurements", "rows", "models", "mape_pct", "leave_one_model_out_mape_pct")
+_FIT_KEYS: Final = ("measurements", "rows", "models", "mape_pct", "leave_one_model_out_mape_pct", "without", "loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,9 @@ class Fit:
     mape_pct: float
     leave_one_model_out_mape_pct: float | None = None
     """Each model's rows predicted by a fit to the others; None where there is one model, or nobody asked."""
+    without: tuple[str, ...] = ()
+    """Runtimes whose rows were left out."""
+    loss: str = "linear"
 
 
 def split(document: dict[str, Any]) -> tuple[dict[str, Any], Any, Any]:
@@ -134,8 +137,8 @@ def fit_of(given: Any, origin: str) -> Fit | None:
     for key in _FIT_KEYS[:4]:
         if key not in given:
             raise TargetError(f"{where}: missing key {key}")
-    for key in ("measurements", "models"):
-        names = given[key]
+    for key in ("measurements", "models", "without"):
+        names = given.get(key, [])
         if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
             raise TargetError(f"{where}: {key} is {names!r:.80}, must be a list of names")
     for key in ("rows", "mape_pct", "leave_one_model_out_mape_pct"):
@@ -144,7 +147,8 @@ def fit_of(given: Any, origin: str) -> Fit | None:
     left_out = given.get("leave_one_model_out_mape_pct")
     return Fit(
         tuple(given["measurements"]), int(given["rows"]), tuple(given["models"]), float(given["mape_pct"]),
-        None if left_out is None else float(left_out),
+        None if left_out is None else float(left_out), tuple(given.get("without", ())),
+        str(given.get("loss", "linear")),
     )  # fmt: skip
 
 

@@ -61,6 +61,7 @@ def calibrated(
     files: Sequence[Path],
     wanted: Sequence[str] = (),
     *,
+    without: Sequence[str] = (),
     leave_one_out: bool = True,
     loss: Loss = "linear",
     check: bool = True,
@@ -73,6 +74,7 @@ def calibrated(
         target: a preset's name or a `.toml` file.
         files: tables of measurements.
         wanted: paths of the parameters to fit; empty for all that are declared.
+        without: runtimes whose rows are left out.
         leave_one_out: whether each model is predicted by a fit to the others.
         loss: of `scipy.optimize.least_squares`.
         check: whether a whole student is compiled beside its short versions.
@@ -86,7 +88,7 @@ def calibrated(
     machine = parse_target(text.encode(), origin)
     parameters = parameters_of(machine, wanted)
     check_bounds(text, origin, parameters)
-    rows, left_out = fit_rows(files, machine)
+    rows, left_out = fit_rows(files, machine, without)
     clock = KeptClock(machine, LatencySteps(), progress)
     rows, refused = runnable(rows, machine, clock)
     if not rows:
@@ -96,7 +98,7 @@ def calibrated(
     checks = check_line(rows, machine, clock) if check else ()
     models, names = tuple(dict.fromkeys(row.model for row in rows)), tuple(dict.fromkeys(file.name for file in files))
     outside = None if outcome.left_out is None else round(mape(outcome.left_out), 2)
-    summary = Fit(names, len(rows), models, round(mape(outcome.after), 2), outside)
+    summary = Fit(names, len(rows), models, round(mape(outcome.after), 2), outside, tuple(without), loss)
     for entry in outcome.parameters:
         if entry.determined:
             note = note_of(names, models, len(rows), summary, entry.sensitivity)

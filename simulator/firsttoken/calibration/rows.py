@@ -71,13 +71,19 @@ def _config(step: Any) -> Any:
     return None
 
 
-def fit_rows(files: Sequence[Path], target: Target) -> tuple[tuple[Row, ...], tuple[LeftOut, ...]]:
+def fit_rows(
+    files: Sequence[Path], target: Target, without: Sequence[str] = ()
+) -> tuple[tuple[Row, ...], tuple[LeftOut, ...]]:
     """(rows of a target that can be fitted, its rows that cannot); raises FirsttokenError for malformed tables.
+
+    Rows of the runtimes `without` are not fitted.
 
     Raises OptionError where no table has a row of the target.
     """
     from firsttoken.validation.measurements import Measurement, read
 
+    for name in without:
+        target.runtime(name)  # refuses a name that it does not have
     rows, left_out, others = [], [], dict[str, None]()
     for found in (row for file in files for row in read(file)):
         label = f"{found.file}:{found.line}"
@@ -85,6 +91,9 @@ def fit_rows(files: Sequence[Path], target: Target) -> tuple[tuple[Row, ...], tu
             left_out.append(LeftOut(f"{label} {found.chip}, {found.model}", found.reason))
         elif found.target != target.name or found.variant is not None:
             others.setdefault(found.target)
+        elif found.work.runtime in without:
+            left_out.append(LeftOut(f"{label} {found.model}", f"--without {found.work.runtime}"))
+            continue
         elif found.counted:
             rows.append(Row(label, found.model, found, found.counted))
         for apart in getattr(found, "quantities", ()):

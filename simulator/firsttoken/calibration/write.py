@@ -107,6 +107,10 @@ def with_fit(text: str, fit: Fit) -> str:
     ]  # fmt: skip
     if fit.leave_one_model_out_mape_pct is not None:
         body.append(f"leave_one_model_out_mape_pct = {fit.leave_one_model_out_mape_pct:.2f}")
+    if fit.without:
+        body.append(f"without = {json.dumps(list(fit.without))}")
+    if fit.loss != "linear":
+        body.append(f'loss = "{fit.loss}"')
     table = "\n".join(body) + "\n"
     earlier = re.compile(r"^\[fit\][^\n]*\n(?:(?!\s*\[)[^\n]+\n?)*", flags=re.MULTILINE)
     if earlier.search(text):

@@ -182,5 +182,6 @@ def fit_text(target: Target) -> str:
     outside = fit.leave_one_model_out_mape_pct
     left_out = "" if outside is None else f", {outside:.1f} % for models left out of the fit"
     files, models = ", ".join(fit.measurements), ", ".join(fit.models)
-    return f"{fit.rows} rows of {files} ({models}): MAPE {fit.mape_pct:.1f} %{left_out}"
+    apart = f", without {', '.join(fit.without)}" if fit.without else ""
+    return f"{fit.rows} rows of {files}{apart} ({models}): MAPE {fit.mape_pct:.1f} %{left_out}"
 

@@ -28,6 +28,9 @@ def calibrate(
     parameters: Annotated[
         str, typer.Option(metavar="PATH[,PATH...]", help="Fit only these of the declared parameters.")
     ] = "",
+    without: Annotated[
+        str, typer.Option(metavar="RUNTIME[,RUNTIME...]", help="Leave out rows of these runtimes.")
+    ] = "",
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out/--no-leave-one-out", help="Predict each model by a fit to the others.")
     ] = True,
@@ -47,9 +50,10 @@ def calibrate(
     if out is not None and out.suffix != ".toml":
         raise OptionError(f"-o {out}: a target is a .toml file; give a name that ends so")
     wanted = [path.strip() for path in parameters.split(",") if path.strip()]
+    apart = [name.strip() for name in without.split(",") if name.strip()]
     with Bar() as bar:
         found = calibrated(
-            target, measurements, wanted, leave_one_out=leave_one_out, loss=loss, check=check,
+            target, measurements, wanted, without=apart, leave_one_out=leave_one_out, loss=loss, check=check,
             progress=bar.update, say=lambda text: print(text, file=sys.stderr),
         )  # fmt: skip
     if out is not None:
