@@ -18,7 +18,15 @@ from dataclasses import dataclass
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import Expr, VectorKernel
 from firsttoken_compiler.schedule.dram_cost import Reading, latency, reading, storing, transfer
-from firsttoken_compiler.schedule.linear import Shape, Tile, corrected_apart, fetches_of, operand_names, panel_of
+from firsttoken_compiler.schedule.linear import (
+    STREAMED,
+    Shape,
+    Tile,
+    corrected_apart,
+    fetches_of,
+    operand_names,
+    panel_of,
+)
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.target.rates import ceil_div, matmul_cost, matmul_scratchpad_bytes, pair_name, vector_cycles
 from firsttoken_compiler.target.target import Target
@@ -103,18 +111,27 @@ class _Moved:
     """Tiles of activations that come through slots."""
     transfers: int
 
-    def late(self, tile: Tile, compute: _Compute, wait: float, launches: int) -> float:
+    def late(self, tile: Tile, compute: _Compute, wait: float, launches: int, depth: int) -> float:
         """Cycles that slots keep the queue waiting: for readers of the tiles before, and between launches."""
         slots = min(tile.buffers, self.loads)
         if self.loads <= tile.buffers:  # a launch waits for the one that had its place
             return max(0.0, (self.link + wait + compute.both) / launches - self.link)
         ring = (self.weight + wait + compute.held) / slots - self.weight
-        late = self.loads * max(0.0, ring)
+        late = max(self.loads * max(0.0, ring), self._uneven(tile, compute, depth))
         if self.brought > 1:
             ring = (self.activation + wait + compute.held) / min(tile.buffers, self.brought) - self.activation
             late = max(late, self.brought * ring)
         ahead = (slots if launches > 1 else slots - 1) * self.weight
         return late + max(0.0, wait + compute.last - ahead)
+
+    def _uneven(self, tile: Tile, compute: _Compute, depth: int) -> float:
+        """Cycles that are lost with two slots where the last tile of `depth` is shorter: it pairs with a long one."""
+        deep, rest = ceil_div(depth, tile.k), depth % tile.k / depth
+        if tile.buffers != STREAMED or not rest or deep < 2:
+            return 0.0
+        load, read, full = deep * self.weight, deep * compute.held, tile.k / depth
+        pairs = max(rest * load, full * read) + max(full * load, rest * read)
+        return self.loads / deep * (pairs + (deep - 2) * full * max(load, read) - load)
 
 
 class _Account:
@@ -141,7 +158,7 @@ class _Account:
         if not self.target.dma.decoupled:
             waits = moved.transfers * self.target.dma.setup_cycles
             return max(moved.link, moved.dram) + waits + compute.matrix + compute.vector
-        return max(moved.link + moved.late(tile, compute, self.wait, launches), moved.dram, compute.both)
+        return max(moved.link + moved.late(tile, compute, self.wait, launches, self.shape.k), moved.dram, compute.both)
 
     def products_of(self, m: int, n: int, deep: int) -> float:
         """Cycles of the matrix unit for a tile of results, by instructions of so many rows of weights."""
