@@ -16,6 +16,7 @@ import numpy as np
 
 from firsttoken.cache import ResultCache, content_key
 from firsttoken.group_tasks import group_tasks_s
+from firsttoken.head_turns import head_turns_s
 from firsttoken.options import RunOptions
 from firsttoken.placement import EMBEDDING, HEAD, host_s
 from firsttoken.subject import Built, StudentLike, Subject, subject_of
@@ -314,6 +315,7 @@ def _phase(planned: Plan, name: str, runtime: Runtime, target: Target, clock: Cl
         energy += Band(low, time.energy_mj, high).scaled(launch.count)
         rows += launch.count * launch.step.tokens
         tasks += launch.count * group_tasks_s(launch.step, runtime, target.host)
+        tasks += launch.count * head_turns_s(launch.step, runtime.turned_bytes_per_s, target)
     launch_s, node_s = count * runtime.launch_us / 1e6, nodes * runtime.node_us / 1e6
     node_s += attentions * runtime.attention_us / 1e6
     on_host = tasks

@@ -100,6 +100,7 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "runtimes.node_us": (0, 1_000_000),
     "runtimes.group_us": (0, 1_000_000),
     "runtimes.attention_us": (0, 1_000_000),
+    "runtimes.turned_bytes_per_s": (0, 1e14),
     "runtimes.chunk_tokens": (0, 1 << 20),
     "runtimes.host_weight_bits": (1, 64),
     "energy.mac_pj": (1e-4, 1000),

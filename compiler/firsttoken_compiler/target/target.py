@@ -289,6 +289,9 @@ class Runtime:
     """Per group of weights of a product of int8 by int8, where each is a task whose sums the host adds up."""
     attention_us: float = 0.0
     """Per attention of several rows, beyond `node_us`: its kernel is a configuration that is loaded first."""
+    turned_bytes_per_s: float = 0.0
+    """Rate at which the host turns rows of heads into heads of rows for an attention that makes a head in parts, and
+    its results back; 0: nothing is turned."""
 
 
 @dataclass(frozen=True, slots=True)
