@@ -1,4 +1,4 @@
-"""Host transposes around an attention whose kernel takes heads one after the other, where the graph has rows of them."""
+"""Host transposes around an attention whose kernel takes heads one after the other, not the rows of a graph."""
 
 from __future__ import annotations
 
