@@ -1,6 +1,7 @@
 """How fast a cost table answers, one student at a time and many at once, on one core; `measure` is what benches call.
 
-The table is a small one: SmolLM2 of narrow widths on one target, measured (or taken from the result cache) first.
+The table is a small one: SmolLM2 of narrow widths and two prompts on one target, measured (or taken from the result
+cache) first. Every question has a prompt of its own.
 """
 
 import argparse
@@ -26,6 +27,7 @@ VARY: Final = {
 }  # fmt: skip
 ONE: Final = 1_000
 """Different students that are asked one at a time."""
+PROMPTS: Final = "32:64:8:2"
 MANY: Final = 100_000
 REPEATS: Final = 7
 LIMITS: Final = {"one_us": 20.0, "one_layerwise_us": 20.0, "many_per_s": 100_000.0, "many_layerwise_per_s": 100_000.0}
@@ -56,12 +58,12 @@ def measure() -> dict[str, Any]:
     assert isinstance(config, StudentConfig)
     model = CostModel(Target.load(TARGET), prompt=64)
     start = time.perf_counter()
-    table = model.table(CostSpace.of(config, VARY))
+    table = model.table(CostSpace.of(config, VARY), prompts=PROMPTS)
     built = time.perf_counter() - start
     mixed = random_students(table.space, 2 * ONE, 0)[1::2]
     layerwise = _padded(table, MANY)
     return {
-        "student": STUDENT, "target": TARGET, "probes": len(table.space.probes), "cells": table._cells.shape[0],
+        "student": STUDENT, "target": TARGET, "probes": len(table.space.probes), "cells": table._each.shape[1],
         "bytes": len(table.to_bytes()), "built_s": round(built, 2),
         "one_us": _one(table, [replace(student, per_layer=()) for student in mixed]),
         "one_layerwise_us": _one(table, mixed),
@@ -71,9 +73,12 @@ def measure() -> dict[str, Any]:
 
 
 def _one(table: CostTable, students: list[StudentConfig]) -> float:
+    draw = np.random.default_rng(0)
+    prompts = draw.choice(table.lengths.prompts.values, len(students)).tolist()
+
     def ask() -> None:
-        for student in students:
-            table.estimate(student, outside="raise")
+        for student, prompt in zip(students, prompts, strict=True):
+            table.estimate(student, prompt=prompt, outside="raise")
 
     return round(_best(ask) / len(students) * 1e6, 2)
 
@@ -83,6 +88,7 @@ def _padded(table: CostTable, count: int) -> dict[str, np.ndarray]:
     draw, space = np.random.default_rng(0), table.space
     most = space["layers"].values[-1]
     columns = {name: draw.choice(space[name].values, count) for name in ("layers", "hidden")}
+    columns["prompt"] = draw.choice(table.lengths.prompts.values, count)
     columns["intermediate"] = draw.choice(space["intermediate"].values, (count, most))
     columns["heads"] = draw.choice(space.heads(3).values, (count, most))
     return columns

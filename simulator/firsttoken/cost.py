@@ -22,7 +22,7 @@ from firsttoken_compiler.errors import OptionError
 from firsttoken_compiler.target.target import Target
 
 if TYPE_CHECKING:
-    from firsttoken.cost_tables.space import CostSpace
+    from firsttoken.cost_tables.space import CostSpace, Values
     from firsttoken.cost_tables.table import CostTable
     from firsttoken_simulator.report.document import RunDocument
 
@@ -160,14 +160,26 @@ class CostModel:
             found = {key: self._computed(subject, key, progress) for key, subject in missing.items()}
         return [found.get(key) or _present(known[key]) for key in keys]
 
-    def table(self, space: CostSpace, *, jobs: int | None = None, progress: Progress | None = None) -> CostTable:
+    def table(
+        self, space: CostSpace, *, prompts: Values | None = None, contexts: Values | None = None,
+        jobs: int | None = None, progress: Progress | None = None,
+    ) -> CostTable:  # fmt: skip
         """Costs of the space's students in microseconds; the table is built, or taken from the cache.
 
-        `jobs` as in `exact_many`. Raises FirsttokenError.
+        Args:
+            space: the students.
+            prompts: tokens, as a dimension of the space is given; None for the model's own alone.
+            contexts: rows in the cache before a later token; None for those before the model's decode step, behind each
+                prompt, and for none without such a step.
+            jobs: as in `exact_many`.
+            progress: called with (stage, done, total).
+
+        Raises:
+            FirsttokenError: a student of the space cannot run so, or values are at fault.
         """
         from firsttoken.cost_tables.table import CostTable
 
-        return CostTable.build(self, space, jobs=jobs, progress=progress)
+        return CostTable.build(self, space, prompts=prompts, contexts=contexts, jobs=jobs, progress=progress)
 
     def _spread(self, missing: dict[str, Subject], workers: int, progress: Progress | None) -> dict[str, Estimate]:
         found: dict[str, Estimate] = {}

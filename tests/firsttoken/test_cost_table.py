@@ -25,6 +25,7 @@ from firsttoken.cost_tables import lookup, probes
 from firsttoken.cost_tables.accuracy import random_students
 from firsttoken.cost_tables.cells import cells_of
 from firsttoken.cost_tables.file import CostTableError, packed, unpacked
+from firsttoken.cost_tables.lengths import Lengths
 from firsttoken.cost_tables.space import DIMS, CostSpace
 from firsttoken.cost_tables.table import CostTable
 from firsttoken.student import LayerConfig, StudentConfig, find_student
@@ -48,7 +49,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CostTab
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FIRSTTOKEN_CACHE", str(tmp_path_factory.mktemp("cache")))
         table = MODEL.table(SPACE, jobs=1)
-        yield table, probes.measure_all(MODEL, table.space.probes[:1], jobs=1)[0][0]
+        yield table, probes.measure_all(MODEL, table.space.probes[:1], [(16, 0)], jobs=1)[0][0]
 
 
 @pytest.fixture
@@ -121,7 +122,10 @@ def test_a_space_in_words() -> None:
 
 
 def test_probes_hold_every_measured_place() -> None:
-    space = CostSpace.of(BASE, {**VARY, "head_dim": "32,64", "vocab": "512:2048:512"}, points=3)
+    space = CostSpace.of(
+        BASE, {**VARY, "hidden": "128:384:128:3", "head_dim": "32,64", "vocab": "512:2048:512"}, points=3
+    )
+    assert space.line_hidden == (128, 384)
     layers = {(p.hidden, p.head_dim, layer) for p in space.probes for layer in p.per_layer}
     for hidden in space["hidden"].measured:
         for bits in (4, 8):
@@ -130,7 +134,8 @@ def test_probes_hold_every_measured_place() -> None:
                     (x.heads, x.kv_heads) for h, d, x in layers if (h, d, x.weight_bits) == (hidden, head_dim, bits)
                 }
                 assert found == {(heads, kv) for kv in (2, 4) for heads in space.heads(kv).measured}
-            assert {x.intermediate for h, _, x in layers if (h, x.weight_bits) == (hidden, bits)} == {256, 512, 768}
+            widths = {256, 512, 768} if hidden == 256 else set(range(256, 769, 128))
+            assert {x.intermediate for h, _, x in layers if (h, x.weight_bits) == (hidden, bits)} == widths
         assert {p.vocab for p in space.probes if p.hidden == hidden} == set(space["vocab"].measured)
     assert all(p.per_layer[0] == p.per_layer[1] and p.per_layer[-1] == p.per_layer[-2] for p in space.probes)
 
@@ -162,7 +167,7 @@ def test_a_place_that_was_measured_once_has_its_numbers() -> None:
         rows.append((f"layers.{layer}.post_attention_layernorm", ten))
         rows.append((f"layers.{layer}.mlp.up_proj", tuple(layer * value for value in ten)))
     rows += [("layers.0.self_attn.q_rotary", (0.25, 0.0, 0.0, 0.0)), ("lm_head", (100.0, 0.0, 0.0, 1.0))]
-    table = CostTable(MODEL, space, *cells_of(space, [[rows]]))
+    table = CostTable(MODEL, space, Lengths.of(MODEL, None, None), *cells_of(space, [[rows]]))
     assert table.operators == (
         "start.dispatch", "start.embed_tokens", "head.lm_head", "start.self_attn.q_rotary", "start.first layer",
         "head.last layer", "attention.self_attn.q_proj", "feed_forward.post_attention_layernorm",
@@ -405,16 +410,18 @@ def test_a_build_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> No
     measured = []
     measure = probes.measure
 
-    def stop_at_second(model: CostModel, probe: StudentConfig) -> list[list[probes.Row]]:
+    def stop_at_second(model: CostModel, probe: StudentConfig, graph: probes.Graph) -> list[probes.Row]:
         if measured:
             raise KeyboardInterrupt
         measured.append(probe)
-        return measure(model, probe)
+        return measure(model, probe, graph)
 
     monkeypatch.setattr(probes, "measure", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         model.table(SMALL, jobs=1)
-    monkeypatch.setattr(probes, "measure", lambda model, probe: measured.append(probe) or measure(model, probe))
+    monkeypatch.setattr(
+        probes, "measure", lambda model, probe, graph: measured.append(probe) or measure(model, probe, graph)
+    )
     table = model.table(SMALL, jobs=1)
     assert [probe.hidden for probe in measured] == [192, 256]
     again = model.table(SMALL, jobs=1)
@@ -475,8 +482,8 @@ def test_a_training_loop_needs_no_compiler(table: CostTable, tmp_path: Path) -> 
 
 def test_grid_covers_every_cell(table: CostTable) -> None:
     bases = lookup.grid_of(table.space).bases
-    assert table._each.shape == (len(table.operators), bases[-1], 4)
-    unmeasured = np.isnan(table._cells).any(axis=1)
+    assert table._each.shape == (len(table.operators), bases[-1], 1, 4)
+    unmeasured = np.isnan(table._each).any(axis=(0, 2, 3))
     assert not unmeasured[bases[1] :].any()
     # kv_heads 4 go with 4 and 8 query heads, kv_heads 2 with 4, 6 and 8.
     assert unmeasured[: bases[1]].mean() == pytest.approx(1 / 6)

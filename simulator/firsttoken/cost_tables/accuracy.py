@@ -65,24 +65,40 @@ def errors_of(
     table: CostTable, count: int, seed: int, jobs: int | None = None, progress: Progress | None = None
 ) -> tuple[Accuracy, ...]:
     """The errors of each cost that the table has, over `count` random students."""
-    students = random_students(table.space, count, seed)
-    exact = table.model.exact_many(students, jobs=jobs, progress=progress)
-    quick = [table.estimate(student, outside="raise") for student in students]
+    from firsttoken.cost_tables.table import COSTS
+
+    asked = random_questions(table, count, seed)
+    exact = table.exact_many(asked, jobs=jobs, progress=progress)
+    quick = [table.estimate(student, prompt=p, context=c, outside="raise") for student, p, c in asked]
+    words = [described(student) + _lengths_in_words(table, p, c) for student, p, c in asked]
     found = []
     for cost in COMPARED:
-        pairs = [(getattr(q, cost), getattr(e, cost)) for q, e in zip(quick, exact, strict=True)]
-        if count and pairs[0][1] is not None:
-            found.append(_accuracy(cost, students, seed, np.array(pairs)))
+        at = COSTS.index(cost)
+        pairs = [(getattr(q, cost), line[at]) for q, line in zip(quick, exact, strict=True) if at < len(line)]
+        if pairs:
+            found.append(_accuracy(cost, words, seed, np.array(pairs)))
     return tuple(found)
 
 
-def _accuracy(cost: str, students: list[StudentConfig], seed: int, pairs: NDArray[np.float64]) -> Accuracy:
+def random_questions(table: CostTable, count: int, seed: int) -> list[tuple[StudentConfig, int, int]]:
+    """(student, prompt, context) of the table, the same for the same seed."""
+    draw, lengths = random.Random(f"lengths {seed}"), table.lengths
+    contexts = lengths.contexts.values or (0,)
+    students = random_students(table.space, count, seed)
+    return [(student, draw.choice(lengths.prompts.values), draw.choice(contexts)) for student in students]
+
+
+def _lengths_in_words(table: CostTable, prompt: int, context: int) -> str:
+    axes = {"prompt": (prompt, table.lengths.prompts), "context": (context, table.lengths.contexts)}
+    return "".join(f", {name} {value}" for name, (value, axis) in axes.items() if len(axis.values) > 1)
+
+
+def _accuracy(cost: str, words: list[str], seed: int, pairs: NDArray[np.float64]) -> Accuracy:
     signed = 100 * (pairs[:, 0] / pairs[:, 1] - 1)
     size = np.abs(signed)
-    worst = students[int(size.argmax())]
     return Accuracy(
-        cost, len(students), seed, float(np.median(size)), float(np.percentile(size, 95)), float(size.max()),
-        float(signed.mean()), described(worst),
+        cost, len(words), seed, float(np.median(size)), float(np.percentile(size, 95)), float(size.max()),
+        float(signed.mean()), words[int(size.argmax())],
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from firsttoken_compiler.errors import FirsttokenError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _ABOUT: Final = "about"
 
 

@@ -28,7 +28,7 @@ _ON_STEP: Final = 1e-9
 
 
 class Grid(NamedTuple):
-    """The measured values of every dimension.
+    """The values of every dimension between which costs are bilinear.
 
     Attributes:
         axes: values, those of a dimension one behind the other; query heads come last, once per value of kv_heads.
@@ -45,9 +45,9 @@ class Grid(NamedTuple):
 
 def grid_of(space: CostSpace) -> Grid:
     """The grid of a space."""
-    measured = {name: axis.measured for name, axis in space.axes}
+    measured = {name: axis.line for name, axis in space.axes}
     lists = [measured[name] for name in DIMS]
-    lists += [space.heads(kv_heads).measured for kv_heads in measured["kv_heads"]]
+    lists += [space.heads(kv_heads).line for kv_heads in measured["kv_heads"]]
     starts = np.cumsum([0, *map(len, lists)])
     spans = np.array([[start, len(values)] for start, values in zip(starts, lists, strict=False)], dtype=np.int64)
     count = {name: len(values) for name, values in measured.items()}

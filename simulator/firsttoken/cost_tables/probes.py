@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from firsttoken.student import StudentConfig
 
 METRICS: Final = ("ms", "mj", "dram_bytes", "macs")
-"""What is known of an operator, in each phase."""
+"""What is known of an operator, in each graph."""
 _BLOB: Final = "probe.json"
 _LAYERS: Final = "layers"
 _FEED_FORWARD: Final = "post_attention_layernorm"
@@ -28,6 +28,8 @@ _FEED_FORWARD: Final = "post_attention_layernorm"
 
 Row = tuple[str, tuple[float, ...]]
 """An operator's name, and its metrics."""
+Graph = tuple[int, int]
+"""Tokens of a graph, and cached rows before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,40 +42,42 @@ class Sample:
     group: str
     layer: int
     op: str
-    phase: int
+    graph: int
     metrics: tuple[float, ...]
 
 
 def measure_all(
-    model: CostModel, probes: Sequence[StudentConfig], jobs: int | None = None, progress: Progress | None = None
-) -> list[list[list[Row]]]:
-    """The rows of every probe, phase by phase; what is kept from before is not measured again.
+    model: CostModel, probes: Sequence[StudentConfig], graphs: Sequence[Graph], jobs: int | None = None,
+    progress: Progress | None = None,
+) -> list[list[list[Row]]]:  # fmt: skip
+    """The rows of every probe, graph by graph; what is kept from before is not measured again.
 
     `jobs` spawned processes work side by side (default: one per CPU). Raises FirsttokenError.
     """
     if jobs is not None and jobs < 1:
         raise OptionError(f"jobs is {jobs}, must be at least 1; leave it away for one per CPU")
-    found: dict[int, list[list[Row]]] = {}
-    for at, probe in enumerate(probes):
-        if (kept := _kept(model, probe)) is not None:
+    asked = [(probe, graph) for probe in probes for graph in graphs]
+    found: dict[int, list[Row]] = {}
+    for at, (probe, graph) in enumerate(asked):
+        if (kept := _kept(model, probe, graph)) is not None:
             found[at] = kept
-    missing = [at for at in range(len(probes)) if at not in found]
-    for at, rows in _measured(model, probes, missing, min(jobs or os.cpu_count() or 1, len(missing))):
+    missing = [at for at in range(len(asked)) if at not in found]
+    for at, rows in _measured(model, asked, missing, min(jobs or os.cpu_count() or 1, len(missing))):
         found[at] = rows
         if progress is not None:
-            progress("probes", len(found), len(probes))
-    return [found[at] for at in range(len(probes))]
+            progress("probes", len(found), len(asked))
+    return [[found[at * len(graphs) + graph] for graph in range(len(graphs))] for at in range(len(probes))]
 
 
 def _measured(
-    model: CostModel, probes: Sequence[StudentConfig], missing: list[int], workers: int
-) -> Iterator[tuple[int, list[list[Row]]]]:
+    model: CostModel, asked: Sequence[tuple[StudentConfig, Graph]], missing: list[int], workers: int
+) -> Iterator[tuple[int, list[Row]]]:
     if workers <= 1:
         for at in missing:
-            yield at, measure(model, probes[at])
+            yield at, measure(model, *asked[at])
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(measure, model, probes[at]): at for at in missing}
+        futures = {pool.submit(measure, model, *asked[at]): at for at in missing}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -82,22 +86,20 @@ def _measured(
             raise
 
 
-def measure(model: CostModel, probe: StudentConfig) -> list[list[Row]]:
-    """The rows of one probe, phase by phase. Raises OptionError where the host computes a part of it."""
+def measure(model: CostModel, probe: StudentConfig, graph: Graph) -> list[Row]:
+    """The rows of one graph of a probe. Raises OptionError where the host computes a part of it."""
     from firsttoken import api
 
-    document, _, _ = api.measure(subject_of(probe), model.target, model.prompt, model.decode, model.options)
+    tokens, past = graph
+    document, _, _ = api.measure(subject_of(probe), model.target, tokens, 0, model.options, past=past)
     if document.host_fallbacks:
         raise OptionError(
             f"the host computes {document.host_fallbacks[0]} of {probe.name}, whose time is no sum over operators: "
             "ask for exact costs"
         )
-    phases = [_rows(document.ops, document.ttft_ms, document.energy_mj, model.target.clock_hz)]
-    if document.decode is not None:
-        later = document.decode
-        phases.append(_rows(later.ops, later.tpot_ms, later.energy_mj, model.target.clock_hz))
-    ResultCache().put(_key(model, probe), {_BLOB: json.dumps(phases).encode()})
-    return phases
+    rows = _rows(document.ops, document.ttft_ms, document.energy_mj, model.target.clock_hz)
+    ResultCache().put(_key(model, probe, graph), {_BLOB: json.dumps(rows).encode()})
+    return rows
 
 
 def _rows(ops: Sequence[Any], ms: float, mj: float, clock_hz: float) -> list[Row]:
@@ -113,33 +115,30 @@ def _rows(ops: Sequence[Any], ms: float, mj: float, clock_hz: float) -> list[Row
     return [("dispatch", rest), *rows]
 
 
-def _key(model: CostModel, probe: StudentConfig) -> str:
+def _key(model: CostModel, probe: StudentConfig, graph: Graph) -> str:
     from firsttoken.api import run_parts
 
-    subject = subject_of(probe)
-    parts = run_parts(subject, model.target, model.prompt, model.decode, model.options)
+    subject, (tokens, past) = subject_of(probe), graph
+    parts = run_parts(subject, model.target, tokens, 0, model.options, past)
     return content_key("cost probe", parts, subject.packages)
 
 
-def _kept(model: CostModel, probe: StudentConfig) -> list[list[Row]] | None:
-    blobs = ResultCache().get(_key(model, probe), (_BLOB,))
+def _kept(model: CostModel, probe: StudentConfig, graph: Graph) -> list[Row] | None:
+    blobs = ResultCache().get(_key(model, probe, graph), (_BLOB,))
     try:
-        if blobs is None:
-            return None
-        phases = [[(op, tuple(metrics)) for op, metrics in rows] for rows in json.loads(blobs[_BLOB])]
+        return None if blobs is None else [(op, tuple(metrics)) for op, metrics in json.loads(blobs[_BLOB])]
     except (ValueError, TypeError):
         return None
-    return phases if len(phases) == (2 if model.decode else 1) else None
 
 
-def samples(phases: Sequence[Sequence[Row]], layers: int) -> list[Sample]:
+def samples(graphs: Sequence[Sequence[Row]], layers: int) -> list[Sample]:
     """The rows of a probe of so many layers by where they belong.
 
     Layer 0 is a copy of layer 1, the last one of the layer before it. What layer 0 alone has belongs to the start; what
     else the copies cost more or less than their originals is "first layer" of the start and "last layer" of the head.
     """
     found = []
-    for phase, rows in enumerate(phases):
+    for graph, rows in enumerate(graphs):
         inside: list[list[Row]] = [[] for _ in range(layers)]
         for op, metrics in rows:
             place, _, rest = op.partition(".")
@@ -148,17 +147,17 @@ def samples(phases: Sequence[Sequence[Row]], layers: int) -> list[Sample]:
                 inside[int(number)].append((name, metrics))
             else:
                 group = "head" if inside[0] else "start"
-                found.append(Sample(group, -1, op, phase, metrics))
+                found.append(Sample(group, -1, op, graph, metrics))
         own = {name for name, _ in inside[1]}
-        found += [Sample("start", -1, name, phase, m) for name, m in inside[0] if name not in own]
+        found += [Sample("start", -1, name, graph, m) for name, m in inside[0] if name not in own]
         lead = [row for row in inside[0] if row[0] in own]
-        found.append(Sample("start", -1, "first layer", phase, _difference(lead, inside[1])))
-        found.append(Sample("head", -1, "last layer", phase, _difference(inside[-1], inside[-2])))
+        found.append(Sample("start", -1, "first layer", graph, _difference(lead, inside[1])))
+        found.append(Sample("head", -1, "last layer", graph, _difference(inside[-1], inside[-2])))
         for layer in range(1, layers - 1):
             group = "attention"
             for name, metrics in inside[layer]:
                 group = "feed_forward" if name == _FEED_FORWARD else group
-                found.append(Sample(group, layer, name, phase, metrics))
+                found.append(Sample(group, layer, name, graph, metrics))
     return found
 
 

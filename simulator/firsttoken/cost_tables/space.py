@@ -19,6 +19,13 @@ LISTED: Final = ("head_dim", "kv_heads", "weight_bits")
 """Dimensions between whose values nothing is interpolated."""
 POINTS: Final = 6
 """Values of a range that are measured, unless more are asked for."""
+HIDDEN_POINTS: Final = 12
+"""The same of the residual's width, on which the memory of a whole graph depends."""
+STAIRS: Final = ("heads", "intermediate")
+"""Dimensions whose every value is measured on lines, as tiles change at some of them."""
+LINE_POINTS: Final = 64
+"""Most values of such a dimension on a line."""
+LINES: Final = 2
 LAYERS_PER_PROBE: Final = 8
 """Layers of different widths that are measured in one student."""
 _KIND: Final = ("family", "tie_embeddings", "qkv_bias", "qk_norm", "rope_scaling")
@@ -27,10 +34,17 @@ _ROPES: Final[dict[str, Any]] = {kind.__name__: kind for kind in (Llama3Scaling,
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Values of a dimension, in order, and those of them that are measured, the first and the last among them."""
+    """Values of a dimension, in order, and those of them that are measured, the first and the last among them.
+
+    Attributes:
+        values: all that students may have.
+        measured: those that are measured with every measured value of the other dimension of a cell.
+        line: those, and others that are measured with some of them: see `CostSpace.lines`.
+    """
 
     values: tuple[int, ...]
     measured: tuple[int, ...]
+    line: tuple[int, ...]
 
     @property
     def step(self) -> int:
@@ -56,13 +70,19 @@ class CostSpace:
     Attributes:
         base: one of them; it gives the kind of graph.
         axes: (name out of `DIMS`, axis), in the order of `DIMS`, every dimension once.
+        lines: values of hidden, evenly over the measured ones, with which every value of `STAIRS` is measured. How far
+            their costs are from the lines between the measured ones is what a width costs more because of its tiles; at
+            other values of hidden it lies between those of the lines.
     """
 
     base: StudentConfig
     axes: tuple[tuple[str, Axis], ...]
+    lines: int = LINES
 
     @staticmethod
-    def of(base: StudentConfig, vary: Mapping[str, Values], points: int = POINTS) -> CostSpace:
+    def of(
+        base: StudentConfig, vary: Mapping[str, Values], points: int | None = None, lines: int = LINES
+    ) -> CostSpace:
         """The space around a student.
 
         Args:
@@ -70,12 +90,15 @@ class CostSpace:
             vary: values by dimension. All numbers of a list are measured, of a range `points`, evenly over it.
                 `weight_bits` 0 is the precision of the options. `layers` is never interpolated: a layer costs the same
                 wherever it stands.
-            points: at least 2.
+            points: at least 2; None for `HIDDEN_POINTS` of hidden and `POINTS` of others.
+            lines: see `CostSpace.lines`; 0: only `points` of heads and intermediate are measured.
 
         Raises:
             OptionError: a dimension is unknown, its values are not positive, or no student has them.
         """
-        if points < 2:
+        if lines < 0:
+            raise OptionError(f"lines is {lines}, must be at least 0")
+        if points is not None and points < 2:
             raise OptionError(f"points is {points}, must be at least 2: both ends of a range are measured")
         if any(layer != base.layer(0) for layer in base.per_layer):
             raise OptionError(f"{base.name} has layers of different widths: give one with uniform layers as the base")
@@ -84,8 +107,9 @@ class CostSpace:
                 raise OptionError(f"{name!r} is no dimension of a student; those that vary are {', '.join(DIMS)}")
         first = base.layer(0)
         own = {name: getattr(first if name in PER_LAYER else base, name) or 0 for name in DIMS}
-        axes = tuple((name, _axis(name, vary.get(name, own[name]), points)) for name in DIMS)
-        space = CostSpace(replace(base, per_layer=()), axes)
+        found = [(name, axis_of(name, vary.get(name, own[name]), points)) for name in DIMS]
+        axes = tuple((name, _stairs(axis) if lines and name in STAIRS else axis) for name, axis in found)
+        space = CostSpace(replace(base, per_layer=()), axes, lines)
         for kv_heads in space["kv_heads"].values:
             space.heads(kv_heads)
         return replace(space, base=space._nearest())
@@ -116,13 +140,21 @@ class CostSpace:
                 f"heads {axis}: none is a multiple of {kv_heads} kv_heads; add one, or leave that out of kv_heads"
             )
         whole = len(axis.measured) == len(axis.values)
-        return Axis(legal, legal if whole else _thinned(legal, len(axis.measured)))
+        measured = legal if whole else _thinned(legal, len(axis.measured))
+        found = Axis(legal, measured, measured)
+        return found if axis.line == axis.measured else _stairs(found)
+
+    @property
+    def line_hidden(self) -> tuple[int, ...]:
+        """Values of hidden with which every value of `STAIRS` is measured."""
+        measured = self["hidden"].measured
+        return measured[:1] if self.lines == 1 else _thinned(measured, self.lines) if self.lines else ()
 
     def resolved(self, default_bits: int) -> CostSpace:
         """The space with `weight_bits` 0 written as the bits that it stands for, where these are known."""
         axes = dict(self.axes)
         bits = {value or default_bits for value in axes["weight_bits"].values}
-        axes["weight_bits"] = Axis(tuple(sorted(bits)), tuple(sorted(bits)))
+        axes["weight_bits"] = Axis(*(tuple(sorted(bits)),) * 3)
         return replace(self, axes=tuple(axes.items()))
 
     def unlike(self, config: StudentConfig) -> tuple[str, ...]:
@@ -141,7 +173,7 @@ class CostSpace:
         for head_dim in self["head_dim"].measured:
             first = head_dim == self["head_dim"].measured[0]
             for hidden in self["hidden"].measured:
-                layers = self._layers(wide=first)
+                layers = self._layers(wide=first, line=hidden in self.line_hidden)
                 chunks = [layers[at : at + LAYERS_PER_PROBE] for at in range(0, len(layers), LAYERS_PER_PROBE)]
                 heads = vocabularies if first else vocabularies[:1]
                 chunks += [layers[:1]] * (len(heads) - len(chunks))
@@ -151,10 +183,14 @@ class CostSpace:
                 ]
         return tuple(found)
 
-    def _layers(self, wide: bool) -> list[LayerConfig]:
+    def _layers(self, wide: bool, line: bool) -> list[LayerConfig]:
         """Layers that have all measured pairs of heads and, if `wide`, all measured widths, per precision."""
-        widths = self["intermediate"].measured if wide else self["intermediate"].measured[:1]
-        pairs = [(heads, kv) for kv in self["kv_heads"].measured for heads in self.heads(kv).measured]
+
+        def some(axis: Axis) -> tuple[int, ...]:
+            return axis.line if line else axis.measured
+
+        widths = some(self["intermediate"]) if wide else self["intermediate"].measured[:1]
+        pairs = [(heads, kv) for kv in self["kv_heads"].measured for heads in some(self.heads(kv))]
         return [
             LayerConfig(*pairs[at % len(pairs)], widths[at % len(widths)], bits or None)
             for bits in self["weight_bits"].measured
@@ -173,7 +209,8 @@ class CostSpace:
         """JSON values from which `from_dict` makes the same space."""
         rope = self.base.rope_scaling
         base = {**asdict(self.base), "rope_scaling": None if rope is None else [type(rope).__name__, asdict(rope)]}
-        return {"base": base, "axes": [[name, axis.values, axis.measured] for name, axis in self.axes]}
+        axes = [[name, axis.values, axis.measured, axis.line] for name, axis in self.axes]
+        return {"base": base, "axes": axes, "lines": self.lines}
 
     @staticmethod
     def from_dict(fields: Mapping[str, Any]) -> CostSpace:
@@ -183,14 +220,15 @@ class CostSpace:
             kind, values = base["rope_scaling"]
             lists: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
             base["rope_scaling"] = _ROPES[kind](**lists)
-        axes = tuple((name, Axis(tuple(values), tuple(measured))) for name, values, measured in fields["axes"])
+        axes = tuple((name, Axis(*map(tuple, parts))) for name, *parts in fields["axes"])
         if tuple(name for name, _ in axes) != DIMS:
             raise ValueError("axes are not those of a student")
-        return CostSpace(StudentConfig(**{**base, "per_layer": ()}), axes)
+        return CostSpace(StudentConfig(**{**base, "per_layer": ()}), axes, int(fields["lines"]))
 
 
-def _axis(name: str, given: Values, points: int) -> Axis:
-    values, wanted = _values(name, given, points)
+def axis_of(name: str, given: Values, points: int | None = None) -> Axis:
+    """The values of a dimension, and those that are measured; raises OptionError for what none has."""
+    values, wanted = _values(name, given, points or (HIDDEN_POINTS if name == "hidden" else POINTS))
     if min(values) < (0 if name == "weight_bits" else 1):
         raise OptionError(f"{name} {min(values)}: must be at least 1")
     if name == "weight_bits" and (unknown := [v for v in values if v not in (0, *WEIGHT_BITS)]):
@@ -199,7 +237,14 @@ def _axis(name: str, given: Values, points: int) -> Axis:
         )
     if name == "head_dim" and (odd := [v for v in values if v % 2]):
         raise OptionError(f"head_dim {odd[0]}: must be even because rotary positions turn pairs")
-    return Axis(values, values if name in LISTED else _thinned(values, wanted))
+    measured = values if name in LISTED else _thinned(values, wanted)
+    return Axis(values, measured, measured)
+
+
+def _stairs(axis: Axis) -> Axis:
+    """The axis with a line of many values."""
+    line = set(axis.measured).union(_thinned(axis.values, LINE_POINTS))
+    return replace(axis, line=tuple(sorted(line)))
 
 
 def _values(name: str, given: Values, points: int) -> tuple[tuple[int, ...], int]:

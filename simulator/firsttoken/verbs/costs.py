@@ -13,6 +13,7 @@ from firsttoken.progress import Bar
 from firsttoken_compiler.errors import OptionError
 
 if TYPE_CHECKING:
+    from firsttoken.cost_tables.space import Axis
     from firsttoken.cost_tables.table import CostTable
 
 _VARY: Final = (
@@ -25,9 +26,23 @@ def costs(
     student: Annotated[str, typer.Argument(help="A built-in student, which gives what does not vary.")],
     target: Annotated[str, typer.Option(help="A preset or a .toml file.")] = "snapdragon-x-elite",
     vary: Annotated[list[str] | None, typer.Option(metavar="DIM=VALUES", help=_VARY)] = None,
-    points: Annotated[int, typer.Option(min=2, help="Measured values of a range that does not say how many.")] = 6,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 64,
-    decode: Annotated[int, typer.Option(min=0, help="Token of the answer to measure as well, 0 for none.")] = 0,
+    points: Annotated[
+        int | None,
+        typer.Option(min=2, help="Measured values of a range that does not say how many; default 6, of hidden 12."),
+    ] = None,
+    lines: Annotated[
+        int, typer.Option(min=0, help="Values of hidden with which all values of heads and intermediate are measured.")
+    ] = 2,
+    prompt: Annotated[
+        str, typer.Option(metavar="VALUES", help="Tokens of the prompt: 64, or values as of --vary.")
+    ] = "64",
+    context: Annotated[
+        str | None,
+        typer.Option(metavar="VALUES", help="Rows in the cache before a later token; default: those before --decode."),
+    ] = None,
+    decode: Annotated[
+        int, typer.Option(min=0, help="Token of the answer to measure as well, behind each prompt; 0 for none.")
+    ] = 0,
     weights: Annotated[str, typer.Option(help="Format of the weights, as in 'run'.")] = "int4",
     acts: Annotated[str | None, typer.Option(help="Type of the activations; default: as in 'run'.")] = None,
     kv_cache: Annotated[Literal["fp16", "int8"], typer.Option(help="Type of keys and values.")] = "fp16",
@@ -41,7 +56,7 @@ def costs(
     from firsttoken import api
     from firsttoken.cli import print_json
     from firsttoken.cost import CostModel
-    from firsttoken.cost_tables.space import CostSpace
+    from firsttoken.cost_tables.space import CostSpace, axis_of
     from firsttoken.options import RunOptions
     from firsttoken.student import find_student
     from firsttoken.subject import SUFFIXES
@@ -49,12 +64,12 @@ def costs(
     if student.endswith(SUFFIXES):
         raise OptionError(f"{student} is a file, whose widths are given: name a student whose graphs are built")
     given = dict(_pair(text) for text in vary or [])
-    space = CostSpace.of(find_student(student)[1], given, points)
+    space = CostSpace.of(find_student(student)[1], given, points, lines)
     options = RunOptions(weights=weights, acts=acts, kv_cache=kv_cache)
-    model = CostModel(api.target_of(target), prompt, decode, options)
+    model = CostModel(api.target_of(target), axis_of("prompt", prompt).values[0], decode, options)
     with Bar() as bar:
         start = time.perf_counter()
-        table = model.table(space, jobs=jobs, progress=bar.update)
+        table = model.table(space, prompts=prompt, contexts=context, jobs=jobs, progress=bar.update)
         built_s = time.perf_counter() - start
         table = table.checked(check, seed=seed, jobs=jobs, progress=bar.prefixed("check: ")) if check else table
     if out is not None:
@@ -64,8 +79,9 @@ def costs(
         accuracy = [asdict(entry) for entry in table.accuracy]
         print_json(
             {
-                "student": student, "target": model.target.name, "prompt": prompt, "decode": decode,
-                "weights": weights, "space": axes, "probes": len(table.space.probes), "built_s": round(built_s, 3),
+                "student": student, "target": model.target.name, "lengths": table.lengths.to_dict(), "decode": decode,
+                "weights": weights, "space": axes, "lines": lines, "probes": len(table.space.probes),
+                "built_s": round(built_s, 3),
                 "file": None if out is None else str(out), "accuracy": accuracy,
             }
         )  # fmt: skip
@@ -86,7 +102,8 @@ def _pair(text: str) -> tuple[str, str]:
 def _show(table: CostTable) -> None:
     from firsttoken.cli import table as print_table
 
-    rows = [[name, str(axis), str(len(axis.measured))] for name, axis in table.space.axes if len(axis.values) > 1]
+    axes = [*table.space.axes, ("prompt", table.lengths.prompts), ("context", table.lengths.contexts)]
+    rows = [[name, str(axis), _measured(axis)] for name, axis in axes if len(axis.values) > 1]
     print_table(["dimension", "values", "measured"], rows)
     if not table.accuracy:
         return
@@ -102,3 +119,9 @@ def _show(table: CostTable) -> None:
             for entry in table.accuracy
         ],
     )  # fmt: skip
+
+
+def _measured(axis: Axis) -> str:
+    """How many values of a dimension are measured."""
+    more = f", {len(axis.line)} on lines" if axis.line != axis.measured else ""
+    return f"{len(axis.measured)}{more}"
