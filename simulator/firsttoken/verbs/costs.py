@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -75,21 +75,23 @@ def costs(
     if out is not None:
         table.save(out)
     if as_json:
-        axes = {name: {"values": axis.values, "measured": axis.measured} for name, axis in table.space.axes}
-        accuracy = [asdict(entry) for entry in table.accuracy]
-        print_json(
-            {
-                "student": student, "target": model.target.name, "lengths": table.lengths.to_dict(), "decode": decode,
-                "weights": weights, "space": axes, "lines": lines, "probes": len(table.space.probes),
-                "built_s": round(built_s, 3),
-                "file": None if out is None else str(out), "accuracy": accuracy,
-            }
-        )  # fmt: skip
+        facts = {"student": student, "decode": decode, "weights": weights, "built_s": round(built_s, 3)}
+        print_json({**facts, "file": None if out is None else str(out), **_document(table)})
         return
     print(f"{student} on {model.target.name}, {prompt} tokens: {len(table.space.probes)} probes in {built_s:.1f} s")
     _show(table)
     if out is not None:
         print(f"Written to {out}")
+
+
+def _document(table: CostTable) -> dict[str, Any]:
+    """What a table covers, and its errors, as JSON values."""
+    space = table.space
+    axes = {name: {"values": axis.values, "measured": axis.measured} for name, axis in space.axes}
+    return {
+        "target": table.model.target.name, "lengths": table.lengths.to_dict(), "space": axes, "lines": space.lines,
+        "probes": len(space.probes), "accuracy": [asdict(entry) for entry in table.accuracy],
+    }  # fmt: skip
 
 
 def _pair(text: str) -> tuple[str, str]:
