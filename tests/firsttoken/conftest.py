@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from stand_in import Compiler
 from students import llama, qwen2, qwen3, tiny, uneven  # noqa: F401
 

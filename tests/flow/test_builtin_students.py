@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from students import ENCODERS as TINY
 
 from firsttoken import RunOptions, api
 from firsttoken.execution import load
@@ -28,9 +28,6 @@ from firsttoken_models.onnx_graph import build_graph
 from firsttoken_models.students import DECODERS
 from firsttoken_models.weights import write_random_weights
 from firsttoken_simulator.machine import simulate_program
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from students import ENCODERS as TINY
 
 TARGET = "snapdragon-x-elite"
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import pytest
+from students import ENCODERS
 
 from firsttoken import RunOptions, api
 from firsttoken.execution import load
@@ -22,9 +22,6 @@ from firsttoken_compiler.target.load import load_target, preset_names
 from firsttoken_models.encoder_graph import build_encoder_graph
 from firsttoken_models.weights import write_random_weights
 from firsttoken_simulator.machine import simulate_program
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from students import ENCODERS
 
 
 class Published(NamedTuple):

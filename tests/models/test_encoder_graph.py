@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,13 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from students import ENCODERS as TINY
 
 from firsttoken.encoder import EncoderConfig
 from firsttoken.generation import ort_session
 from firsttoken_models.encoder_graph import build_encoder_graph
 from firsttoken_models.encoders import ENCODERS
 from firsttoken_models.weights import FileWeights, layout, write_random_weights
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from students import ENCODERS as TINY
 
 Array = NDArray[np.float64]
 IDS = [3, 99, 17, 4, 4, 120, 0, 58, 31, 7]

@@ -1,6 +1,0 @@
-"""Makes `harness` importable whatever directory pytest is started in."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
