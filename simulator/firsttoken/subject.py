@@ -97,10 +97,13 @@ def _found(provider: StudentProvider, config: StudentConfig | EncoderConfig) -> 
 
 
 def _file(path: Path, bind: Mapping[str, int]) -> Subject:
+    from firsttoken_compiler.frontend.onnx_file import require_file
+
     for provider in providers():
         file = provider.file(path)
         if file is not None:
             return Built(provider, file.config, file.weights, file, path)
+    require_file(path)
     return File(path, tuple(sorted(bind.items())))
 
 
@@ -309,8 +312,6 @@ class File:
 
     def content(self) -> str:
         """See `Subject`. Floating-point weights outside the file do not count: no time depends on them."""
-        if not self.path.is_file():
-            return f"missing {self.path}"
         digest = hashlib.sha256()
         try:
             with self.path.open("rb") as file:

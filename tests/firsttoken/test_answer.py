@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -99,7 +100,11 @@ def test_result_as_document_and_as_text() -> None:
         ("smollm2-135m", {"max_new_tokens": 0}, "--max-new-tokens 0: ask for at least 1"),
     ],
 )
-def test_who_cannot_answer(student: str, keywords: dict[str, Any], message: str) -> None:
+def test_who_cannot_answer(
+    student: str, keywords: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.onnx").touch()
     with pytest.raises(OptionError, match=message):
         api.generate(student, "Hello", **keywords)
 

@@ -15,7 +15,7 @@ from firsttoken.cli import app
 from firsttoken.generation import ort_session, token_feeds
 from firsttoken.options import RunOptions
 from firsttoken.student import StudentConfig
-from firsttoken.subject import Built, File, subject_of
+from firsttoken.subject import Built, subject_of
 from firsttoken_compiler.errors import OptionError, StudentError
 from firsttoken_compiler.formats.types import BLOCK_TYPES
 from firsttoken_models import smollm2
@@ -67,9 +67,10 @@ def test_by_its_path_and_in_every_spelling(llama: StudentConfig, tmp_path: Path)
         found = subject_of(student)
         assert isinstance(found, Built)
         assert (found.name, found.path) == ("plain", plain)
-    assert isinstance(subject_of(tmp_path / "absent.gguf"), File)
-    with pytest.raises(StudentError, match=r"absent\.gguf is neither a file nor a built-in name"):
-        api.run(str(tmp_path / "absent.gguf"), TARGET)
+    absent = str(tmp_path / "absent.gguf")
+    for call in (lambda: api.run(absent, TARGET), lambda: api.generate(absent, "Hi")):
+        with pytest.raises(StudentError, match=r"absent\.gguf is neither a file nor a built-in name"):
+            call()
     with pytest.raises(OptionError, match="--bind rows: plain is no ONNX file"):
         subject_of(plain, {"rows": 3})
 

@@ -213,15 +213,20 @@ def with_nodes(student: OnnxStudent, nodes: list[Any]) -> OnnxStudent:
     return replace(student, model=model)
 
 
+def require_file(path: Path) -> None:
+    """Raises StudentError unless there is a file."""
+    if not path.is_file():
+        raise StudentError(
+            f"no such student: {path} is neither a file nor a built-in name ('firsttoken students')"
+        )
+
+
 def open_student(path: Path) -> OnnxStudent:
     """Parses an ONNX file; raises StudentError when it is missing, too large, truncated or not ONNX."""
     import onnx
     from google.protobuf.message import DecodeError
 
-    if not path.is_file():
-        raise StudentError(
-            f"no such student: {path} is neither a file nor a built-in name ('firsttoken students')"
-        )
+    require_file(path)
     size = path.stat().st_size
     if not 0 < size <= MAX_PROTO_BYTES:
         raise StudentError(
