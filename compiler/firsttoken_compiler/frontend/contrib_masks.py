@@ -8,9 +8,9 @@ from typing import Any, Final
 import numpy as np
 
 from firsttoken_compiler.frontend.additions import Additions
-from firsttoken_compiler.frontend.masks import MASKED
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 from firsttoken_compiler.frontend.values import TensorType
+from firsttoken_compiler.schedule.spec import MASKED
 
 FLOAT, INT32, INT64, BOOL = 1, 6, 7, 9
 FAR: Final = np.iinfo(np.int64).max // 2

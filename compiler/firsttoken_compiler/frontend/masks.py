@@ -8,12 +8,11 @@ import numpy as np
 from firsttoken_compiler.frontend.additions import Additions
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent, with_nodes
 from firsttoken_compiler.frontend.values import copied, value_types
+from firsttoken_compiler.schedule.spec import MASKED
 
 BOOL, FLOAT = 9, 1
 MASK: Final = 3
 """Which input of Attention the mask is."""
-MASKED: Final = -1e30
-"""Added to a score it leaves a weight of exactly 0, unless all of a row is masked."""
 ALLOWED, NEVER = "firsttoken-allowed", "firsttoken-masked"
 """Names of the two numbers, up to a dot."""
 

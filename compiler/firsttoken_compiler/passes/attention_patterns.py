@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from firsttoken_compiler.frontend.masks import MASKED
 from firsttoken_compiler.passes import views
 from firsttoken_compiler.passes.patterns import (
     Captured,
@@ -22,6 +21,7 @@ from firsttoken_compiler.passes.patterns import (
     token_list,
 )
 from firsttoken_compiler.passes.views import UnsupportedView, View
+from firsttoken_compiler.schedule.spec import MASKED
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, dtype_of, is_op, relax, shape_of, wildcard
 

@@ -17,10 +17,9 @@ from typing import Any, Final
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import LEAVING, SEEN
 from firsttoken_compiler.schedule import intrinsics, layout
-from firsttoken_compiler.schedule.definitions import MASKED
 from firsttoken_compiler.schedule.kernel import PIPELINE, Scheduled, annotate, demand_slots, fetch, spill
 from firsttoken_compiler.schedule.layout import Diagonal, Layout, Ragged
-from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
+from firsttoken_compiler.schedule.spec import MASKED, NAMES, Arg, KernelSpec
 from firsttoken_compiler.target.rates import pair_name
 from firsttoken_compiler.target.target import Attention, Target
 from firsttoken_compiler.tvm.api import Schedule, te, tirx

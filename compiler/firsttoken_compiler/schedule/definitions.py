@@ -19,15 +19,13 @@ from firsttoken_compiler.schedule import (
 )
 from firsttoken_compiler.schedule.block_trees import Blocks, Tree, kernel_of, leaves
 from firsttoken_compiler.schedule.quantised_definitions import QUANTISED, QUANTISED_BY_ELEMENT
-from firsttoken_compiler.schedule.spec import NAMES, Arg, KernelSpec
+from firsttoken_compiler.schedule.spec import MASKED, NAMES, Arg, KernelSpec
 from firsttoken_compiler.schedule.windows import product_of, windows_of
 from firsttoken_compiler.tvm.api import te, tirx
 
 QMAX = {"int8": 127.0, "int16": 32767.0, "int4": 7.0}
 ADDED = ("bias", "residual", "factor")
 """Operands of a product's epilogue, in the order of the call: two are added, the last one multiplied."""
-MASKED = -1e30
-"""Stands for minus infinity: its exponential is exactly 0."""
 MIN_SCALE = 1e-12
 """Smallest activation scale, so that a row of zeros divides by something."""
 MIN_CACHE_SCALE = 2.0**-14

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from firsttoken_compiler.isa.types import Dtype
 
@@ -14,6 +14,9 @@ DTYPES = {
     "uint4": Dtype.U4, "uint2": Dtype.U2, "uint1": Dtype.U1,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+MASKED: Final = -1e30
+"""Stands for minus infinity: added to a score it leaves a weight of exactly 0, unless all of a row is masked."""
 
 
 @dataclass(frozen=True, slots=True)
