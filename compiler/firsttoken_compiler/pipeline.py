@@ -7,7 +7,6 @@ ONNX ─ specialise ─ import ─ canonicalise ─ quantise ─ kv-cache ─ ca
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,12 +21,7 @@ if TYPE_CHECKING:
     from firsttoken_compiler.codegen.assemble import Templates
     from firsttoken_compiler.codegen.memory_map import Compiled
     from firsttoken_compiler.codegen.norm_choice import Lowered
-    from firsttoken_compiler.frontend.importer import Imported
     from firsttoken_compiler.passes.cache_norms import CacheNorms
-    from firsttoken_compiler.passes.canonicalise import Canonical
-    from firsttoken_compiler.passes.integer_images import IntegerImages
-    from firsttoken_compiler.passes.quantise import Quantised
-    from firsttoken_compiler.passes.static_ranges import StaticRanges
     from firsttoken_compiler.schedule.choice import Schedules
 
 PIPELINE: Final = (
@@ -101,36 +95,15 @@ class _Run:
         from firsttoken_compiler.codegen.memory_map import Compiled
         from firsttoken_compiler.codegen.names import signature, stored_lines
         from firsttoken_compiler.codegen.norm_choice import choose_norms
-        from firsttoken_compiler.frontend.contrib import prepare
-        from firsttoken_compiler.frontend.masks import add_masks
-        from firsttoken_compiler.frontend.specialise import specialise
-        from firsttoken_compiler.passes.block_tables import block_tables
-        from firsttoken_compiler.passes.kv_cache import KvCache
+        from firsttoken_compiler.front import front
         from firsttoken_compiler.passes.merge import check
-        from firsttoken_compiler.passes.quantise import Quantise
-        from firsttoken_compiler.passes.split import split
 
-        student = specialise(student)
-        self.done("specialise", student)
-        student = prepare(add_masks(student))
-        imported, canonical = split(
-            student, self.fallback, self.done, frozenset(target.matrix.macs_per_cycle), precision.host_roles,
-            precision.host_weight_bits,
-        )  # fmt: skip
-        canonical = block_tables(canonical, imported.weights, precision, target)
-        quantised = Quantise(precision, target).run(canonical, imported.weights)
-        self.done("quantise", quantised.module)
-        scales = _static_scales(precision, student, imported)
-        inputs = dict(zip((p.name for p in imported.module["main"].params), imported.inputs, strict=False))
-        caches, of = KvCache(precision.kv_cache, precision.kv_concat), (canonical, inputs)
-        typed, nodes, inputs = caches.run(quantised, *of)
-        self.done("kv-cache", typed.module)
+        kept = self.stop is None and self.dump is None
+        graph = front(student, target, precision, self.fallback, self.done, kept)
+        imported, inputs = graph.imported, graph.inputs
 
         def lower(norms: CacheNorms, spilled: frozenset[str] = frozenset()) -> Lowered:
-            made = typed, nodes
-            if spilled:
-                made = caches.run(Quantise(precision, target, spilled).run(of[0], imported.weights), *of)[:2]
-            return _lowered(*made, norms, scales, target, self.schedules, imported.weights)
+            return graph.lowered(norms, spilled, self.schedules)
 
         plan = choose_norms(precision, target, lower, self.schedules)
         check(self.schedules.graph, plan.lowered.merged.groups)
@@ -178,49 +151,3 @@ class _Run:
     def _show(self, name: str, part: float) -> None:
         if self.progress is not None:
             self.progress("compile", PIPELINE.index(name) + part, len(PIPELINE))
-
-
-def _static_scales(
-    precision: Precision, student: OnnxStudent, imported: Imported
-) -> tuple[StaticRanges, IntegerImages]:
-    """The passes of activations whose scales are known before the run."""
-    from firsttoken_compiler.codegen.stored_weights import columns_of
-    from firsttoken_compiler.passes.integer_images import IntegerImages
-    from firsttoken_compiler.passes.static_ranges import StaticRanges, multiplied
-
-    ranges = StaticRanges(dict(precision.ranges), multiplied(student.graph.node, student.initializers))
-    return ranges, IntegerImages(columns_of(imported.student), imported.weights)
-
-
-def _lowered(
-    quantised: Quantised, canonical: Canonical, norms: CacheNorms, scales: tuple[StaticRanges, IntegerImages],
-    target: Target, schedules: Schedules, weights: dict[str, str],
-) -> Lowered:  # fmt: skip
-    """The passes from typed operators to placed launches, with norms that go these ways."""
-    from firsttoken_compiler.codegen.names import module_path
-    from firsttoken_compiler.codegen.norm_choice import Lowered
-    from firsttoken_compiler.passes.fuse import Fuse
-    from firsttoken_compiler.passes.fuse_norms import FuseNorms
-    from firsttoken_compiler.passes.fuse_windows import FuseWindows
-    from firsttoken_compiler.passes.lower import Lower
-    from firsttoken_compiler.passes.merge import Merge
-    from firsttoken_compiler.passes.place import Place
-    from firsttoken_compiler.passes.quantise_images import QuantiseImages
-    from firsttoken_compiler.passes.spread import SpreadCores
-
-    cached, decisions = norms.run(quantised)
-    static, integers = scales
-    names = {variable: module_path(behind[0]) for variable, behind in canonical.nodes.items() if behind}
-    merge = Merge(schedules.graph, names, weights)
-    while True:
-        fused, nodes = FuseNorms().run(*FuseWindows().run(*Fuse(merge.apart).run(cached, canonical)))
-        fused, nodes = static.run(*QuantiseImages(bool(static.ranges)).run(fused, nodes))
-        fused, nodes = integers.run(*FuseWindows().run(fused, nodes))
-        merged = merge.run(Lower().run(fused), fused, nodes)
-        if not merged.unfused:
-            break
-        merge = replace(merge, refused={**merge.refused, **merged.unfused})
-    launches, nodes = merged.launches, merged.canonical
-    spread = SpreadCores(target, schedules).run(launches)
-    placement = Place(target, names, spread.exchanged, spread.rows, spread.cores).run(launches)
-    return Lowered(cached, merged.quantised, nodes, launches, placement, decisions, spread, merged.decisions)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firsttoken_compiler.codegen.hazards import GRANULE, footprints, hazards
+from firsttoken_compiler.codegen.footprints import GRANULE, footprints
+from firsttoken_compiler.codegen.hazards import hazards
 from firsttoken_compiler.codegen.sync import insert_semaphores
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word

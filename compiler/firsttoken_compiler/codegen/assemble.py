@@ -66,7 +66,7 @@ def assemble(compiled: Compiled, templates: Templates, target: Target, meta: dic
         spad_bytes=emitter.spad_bytes,
         acc_bytes=max((template.acc_bytes for template in templates.values()), default=0),
         cores=compiled.spread.cores,
-        meta={**meta, "kv": memory.kv, "spilled": compiled.placement.spilled, **spread},
+        meta={**meta, "kv": memory.kv, "spilled": dict(compiled.placement.spilled), **spread},
         hosts=tuple(emitter.hosts),
     )
 

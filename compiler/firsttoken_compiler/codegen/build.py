@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from firsttoken_compiler.codegen import block_products, concat, convolve, images, normed
-from firsttoken_compiler.codegen.kept_templates import KeptTemplates
+from firsttoken_compiler.codegen.kept_templates import KeptChoices, KeptTemplates
 from firsttoken_compiler.codegen.staging import over_rows
 from firsttoken_compiler.codegen.template import Template
 from firsttoken_compiler.codegen.tir_reader import read
@@ -21,8 +21,12 @@ from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.target.target import Target
 
+TILED: Final = (ProductChoice, AttentionChoice, RowsChoice)
+
 KEPT: Final = KeptTemplates()
 """Of this process: prompts of other lengths, decode steps and trials share most kernels with what came before."""
+SETTLED: Final = KeptChoices()
+"""Of this process: another plan leaves kernels another room, in which most get the same tile."""
 
 
 def build(
@@ -33,17 +37,26 @@ def build(
     Raises AllocationError when nothing fits, or the choice does not, and OptionError for another choice that the kernel
     does not have.
     """
-    key = (spec, spaces, target.content_hash, room, choice)
-    return KEPT.get(key, lambda: _build(spec, spaces, target, room, choice))
+    of = (spec, spaces, target.content_hash)
+    settled = SETTLED.get((*of, room, choice), lambda: _settled(spec, spaces, target, room, choice))
+    inside = None if isinstance(settled, TILED) else room
+    return KEPT.get((*of, inside, settled), lambda: _build(spec, spaces, target, room, settled))
+
+
+def _settled(
+    spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room, choice: Choice | None
+) -> Choice | None:  # fmt: skip
+    """The choice that a kernel goes by; None for kinds that have none."""
+    if choice is None:
+        return default_choice(spec, spaces, target, room)
+    check(spec, spaces, target, room, choice)
+    return choice
 
 
 def _build(
     spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Room, choice: Choice | None
 ) -> Template:  # fmt: skip
-    if choice is None:
-        choice = default_choice(spec, spaces, target, room)
-    else:
-        check(spec, spaces, target, room, choice)
+    """Nothing of a kernel that goes by a choice depends on the room."""
     if isinstance(choice, ProductChoice):
         return _product(spec, spaces, target, choice)
     if isinstance(choice, AttentionChoice):

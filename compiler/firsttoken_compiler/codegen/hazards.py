@@ -11,14 +11,21 @@ from typing import Final
 import numpy as np
 from numba import njit
 
+from firsttoken_compiler.codegen.footprints import (
+    ADDRESS,
+    AXES,
+    GRANULE,
+    INSTRUCTION,
+    RUN,
+    SPACE,
+    WRITE,
+    bounds,
+    footprints,
+)
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
-from firsttoken_compiler.isa.instruction import REGION_COLUMNS
-from firsttoken_compiler.isa.opcodes import regions
 from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Space
 
-GRANULE: Final = 64
-"""Bytes; two accesses conflict when they touch the same granule."""
 MAX_LOCAL_BYTES: Final = 1 << 30
 """Scratchpad or accumulator addresses above this are an error of whoever emitted them."""
 MAX_WRITTEN_BYTES: Final = 1 << 34
@@ -26,11 +33,6 @@ MAX_QUEUES: Final = 4096
 
 UNREAD: Final = range(word.OP, word.WAITS + 2 * word.MAX_WAITS)
 """Fields that no footprint depends on: operator, signal and waits."""
-
-INSTRUCTION, WRITE, SPACE, ADDRESS = range(4)
-RUN = REGION_COLUMNS.index("run")
-FIRST_AXIS = REGION_COLUMNS.index("c0")
-AXES = tuple((REGION_COLUMNS.index(f"c{axis}"), REGION_COLUMNS.index(f"s{axis}")) for axis in range(3))
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Hazards:
     """int32 `[instructions, queues]`."""
     unwritten: np.ndarray
     """int64 `[n, 3]`: (instruction, space, granule) of the first granule of a local read that nothing wrote before."""
+    table: np.ndarray
+    """The footprints of the code."""
 
 
 _known: dict[bytes, Hazards] = {}
@@ -63,78 +67,44 @@ def hazards(code: np.ndarray, queues: int) -> Hazards:
             f"queues {queue.min()} to {queue.max()} are used; the program has {queues}, the limit is {MAX_QUEUES}: "
             "check the core numbers"
         )
-    digest = hashlib.sha256(f"{queues}".encode())
-    for read in (code[:, : UNREAD.start], code[:, UNREAD.stop :]):
-        digest.update(np.ascontiguousarray(read).data)
-    known = _known.get(digest.digest())
+    digest = _digest(code, queues)
+    known = _known.get(digest)
     if known is None:
         known = _hazards(code, queue, queues)
         _known.clear()
-        _known[digest.digest()] = known
+        _known[digest] = known
     return known
 
 
+def footprints_of(code: np.ndarray, queues: int) -> np.ndarray:
+    """The footprints of a code, not to be written to; those that its hazards were found by, where it is the last one.
+
+    Unlike `hazards` it accepts every code whose opcodes are known.
+    """
+    known = _known.get(_digest(code, queues))
+    return footprints(code) if known is None else known.table
+
+
+def _digest(code: np.ndarray, queues: int) -> bytes:
+    """What decides hazards."""
+    digest = hashlib.sha256(f"{queues}".encode())
+    for read in (code[:, : UNREAD.start], code[:, UNREAD.stop :]):
+        digest.update(np.ascontiguousarray(read).data)
+    return digest.digest()
+
+
 def _hazards(code: np.ndarray, queue: np.ndarray, queues: int) -> Hazards:
-    table = footprints(code)
-    spans = _written_spans(table)
-    table = _drop_read_only(table, spans)
+    everything = footprints(code)
+    everything.setflags(write=False)
+    spans = _written_spans(everything)
+    table = _drop_read_only(everything, spans)
     rows, sizes = _placed(table, queue, spans)
     need = np.full((len(code), queues), -1, np.int32)
     unwritten = np.full(len(rows), -1, np.int64)
     stop, writer, reader = np.zeros(sizes[0], np.int32), np.empty(sizes[0], np.int32), np.empty(sizes[1], np.int32)
     _scan(rows, queue, *spans, sizes[0] - int((spans[1] - spans[0]).sum()), stop, writer, reader, need, unwritten)
     found = np.flatnonzero(unwritten >= 0)
-    return Hazards(need, np.column_stack([table[found][:, [INSTRUCTION, SPACE]], unwritten[found]]))
-
-
-def footprints(code: np.ndarray) -> np.ndarray:
-    """Footprints with dense axes merged into their runs, each instruction's reads before its writes.
-
-    Merging keeps the set of granules: a gap of less than a granule between runs cannot hide one.
-    """
-    table = regions(code)
-    return table[: _dense(table)]
-
-
-@njit(cache=True)
-def _dense(table: np.ndarray) -> int:
-    """Merges and orders footprints in place, which come by instruction; how many touch any byte."""
-    kept = begin = 0
-    writes = np.empty_like(table)
-    while begin < len(table):
-        end = begin
-        while end < len(table) and table[end, INSTRUCTION] == table[begin, INSTRUCTION]:
-            end += 1
-        later = 0
-        for r in range(begin, end):
-            row = table[r]
-            if row[FIRST_AXIS] <= 0 or row[FIRST_AXIS + 2] <= 0 or row[FIRST_AXIS + 4] <= 0 or row[RUN] <= 0:
-                continue
-            for axis in range(FIRST_AXIS, FIRST_AXIS + 6, 2):
-                if row[axis + 1] < 0:
-                    row[ADDRESS] += (row[axis] - 1) * row[axis + 1]
-                    row[axis + 1] = -row[axis + 1]
-            for _ in range(3):
-                for axis in range(FIRST_AXIS, FIRST_AXIS + 6, 2):
-                    if row[axis] > 1 and row[axis + 1] < row[RUN] + GRANULE:
-                        row[RUN] += (row[axis] - 1) * row[axis + 1]
-                        row[axis] = 1
-            if row[WRITE] != 0:
-                writes[later] = row
-                later += 1
-            else:
-                table[kept] = row
-                kept += 1
-        table[kept : kept + later] = writes[:later]
-        kept += later
-        begin = end
-    return kept
-
-
-def bounds(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First byte and one past the last byte of each footprint (of `footprints`, whose strides are not negative)."""
-    low = table[:, ADDRESS]
-    return low, low + sum((table[:, count] - 1) * table[:, stride] for count, stride in AXES) + table[:, RUN]
+    return Hazards(need, np.column_stack([table[found][:, [INSTRUCTION, SPACE]], unwritten[found]]), everything)
 
 
 def conflict(code: np.ndarray, earlier: int, later: int) -> str:

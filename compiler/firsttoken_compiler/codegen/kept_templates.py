@@ -1,4 +1,4 @@
-"""Templates that this process made before, up to a number of bytes; the ones used longest ago go first."""
+"""Templates and choices that this process made before, up to a limit; the ones used longest ago go first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from firsttoken_compiler.codegen.template import Template
+from firsttoken_compiler.schedule.choice import Choice
 
 LIMIT_BYTES: Final = 64 << 20
+LIMIT_CHOICES: Final = 1 << 14
 
 
 @dataclass
@@ -32,6 +34,24 @@ class KeptTemplates:
         while self.nbytes > self.limit and len(self.kept) > 1:
             self.nbytes -= _bytes(self.kept.popitem(last=False)[1])
         return template
+
+
+@dataclass
+class KeptChoices:
+    """By everything that decides them."""
+
+    limit: int = LIMIT_CHOICES
+    kept: OrderedDict[Hashable, Choice | None] = field(default_factory=OrderedDict)
+
+    def get(self, key: Hashable, make: Callable[[], Choice | None]) -> Choice | None:
+        """The choice of a key; what `make` raises is raised every time."""
+        if key in self.kept:
+            self.kept.move_to_end(key)
+            return self.kept[key]
+        choice = self.kept[key] = make()
+        while len(self.kept) > self.limit:
+            self.kept.popitem(last=False)
+        return choice
 
 
 def _bytes(template: Template) -> int:

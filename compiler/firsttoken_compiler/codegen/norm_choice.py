@@ -26,6 +26,7 @@ from firsttoken_compiler.passes.quantise import Quantised, residual_stream
 from firsttoken_compiler.passes.spread import ON_ONE_CORE, Spread
 from firsttoken_compiler.schedule.choice import NO_SCHEDULES, Schedules
 from firsttoken_compiler.target.target import Target
+from firsttoken_compiler.tvm.api import bindings_of
 
 SAID: Final = {
     "scratchpad": "rows in scratchpad", "dram": "rows in DRAM", "statistics": "from statistics",
@@ -258,7 +259,7 @@ def _why(lowered: Lowered, groups: list[Group]) -> str:
 
 def _residual(lowered: Lowered) -> list[tuple[str, Space]]:
     """The sums of the residual stream that launches write into storages, by their variables, and where they lie."""
-    bindings = [b for block in lowered.canonical.module["main"].body.blocks for b in block.bindings]
+    bindings = bindings_of(lowered.canonical.module["main"])
     sums = {value.name for value in residual_stream(bindings)}
     return [
         (launch.label, lowered.placement.space(launch.outs[0]))

@@ -1,19 +1,18 @@
 """The static verifier: a program that passes touches only what it may, and any legal execution equals program order."""
 
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from numba import njit
 
-from firsttoken_compiler.codegen.hazards import (
-    GRANULE,
-    conflict,
-    hazards,
-)
+from firsttoken_compiler.codegen.footprints import GRANULE
+from firsttoken_compiler.codegen.hazards import conflict, hazards
 from firsttoken_compiler.codegen.verify_host import check_calls, check_order
 from firsttoken_compiler.codegen.verify_memory import check_homes, check_tensors
 from firsttoken_compiler.errors import ProgramError
 from firsttoken_compiler.isa import word
+from firsttoken_compiler.isa.forms import Forms, forms_of
 from firsttoken_compiler.isa.instruction import BITS, columns
 from firsttoken_compiler.isa.matmul import TRANSPOSED
 from firsttoken_compiler.isa.opcodes import BY_MNEMONIC, BY_OPCODE, decode
@@ -72,8 +71,9 @@ def verify(program: Program, target: Target) -> None:
     calls of the host run between the loads of their operands and the stores of their results.
     """
     fields = (_check_fields, _check_operands, _check_shapes, _check_calls)
+    forms = forms_of(program.code)
     for checks in (fields, (check_tensors,), (_check_accesses,), (_check_order,)):
-        found = _Findings(program)
+        found = _Findings(program, forms)
         for check in checks:
             check(found, target)
         found.raise_if_any()
@@ -82,8 +82,8 @@ def verify(program: Program, target: Target) -> None:
 class _Findings:
     """Violations of one round; formats only the first few."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, forms: Forms) -> None:
+        self.program, self.forms = program, forms
         self.count = 0
         self.messages: list[str] = []
 
@@ -97,6 +97,14 @@ class _Findings:
         """A violation of every instruction where `bad` holds; `values` fill the template, arrays by instruction."""
         numbers = np.flatnonzero(bad)
         self.at(numbers, template, *(value[numbers] if isinstance(value, np.ndarray) else value for value in values))
+
+    def alike(self, bad: Any, template: str, *values: Any) -> None:
+        """The same by form; `bad` and `values` are arrays by form, what makes such an array, or the same for all."""
+        if not np.any(bad):
+            return
+        made = [value() if callable(value) else value for value in values]
+        every = [value[self.forms.of] if isinstance(value, np.ndarray) else value for value in made]
+        self.rows(bad[self.forms.of], template, *every)
 
     def at(self, numbers: np.ndarray, template: str, *values: Any) -> None:
         """A violation of each instruction in `numbers`; `values` fill the template, arrays by position."""
@@ -144,11 +152,12 @@ def _check_fields(found: _Findings, target: Target) -> None:
 
 
 def _check_operands(found: _Findings, _: Target) -> None:
-    program, code = found.program, found.program.code
+    program = found.program
+    code = program.code[found.forms.first]
     opcode, kernel = code[:, word.OPCODE], code[:, word.FLAGS] >> KERNEL_SHIFT
     is_vector = opcode == _VECTOR
     lost = is_vector & ((kernel < 0) | (kernel >= len(program.kernels)))
-    found.rows(lost, "microprogram {}, the program has {}", kernel, len(program.kernels))
+    found.alike(lost, "microprogram {}, the program has {}", kernel, len(program.kernels))
     sources = np.array([entry.sources for entry in program.kernels] + [0])
     required = np.where(is_vector, 1 + sources[np.where(lost | ~is_vector, -1, kernel)], 0)
     for number, rules in _OPERANDS.items():
@@ -159,35 +168,41 @@ def _check_operands(found: _Findings, _: Target) -> None:
             allowed = [0, *(word.kind(space, dtype) for space in spaces for dtype in dtypes)]
             limit = f"{'/'.join(s.text for s in spaces)} of {'/'.join(d.text for d in dtypes)}"
             name = BY_OPCODE[number].OPERAND_NAMES[index]
-            found.rows(rows & ~np.isin(kind, allowed), "{} is {}, allowed: {}", name, _kind_texts(kind), limit)
+            texts = partial(_kind_texts, kind)
+            found.alike(rows & ~np.isin(kind, allowed), "{} is {}, allowed: {}", name, texts, limit)
     for index in range(word.MAX_OPERANDS):
-        kind, *numbers = columns(code, index)
-        found.rows((kind == 0) & (index < required), "lacks operand {} of {}", index, required)
-        huge = (np.abs(np.stack(numbers)) > MAX_OFFSET).any(axis=0)
+        found.alike((columns(code, index)[0] == 0) & (index < required), "lacks operand {} of {}", index, required)
+        far = np.any([_beyond(stride) for stride in columns(code, index)[2:]], axis=0)
+        huge = far[found.forms.of] | _beyond(columns(program.code, index)[1])
         found.rows(huge, "operand {} has an address or stride beyond {}", index, MAX_OFFSET)
+
+
+def _beyond(numbers: np.ndarray) -> np.ndarray:
+    return (numbers > MAX_OFFSET) | (numbers < -MAX_OFFSET)
 
 
 def _check_shapes(found: _Findings, _: Target) -> None:
     """What single operands cannot show: type pairs and panels of products, packed streams, the extent of a table."""
-    code = found.program.code
+    code = found.program.code[found.forms.first]
     matmul = code[:, word.OPCODE] == _MATMUL
     accumulator, left, right, width = (columns(code, i)[c] for i, c in ((0, 0), (1, 0), (2, 0), (2, 4)))
     mixed = ~np.isin(word.dtype_of(left), _INTEGER) | ~np.isin(word.dtype_of(right), _INTEGER)
     wrong = matmul & (word.dtype_of(accumulator) == Dtype.I32) & mixed
-    found.rows(wrong, "{} x {} cannot accumulate in i32, only in f32", _kind_texts(left), _kind_texts(right))
+    texts = partial(_kind_texts, left), partial(_kind_texts, right)
+    found.alike(wrong, "{} x {} cannot accumulate in i32, only in f32", *texts)
     transposed = (code[:, word.FLAGS] & TRANSPOSED) != 0
     nibbles = np.isin(word.dtype_of(right), _NIBBLES)
-    found.rows(matmul & transposed & nibbles, "a transposed weight operand cannot be {}", _kind_texts(right))
-    found.rows(matmul & ~transposed & (width < 1), "panels of {} columns, at least 1", width)
+    found.alike(matmul & transposed & nibbles, "a transposed weight operand cannot be {}", texts[1])
+    found.alike(matmul & ~transposed & (width < 1), "panels of {} columns, at least 1", width)
     for index in range(1, word.MAX_OPERANDS):
         kind, step = columns(code, index)[0], columns(code, index)[4]
         odd = (code[:, word.OPCODE] == _VECTOR) & np.isin(word.dtype_of(kind), PACKED) & ~np.isin(step, (0, 1))
-        found.rows(odd, "elements of operand {} are {} apart; those of less than a byte 1, or 0", index, step)
+        found.alike(odd, "elements of operand {} are {} apart; those of less than a byte 1, or 0", index, step)
     stride, rows = columns(code, 2)[2:4]
     run = code[:, word.DIMS + 2]
     bad = (stride < run) | (rows < 1) | (stride.astype(np.float64) * rows > MAX_OFFSET)
     bad &= code[:, word.OPCODE] == _GATHER
-    found.rows(bad, "table of {} rows of {} bytes, limit {}; rows of {} are read", rows, stride, MAX_OFFSET, run)
+    found.alike(bad, "table of {} rows of {} bytes, limit {}; rows of {} are read", rows, stride, MAX_OFFSET, run)
 
 
 def _check_calls(found: _Findings, _: Target) -> None:
@@ -208,12 +223,16 @@ def _check_accesses(found: _Findings, target: Target) -> None:
     check_homes(found, target)
     code = found.program.code
     for index in range(word.MAX_OPERANDS):
-        kind, address, *_ = columns(code, index)
-        element = np.maximum(BITS[word.dtype_of(kind)] // 8, 1)
-        odd = (kind != 0) & (word.space_of(kind) != Space.DRAM) & (address % element != 0)
+        kind, address = columns(code[found.forms.first], index)[0], columns(code, index)[1]
+        local = (kind != 0) & (word.space_of(kind) != Space.DRAM)
+        element = np.where(local, np.maximum(BITS[word.dtype_of(kind)] // 8, 1), 1)
+        if not np.any(element > 1):
+            continue
+        element = element[found.forms.of]
         found.rows(
-            odd, "address {} of operand {} is not a multiple of its element of {} bytes", address, index, element
-        )
+            address % element != 0, "address {} of operand {} is not a multiple of its element of {} bytes", address,
+            index, element,
+        )  # fmt: skip
 
 
 def _check_order(found: _Findings, _: Target) -> None:

@@ -13,18 +13,17 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from firsttoken_compiler.codegen.hazards import (
+from firsttoken_compiler.codegen.footprints import (
     ADDRESS,
     AXES,
     GRANULE,
     INSTRUCTION,
-    MAX_WRITTEN_BYTES,
     RUN,
     SPACE,
     WRITE,
     bounds,
-    footprints,
 )
+from firsttoken_compiler.codegen.hazards import MAX_WRITTEN_BYTES, footprints_of
 from firsttoken_compiler.codegen.verify_host import Findings
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.instruction import columns
@@ -113,7 +112,8 @@ def check_homes(found: Findings, target: Target) -> None:
     Writes go to what may be written; reads of what lives for a time follow a write of that time; weights that the
     matrix unit reads begin on its own boundary.
     """
-    program, table = found.program, footprints(found.program.code)
+    program = found.program
+    table = footprints_of(program.code, program.cores * ENGINES_PER_CORE)
     number, (low, high) = table[:, INSTRUCTION], bounds(table)
     for space, limit in limits(program, target).items():
         bad = np.flatnonzero((table[:, SPACE] == space) & ((low < 0) | (high > limit)))

@@ -19,7 +19,7 @@ from firsttoken_compiler.passes.roles import Roles, roles_of
 from firsttoken_compiler.passes.weight_formats import WeightFormats
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, dtype_of, operator_name, relax, shape_of
+from firsttoken_compiler.tvm.api import Call, bindings_of, dtype_of, operator_name, relax, shape_of
 
 LAYOUT: Final = "rows:{kind}:{plane}"
 """See `codegen.block_weights`."""
@@ -34,7 +34,7 @@ def block_tables(canonical: Canonical, weights: dict[str, str], precision: Preci
 
 def _tables(canonical: Canonical, roles: Roles) -> list[Any]:
     """Float tables of token embeddings, of whose rows some are gathered."""
-    bindings = [b for block in canonical.module["main"].body.blocks for b in block.bindings]
+    bindings = bindings_of(canonical.module["main"])
     calls = [b.value for b in bindings if operator_name(b.value) == "npu.gather" and "stored" not in b.value.attrs]
     tables = dict.fromkeys(call.args[0] for call in calls if "turned" not in call.attrs)
     return [t for t in tables if roles.of(t.name).role in ("token_embd", "output") and dtype_of(t) == "float32"]

@@ -17,7 +17,7 @@ from firsttoken_compiler.passes.quantise import INTEGER, Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
 from firsttoken_compiler.schedule.norm_definitions import statistics_of
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, IRModule, dtype_of, relax
+from firsttoken_compiler.tvm.api import Call, IRModule, bindings_of, dtype_of, items, relax
 
 NORMS = ("npu.rms_norm", "npu.layer_norm")
 
@@ -75,7 +75,7 @@ class _State:
 
     def run(self) -> tuple[Quantised, tuple[NormDecision, ...]]:
         function = self.source.module["main"]
-        bindings = [b for block in function.body.blocks for b in block.bindings]
+        bindings = bindings_of(function)
         self.producers = {b.var: b.value for b in bindings}
         for binding in bindings[:-1]:
             norm = self._norm_read(binding.value)
@@ -173,7 +173,7 @@ class _State:
         out = acts if acts in INTEGER else "float16"
         if keeps == "rows" and out == dtype_of(norm):
             return [state.env[norm]]
-        arguments = [state.env.get(a, a) for a in call.args]
+        arguments = [state.env.get(a, a) for a in items(call.args)]
         before, state.current = state.current, norm.name
         if keeps == "statistics":
             parts = self._from_statistics(state, norm, arguments, out)
@@ -203,7 +203,7 @@ class _State:
         if self._is(source, "npu.swiglu"):
             call = self.producers[source]
             before, state.current = state.current, source.name
-            made = state.emit(dialect.call("npu.swiglu", [state.env.get(a, a) for a in call.args], out=acts))
+            made = state.emit(dialect.call("npu.swiglu", [state.env.get(a, a) for a in items(call.args)], out=acts))
             state.current = before
         else:
             made = state.emit(dialect.call("npu.quantise", [state.env.get(source, source)], out=acts))
@@ -218,9 +218,9 @@ def without_dead(module: Any) -> Any:
     """The module without bindings that nothing follows from; TVM's own pass needs time in the square of them."""
     function = module["main"]
     live, blocks = {function.body.body}, []
-    for block in reversed(function.body.blocks):
+    for block in reversed(items(function.body.blocks)):
         kept = []
-        for binding in reversed(block.bindings):
+        for binding in reversed(items(block.bindings)):
             if binding.var in live:
                 kept.append(binding)
                 live.update(_operands(binding.value))
@@ -232,7 +232,7 @@ def without_dead(module: Any) -> Any:
 def _operands(value: Any) -> list[Any]:
     """Variables and constants that the value of a binding reads."""
     if isinstance(value, Call):
-        return [argument for argument in value.args if isinstance(argument, relax.Var)]
+        return [argument for argument in items(value.args) if isinstance(argument, relax.Var)]
     if isinstance(value, relax.TupleGetItem):
         return [value.tuple_value]
     return list(value.fields) if isinstance(value, relax.Tuple) else [value]

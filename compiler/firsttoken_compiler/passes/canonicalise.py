@@ -19,7 +19,7 @@ from firsttoken_compiler.passes.patterns import Context, Match, Rule, row_major
 from firsttoken_compiler.passes.rules import RULES
 from firsttoken_compiler.passes.views import UnsupportedView, View
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, IRModule, dtype_of, is_static, relax, shape_of
+from firsttoken_compiler.tvm.api import Call, IRModule, bindings_of, dtype_of, is_static, items, relax, shape_of
 
 Plan = dict[Any, tuple[Rule, Match]]
 FLOAT16 = 10
@@ -58,7 +58,7 @@ class Canonicalise:
     def attempt(self, imported: Imported) -> Canonical:
         """The same, with the nodes that no pattern covers in `left`."""
         function = imported.module["main"]
-        bindings = [binding for block in function.body.blocks for binding in block.bindings]
+        bindings = bindings_of(function)
         values = {binding.var: binding.value for binding in bindings}
         outputs = _outputs(function.body.body, values)
         left = dict(imported.unreadable)
@@ -268,7 +268,7 @@ def _flat_type(parameter: Any, cache: bool) -> Any:
 def _unreachable(call: Any, env: dict[Any, View]) -> list[Any]:
     """Operands of the host that no strides describe: what makes them joins the host."""
     found = []
-    for argument in call.args:
+    for argument in items(call.args):
         try:
             views.strides(env[argument])
         except UnsupportedView:
@@ -303,7 +303,7 @@ def _with_parameters(module: Any, extra: list[Any]) -> Any:
 def _owners(module: Any) -> dict[str, str]:
     """The call behind each result that is one of several, and behind each that was put into other rows."""
     owners: dict[str, str] = {}
-    for binding in (binding for block in module["main"].body.blocks for binding in block.bindings):
+    for binding in bindings_of(module["main"]):
         if isinstance(binding.value, relax.TupleGetItem):
             source = binding.value.tuple_value.name
         elif _operator(binding.value) == "relax.reshape":
@@ -320,7 +320,7 @@ def _node_of(imported: Imported, variable: Any) -> str:
 
 def _trace_turns(module: Any, nodes: dict[str, tuple[str, ...]]) -> None:
     """A transposition between operators belongs to the nodes of the first that reads it, an output's to its maker's."""
-    bindings = [b for block in module["main"].body.blocks for b in block.bindings]
+    bindings = bindings_of(module["main"])
     for turn in bindings:
         if _operator(turn.value) != "npu.transpose" or turn.var.name in nodes:
             continue

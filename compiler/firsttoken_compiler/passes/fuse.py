@@ -15,7 +15,7 @@ from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import INTEGER, Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, reads, rebuild
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, dtype_of, relax, shape_of
+from firsttoken_compiler.tvm.api import Call, bindings_of, dtype_of, relax, shape_of
 
 MOST_USES: Final = 4
 """How often an activation may name its operand: each time the product's scales and bias are applied to it again."""
@@ -44,7 +44,7 @@ class Fuse:
 class _State:
     def __init__(self, quantised: Quantised, apart: Callable[[str], bool]) -> None:
         self.module, self.names, self.apart = quantised.module, quantised.names, apart
-        bindings = [binding for block in self.module["main"].body.blocks for binding in block.bindings]
+        bindings = bindings_of(self.module["main"])
         self.values = {binding.var: binding.value for binding in bindings}
         self.uses = Counter(argument for binding in bindings for argument in reads(binding.value))
         self.silu = {pair[0] for value in self.values.values() if (pair := self._pair(value)) is not None}

@@ -12,7 +12,7 @@ from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, reads, rebuild
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, operator_name
+from firsttoken_compiler.tvm.api import Call, bindings_of, operator_name
 
 
 def _takes_norms(value: Any) -> bool:
@@ -26,7 +26,7 @@ class FuseNorms:
 
     def run(self, quantised: Quantised, canonical: Canonical) -> tuple[Quantised, Canonical]:
         """The rewritten module, and the provenance with the norm's nodes on the products that now compute it."""
-        bindings = [binding for block in quantised.module["main"].body.blocks for binding in block.bindings]
+        bindings = bindings_of(quantised.module["main"])
         made = {b.var: b.value for b in bindings if operator_name(b.value) == "npu.normalise"}
         readers: dict[Any, list[tuple[Any, int]]] = {}
         for binding in bindings:

@@ -13,7 +13,7 @@ from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, operator_name
+from firsttoken_compiler.tvm.api import Call, bindings_of, operator_name
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class FuseWindows:
 
     def run(self, quantised: Quantised, canonical: Canonical) -> tuple[Quantised, Canonical]:
         """The rewritten module; the provenance stays, as both have the convolution's nodes."""
-        bindings = [binding for block in quantised.module["main"].body.blocks for binding in block.bindings]
+        bindings = bindings_of(quantised.module["main"])
         values = {binding.var: binding.value for binding in bindings}
         products = [value for value in values.values() if operator_name(value) == "npu.linear"]
         read_by_products = (product.args[0] for product in products)

@@ -16,7 +16,7 @@ from firsttoken_compiler.passes.concat_cache import ConcatCache
 from firsttoken_compiler.passes.quantise import Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, rebuild
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, operator_name, relax, shape_of
+from firsttoken_compiler.tvm.api import Call, bindings_of, operator_name, relax, shape_of
 
 SCALES: Final = ".scales"
 """Follows the name of a cache in the name of its scales."""
@@ -46,7 +46,7 @@ class _State:
 
     def __init__(self, quantised: Quantised, canonical: Canonical, inputs: dict[str, str]) -> None:
         self.quantised, self.canonical, self.inputs = quantised, canonical, inputs
-        bindings = [binding for block in quantised.module["main"].body.blocks for binding in block.bindings]
+        bindings = bindings_of(quantised.module["main"])
         self.bindings = bindings[:-1]
         self.returned = list(bindings[-1].value.fields)
         self.appends = {

@@ -5,7 +5,9 @@ own, from the launch that writes it to the last one that reads it; `place` lets 
 """
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from firsttoken_compiler.errors import StudentError
@@ -13,7 +15,7 @@ from firsttoken_compiler.passes.quantise import Quantised
 from firsttoken_compiler.schedule.definitions import definition
 from firsttoken_compiler.schedule.spec import DTYPES, Arg, KernelSpec
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, GlobalVar, relax, shape_of, transform, tvm
+from firsttoken_compiler.tvm.api import Call, GlobalVar, items, relax, shape_of, transform, tvm
 
 OPAQUE = 8
 """TVM's pattern kind of functions that FuseOps leaves alone."""
@@ -70,26 +72,31 @@ class Launches:
 def _spec(call: Any) -> KernelSpec:
     fields = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
     params = tuple(sorted(dialect.plain_attributes(call).items()))
-    args = tuple(_arg(a.ty) for a in call.args)
+    args = tuple([_arg(a.ty) for a in items(call.args)])
     return KernelSpec(call.op.name.removeprefix("npu."), params, args, tuple(_arg(field) for field in fields))
 
 
 def _arg(ty: Any) -> Arg:
-    return Arg(tuple(int(extent) for extent in ty.shape), DTYPES[str(ty.dtype.dtype)])
+    return Arg(tuple([int(extent) for extent in items(ty.shape.values)]), DTYPES[str(ty.dtype.dtype)])
 
 
-_PRIM_FUNCS: dict[KernelSpec, Any] = {}
+@lru_cache(maxsize=1024)
+def _prim_func(spec: KernelSpec) -> Any:
+    return definition(spec).with_attr("npu.spec", spec.to_json()).with_attr("op_pattern", OPAQUE)
+
+
+_added: ContextVar[dict[KernelSpec, Any]] = ContextVar("added")
+"""What the module that is being legalised has: the builder would compare functions to find it."""
 
 
 def _legalise(builder: Any, call: Any) -> Any:
     """FLegalize of every npu operator: a call of the spec's PrimFunc."""
-    spec = _spec(call)
-    if spec not in _PRIM_FUNCS:
-        function = definition(spec).with_attr("npu.spec", spec.to_json())
-        _PRIM_FUNCS[spec] = function.with_attr("op_pattern", OPAQUE)
-    name = builder.add_func(_PRIM_FUNCS[spec], spec.kind)
+    spec, added = _spec(call), _added.get()
+    if spec not in added:
+        added[spec] = builder.add_func(_prim_func(spec), spec.kind)
+    name = added[spec]
     fields = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
-    made = relax.call_tir(name, list(call.args), list(fields) if len(fields) > 1 else fields[0])
+    made = relax.call_tir(name, items(call.args), list(fields) if len(fields) > 1 else fields[0])
     alone = isinstance(call.ty, relax.TupleType) and len(fields) == 1
     return relax.Tuple([builder.emit(made)]) if alone else made
 
@@ -109,7 +116,11 @@ class Lower:
             transform.RewriteDataflowReshape(), transform.ToNonDataflow(), transform.RemovePurityChecking(),
             transform.CallTIRRewrite(),
         ]  # fmt: skip
-        module = tvm.transform.Sequential(stages)(quantised.module)
+        before = _added.set({})
+        try:
+            module = tvm.transform.Sequential(stages)(quantised.module)
+        finally:
+            _added.reset(before)
         return _Reader(module, quantised).read()
 
 
@@ -136,6 +147,8 @@ class _Reader:
         self.module, self.names = module, quantised.names
         self.values: dict[Any, Any] = {}
         self.raw: list[tuple[KernelSpec, list[Any]]] = []
+        self.specs: dict[str, KernelSpec] = {}
+        """By function."""
         self.labels: dict[int, str] = {}
         self.reshaped: set[str] = set()
         self.made = 0
@@ -145,8 +158,8 @@ class _Reader:
         params = {p.name: _arg(p.ty) for p in function.params}
         for parameter in function.params:
             self.values[parameter] = Value("param", parameter.name, params[parameter.name])
-        for block in function.body.blocks:
-            for binding in block.bindings:
+        for block in items(function.body.blocks):
+            for binding in items(block.bindings):
                 self._binding(binding.var, binding.value)
         body = self.values[function.body.body]
         returned = tuple(body if isinstance(body, tuple) else (body,))
@@ -181,11 +194,14 @@ class _Reader:
             self._label(variable)
 
     def _launch(self, call: Any) -> None:
-        function = self.module[call.op]
-        text = function.attrs.get("npu.spec") if function.attrs else None
-        if text is None:
-            raise StudentError(f"internal: kernel {call.op.name_hint} has no npu operator; it cannot be scheduled")
-        self.raw.append((KernelSpec.from_json(str(text)), [self.values[argument] for argument in call.args]))
+        name = str(call.op.name_hint)
+        if name not in self.specs:
+            function = self.module[call.op]
+            text = function.attrs.get("npu.spec") if function.attrs else None
+            if text is None:
+                raise StudentError(f"internal: kernel {name} has no npu operator; it cannot be scheduled")
+            self.specs[name] = KernelSpec.from_json(str(text))
+        self.raw.append((self.specs[name], [self.values[argument] for argument in items(call.args)]))
 
     def _label(self, variable: Any) -> None:
         """A variable bound to what the last launch wrote names that launch."""

@@ -21,7 +21,7 @@ from firsttoken_compiler.passes.weight_formats import Formatted, Matrix, WeightF
 from firsttoken_compiler.schedule.linear import panel_of
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, dtype_of, operator_name, relax, shape_of
+from firsttoken_compiler.tvm.api import Call, bindings_of, dtype_of, operator_name, relax, shape_of
 
 INTEGER = ("int8", "int16")
 BESIDE = " | "
@@ -88,7 +88,7 @@ class _State:
 
     def run(self) -> Quantised:
         function = self.canonical.module["main"]
-        bindings = [b for block in function.body.blocks for b in block.bindings]
+        bindings = bindings_of(function)
         outputs = zip(bindings[-1].value.fields, self.canonical.outputs, strict=True)
         self.results = {value for value, name in outputs if name not in self.canonical.narrow}
         self.residual = {value for value in residual_stream(bindings) if value.name not in self.spilled}

@@ -15,7 +15,7 @@ from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, reads, rebuild
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, operator_name, relax
+from firsttoken_compiler.tvm.api import Call, bindings_of, operator_name, relax
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class QuantiseImages:
 
     def run(self, quantised: Quantised, canonical: Canonical) -> tuple[Quantised, Canonical]:
         """npu.quantise(npu.windows(x)) as npu.windows(npu.quantise(x)), where nothing else reads the former windows."""
-        bindings = [binding for block in quantised.module["main"].body.blocks for binding in block.bindings]
+        bindings = bindings_of(quantised.module["main"])
         values = {binding.var: binding.value for binding in bindings}
         uses = Counter(part for value in values.values() for part in reads(value))
         turned = {

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from firsttoken_compiler.tvm.api import Call, relax
+from firsttoken_compiler.tvm.api import Call, bindings_of, items, relax
 
 Visit = Callable[["Rebuild", Any, Any, list[Any]], Any]
 """(rebuild, old variable, old call, new arguments) → new expression bound in its place."""
@@ -30,9 +30,9 @@ class Rebuild:
 def reads(value: Any) -> list[Any]:
     """What a bound expression reads, in order."""
     if isinstance(value, Call):
-        return list(value.args)
+        return items(value.args)
     if isinstance(value, relax.Tuple):
-        return list(value.fields)
+        return items(value.fields)
     return [value.tuple_value] if isinstance(value, relax.TupleGetItem) else [value]
 
 
@@ -46,7 +46,7 @@ def rebuild(
     """
     function = module["main"]
     state = Rebuild(relax.BlockBuilder(), env)
-    bindings = [binding for block in function.body.blocks for binding in block.bindings]
+    bindings = bindings_of(function)
     outputs = bindings[-1].value.fields
     with state.builder.function("main", params=parameters):
         with state.builder.dataflow():
@@ -54,7 +54,8 @@ def rebuild(
                 state.current = binding.var.name
                 value = binding.value
                 if isinstance(value, Call):
-                    state.env[binding.var] = visit(state, binding.var, value, [env.get(a, a) for a in value.args])
+                    arguments = [env.get(a, a) for a in items(value.args)]
+                    state.env[binding.var] = visit(state, binding.var, value, arguments)
                 elif isinstance(value, relax.TupleGetItem):
                     pair = env.get(value.tuple_value, value.tuple_value)
                     known = isinstance(pair, relax.Tuple)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from firsttoken_compiler.errors import StudentError
 from firsttoken_compiler.passes.canonicalise import Canonical
-from firsttoken_compiler.tvm.api import Call, operator_name, relax, shape_of
+from firsttoken_compiler.tvm.api import Call, bindings_of, items, operator_name, relax, shape_of
 
 OTHER: Final = "other"
 PRODUCTS: Final = frozenset(("npu.linear", "npu.conv"))
@@ -69,7 +69,7 @@ class _Graph:
 
     def __init__(self, canonical: Canonical) -> None:
         function, self.known = canonical.module["main"], canonical.nodes
-        bindings = [b for block in function.body.blocks for b in block.bindings]
+        bindings = bindings_of(function)
         self.results = list(getattr(bindings[-1].value, "fields", ()))
         self.calls: dict[Any, Any] = {}
         self.behind: dict[Any, int] = {}
@@ -79,7 +79,7 @@ class _Graph:
                 self.calls[binding.var] = self.calls[value.tuple_value]
                 self.behind[binding.var] = self.behind[value.tuple_value]
             elif isinstance(value, Call):
-                before = max((self.behind.get(argument, 0) for argument in value.args), default=0)
+                before = max((self.behind.get(argument, 0) for argument in items(value.args)), default=0)
                 self.calls[binding.var] = value
                 self.behind[binding.var] = before + (operator_name(value) == "npu.attention")
         self.places: dict[str, Place] = {}

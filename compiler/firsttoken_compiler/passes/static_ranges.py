@@ -22,7 +22,7 @@ from firsttoken_compiler.passes.quantise import INTEGER, Quantised
 from firsttoken_compiler.passes.rebuild import Rebuild, reads, rebuild
 from firsttoken_compiler.schedule.definitions import MIN_SCALE, QMAX
 from firsttoken_compiler.tvm import dialect
-from firsttoken_compiler.tvm.api import Call, operator_name, relax
+from firsttoken_compiler.tvm.api import Call, bindings_of, operator_name, relax
 
 PRODUCTS: Final = ("MatMul", "Gemm", "Conv", "FusedMatMul")
 """ONNX operators that multiply a tensor by weights."""
@@ -86,7 +86,7 @@ class _State:
     """The scales and their inverses, by name."""
 
     def run(self) -> tuple[Quantised, Canonical]:
-        bindings = [binding for block in self.quantised.module["main"].body.blocks for binding in block.bindings]
+        bindings = bindings_of(self.quantised.module["main"])
         self.values = {binding.var: binding.value for binding in bindings}
         for pair, (tensor, largest) in self._largest().items():
             self._declare(pair, tensor, largest)

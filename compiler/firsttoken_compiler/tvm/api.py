@@ -7,12 +7,14 @@ import importlib.metadata
 from typing import Any, Final
 
 import tvm
+import tvm_ffi
 from tvm import relax, s_tir, te, tirx
 from tvm.ir import Call, GenericConst, GlobalVar, IRModule, Op
 from tvm.relax import dpl, transform
 from tvm.relax.dpl import is_op, wildcard
 from tvm.relax.frontend.onnx import onnx_frontend
-from tvm.s_tir import Schedule, TensorIntrin
+from tvm.s_tir import Schedule as CheckedSchedule
+from tvm.s_tir import TensorIntrin
 from tvm.s_tir.schedule import Trace
 from tvm.script import from_source
 from tvm.script import ir as I
@@ -31,10 +33,31 @@ for _package, _version in PINS.items():
         )
 
 __all__ = [
-    "Call", "GenericConst", "GlobalVar", "IRBuilder", "IRModule", "Op", "Schedule", "TensorIntrin", "Trace", "dpl",
-    "is_op", "is_static", "onnx_frontend", "parse_function", "relax", "s_tir", "te", "tir_builder", "tirx",
-    "transform", "tvm", "wildcard",
+    "Call", "GenericConst", "GlobalVar", "IRBuilder", "IRModule", "Op", "Schedule", "TensorIntrin", "Trace",
+    "bindings_of", "dpl", "is_op", "is_static", "items", "onnx_frontend", "parse_function", "relax", "s_tir", "te",
+    "tir_builder", "tirx", "transform", "tvm", "wildcard",
 ]  # fmt: skip
+
+
+class Schedule(CheckedSchedule):
+    """TVM's schedule without its checks of the Python types of all arguments, which take a third of its time."""
+
+
+for _name, _method in vars(CheckedSchedule).items():
+    if hasattr(_method, "__wrapped__"):
+        setattr(Schedule, _name, _method.__wrapped__)
+
+_element, _length = (tvm_ffi.get_global_func(f"ffi.Array{name}") for name in ("GetItem", "Size"))
+
+
+def items(array: Any) -> list[Any]:
+    """Elements of an array of TVM, whose own iterator asks for the length again and again."""
+    return [_element(array, index) for index in range(_length(array))]
+
+
+def bindings_of(function: Any) -> list[Any]:
+    """The bindings of a Relax function, in order."""
+    return [binding for block in items(function.body.blocks) for binding in items(block.bindings)]
 
 
 def attributes(**values: object) -> object:
@@ -44,7 +67,10 @@ def attributes(**values: object) -> object:
 
 def shape_of(expr: Any) -> tuple[int, ...]:
     """Static shape of a typed Relax expression."""
-    return tuple(int(extent) for extent in expr.ty.shape)
+    shape = expr.ty.shape
+    if type(shape) is not relax.ShapeExpr:
+        return tuple(int(extent) for extent in shape)  # raises
+    return tuple([int(extent) for extent in items(shape.values)])
 
 
 def operator_name(value: Any) -> str:
@@ -56,7 +82,8 @@ def is_static(expr: Any) -> bool:
     """Whether every extent of a tensor is known."""
     shape = expr.ty.shape  # a variable where the shape is computed
     known = shape is not None and not isinstance(shape, relax.Var)
-    return known and all(isinstance(extent, (int, tirx.IntImm)) for extent in shape)
+    extents = items(shape.values) if type(shape) is relax.ShapeExpr else shape
+    return known and all(isinstance(extent, (int, tirx.IntImm)) for extent in extents)
 
 
 def dtype_of(expr: Any) -> str:
