@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firsttoken.calibration.fit import Fitted, Outcome, fit, mape
+from firsttoken.calibration.fit import GENERATIONS, Fitted, Outcome, fit, mape
 from firsttoken.calibration.forward import KeptClock
 from firsttoken.calibration.parameters import parameters_of
 from firsttoken.calibration.problem import Loss, Problem, Row
@@ -65,6 +65,7 @@ def calibrated(
     leave_one_out: bool = True,
     loss: Loss = "linear",
     check: bool = True,
+    generations: int = GENERATIONS,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
@@ -77,6 +78,7 @@ def calibrated(
         without: runtimes whose rows are left out.
         leave_one_out: whether each model is predicted by a fit to the others.
         loss: of `scipy.optimize.least_squares`.
+        generations: most sets of programs that rounds are made on.
         check: whether a whole student is compiled beside its short versions.
         progress: called with (stage, done, total).
         say: called with a line per round.
@@ -94,7 +96,7 @@ def calibrated(
     if not rows:
         raise OptionError(f"no row of {machine.name} can be run: {refused[0].label}: {refused[0].reason}")
     problem = Problem(machine, parameters, rows, predict_row, loss)
-    outcome = fit(problem, clock, leave_one_out, say)
+    outcome = fit(problem, clock, leave_one_out, say, generations)
     checks = check_line(rows, machine, clock) if check else ()
     models, names = tuple(dict.fromkeys(row.model for row in rows)), tuple(dict.fromkeys(file.name for file in files))
     outside = None if outcome.left_out is None else round(mape(outcome.left_out), 2)

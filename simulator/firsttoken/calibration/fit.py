@@ -83,9 +83,12 @@ def mape(errors: Vector) -> float:
 
 
 def fit(
-    problem: Problem, clock: KeptClock, leave_one_out: bool = True, say: Callable[[str], None] = lambda text: None
-) -> Outcome:
+    problem: Problem, clock: KeptClock, leave_one_out: bool = True, say: Callable[[str], None] = lambda text: None,
+    generations: int = GENERATIONS,
+) -> Outcome:  # fmt: skip
     """Fits and judges; `clock` compiles for the target that the problem starts from.
+
+    `generations`: most sets of programs that rounds are made on.
 
     Raises OptionError where there are no rows.
     """
@@ -105,7 +108,7 @@ def fit(
         found = _Place(place, free, lines, fresh, after, worst)
         if best is None or problem.cost(after) < problem.cost(best.after):
             best = found
-        if worst <= AGREE or generation == GENERATIONS:
+        if worst <= AGREE or generation >= generations:
             break
         kept = fresh
     judged = _judged(problem, Search(problem, best.clock, best.x, best.free, best.lines), best.after)

@@ -35,7 +35,7 @@ REGION: Final = (math.log(2.0), math.log(1.02))
 WIDTH: Final = 1e-5
 """Difference on lines, where nothing is rounded."""
 ROUNDS: Final = 10
-ENOUGH: Final = 0.01
+ENOUGH: Final = 0.03
 """A round that would lower the cost by less than this share is not made."""
 EXACT: Final = 0.003
 """Root mean square of the residuals below which nothing is left to fit."""

@@ -40,6 +40,7 @@ def calibrate(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compile one whole student beside its short versions.")
     ] = True,
+    generations: Annotated[int, typer.Option(min=1, max=3, help="Most sets of programs that rounds are made on.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Fit the physical parameters that a target declares, within their bounds, and write them with their provenance."""
@@ -54,6 +55,7 @@ def calibrate(
     with Bar() as bar:
         found = calibrated(
             target, measurements, wanted, without=apart, leave_one_out=leave_one_out, loss=loss, check=check,
+            generations=generations,
             progress=bar.update, say=lambda text: print(text, file=sys.stderr),
         )  # fmt: skip
     if out is not None:
