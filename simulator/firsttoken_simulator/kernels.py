@@ -244,20 +244,22 @@ def issue(
     bus, port = machine[M_BUS_FREE], ports[core]
     ring = q * x[X_OUTSTANDING]
     stall_spad, stall_dram, ended, sent = 0, 0, 0, t
+    left, o, first, turn, row = int(0), int(0), int(0), int(0), int(0)
     if burst > last:
         ended = 1
     while ended == 0:
-        c, first, turn, row, count = stretch(p, burst, last)
-        count = min(count, p[P_WINDOW])
-        o = c * p[P_WORDS]
-        k, free = 0, t
+        if left == 0:
+            c, first, turn, row, left = stretch(p, burst, last)
+            o = c * p[P_WORDS]
+        count, k, free = min(left, p[P_WINDOW]), 0, t
         if not write:
             count = min(count, x[X_OUTSTANDING] - slot)
-            k, t, bus, port, latest, waits, free = hits(
+            k, turn, t, bus, port, latest, waits, free = hits(
                 p, d, x, flight, ring + slot, latest, o, first, turn, row, count, t, limit, bus, port
             )
             stall_dram += waits
             burst += k
+            left -= k
             budget -= k
             slot += k
             if slot == x[X_OUTSTANDING]:
@@ -269,9 +271,6 @@ def issue(
             sent = max(start, served)
             stall_spad += sent - start
             bus, port = start + x[X_BUS], served + x[X_PORTS]
-            turn += k
-            while turn >= p[P_ROUND]:
-                turn -= p[P_ROUND]
             accept, done = serve(p, d, activates, o, first + turn, row, write, i, sent)
             done += x[X_LATENCY]
             flight[U(ring + slot)] = done
@@ -281,7 +280,11 @@ def issue(
             latest = max(latest, done)
             free = sent + x[X_BUS]
             t = max(free, accept)
+            turn += 1
+            if turn == p[P_ROUND]:
+                turn = 0
             burst += 1
+            left -= 1
             budget -= 1
         if burst > last:
             step = dma.advance_run(table, queues, q, i, p)

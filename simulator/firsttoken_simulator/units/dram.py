@@ -37,10 +37,11 @@ SPARE: Final = 8
     P_CHANNELS, P_BANKS, P_GROUPS, P_PAGE, P_CHUNK, P_POW2, P_SH_BURST, P_SH_CHUNK, P_SH_CHANNEL, P_SH_BANK, P_SH_PAGE,
     P_ROUND, P_SH_ROUND, P_DEPTH, P_BATCH, P_BURST_BYTES, P_CL, P_CWL, P_RCD, P_RP, P_RAS, P_WR, P_RTP, P_CCD_S,
     P_CCD_L, P_WTR, P_RTW, P_RRD, P_FAW, P_BURST, P_CONTROLLER, P_REFRESH, P_RFC, P_PER_BANK, P_WINDOW, P_WORDS,
-    P_AT_BANKS, P_AT_BUFFER, P_AT_COLUMNS, P_ROOM, P_COUNT,
-) = range(41)  # fmt: skip
+    P_AT_BANKS, P_AT_BUFFER, P_AT_COLUMNS, P_ROOM, P_ALIKE, P_COUNT,
+) = range(42)  # fmt: skip
 """Columns of the parameter array made by `resolve`; the last are the layout of a channel's state: its words, where the
-banks, the buffered writes and the column commands begin, and how many of these fit."""
+banks, the buffered writes and the column commands begin, how many of these fit; and after how many bursts of a stretch
+a bank group comes again."""
 
 (
     C_LOW, C_GAP, C_READ_FLOOR, C_WRITE_FLOOR, C_WROTE, C_REFRESH_AT, C_REFRESH_BANK, C_BUFFERED, C_ACT_LOW, C_HITS,
@@ -88,7 +89,7 @@ def resolve(target: Target) -> np.ndarray:
     p[P_CHANNELS], p[P_BANKS], p[P_GROUPS], p[P_PAGE], p[P_CHUNK] = d.channels, banks, d.bank_groups, page, chunk
     p[P_POW2] = int(min(shifts) >= 0)
     p[[P_SH_BURST, P_SH_CHUNK, P_SH_CHANNEL, P_SH_BANK, P_SH_PAGE, P_SH_ROUND]] = np.maximum(shifts, 0)
-    p[P_ROUND] = together
+    p[P_ROUND], p[P_ALIKE] = together, min(together, d.bank_groups)
     p[P_DEPTH], p[P_BATCH], p[P_BURST_BYTES] = d.queue_depth, max(1, d.queue_depth // 2), burst
     for column, nanoseconds in (
         (P_CL, d.tcl_ns), (P_CWL, d.tcwl_ns), (P_RCD, d.trcd_ns), (P_RP, d.trp_ns), (P_RAS, d.tras_ns),
