@@ -172,7 +172,9 @@ def _static_scales(
     from firsttoken_compiler.passes.static_ranges import StaticRanges, multiplied
 
     ranges = StaticRanges(dict(precision.ranges), multiplied(student.graph.node, student.initializers))
-    return ranges, IntegerImages(columns_of(imported.student), imported.weights)
+    known = ranges.ranges
+    made = {node.name: known[name] for node in student.graph.node for name in node.output if name in known}
+    return ranges, IntegerImages(columns_of(imported.student), imported.weights, made)
 
 
 def lower(
@@ -182,6 +184,7 @@ def lower(
     """The passes from typed operators to placed launches, with norms that go these ways."""
     from firsttoken_compiler.codegen.names import module_path
     from firsttoken_compiler.codegen.norm_choice import Lowered
+    from firsttoken_compiler.codegen.share_choice import place_by_cost
     from firsttoken_compiler.passes.fuse import Fuse
     from firsttoken_compiler.passes.fuse_norms import FuseNorms
     from firsttoken_compiler.passes.fuse_windows import FuseWindows
@@ -205,5 +208,5 @@ def lower(
         merge = replace(merge, refused={**merge.refused, **merged.unfused})
     launches, nodes = merged.launches, merged.canonical
     spread = SpreadCores(target, schedules).run(launches)
-    placement = Place(target, names, spread.exchanged, spread.rows, spread.cores).run(launches)
+    placement = place_by_cost(Place(target, names, spread.exchanged, spread.rows, cores=spread.cores), launches)
     return Lowered(cached, merged.quantised, nodes, launches, placement, decisions, spread, merged.decisions)

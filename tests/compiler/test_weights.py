@@ -325,3 +325,15 @@ def test_planes_of_a_float_table_are_those_of_its_blocks(name: str) -> None:
     table[-1, 0] = np.nan
     with pytest.raises(ProgramError, match="table 'w' has values that are not finite"):
         materialised(tensors[: len(kind.planes)], {"w": table})
+
+
+def test_a_plain_recipe_multiplies_by_a_number() -> None:
+    def vector(layout: str) -> Tensor:
+        packing = Packing("b", "plain", 0, 0, 0, 32, 0, False, layout)
+        return Tensor("b", "weight", Space.DRAM, 0, 16, Dtype.F32, (4,), packing)
+
+    array = np.array([1.0, -2, 4, 0], np.float32)
+    made = materialised([vector("times:0.25")], {"b": array})
+    assert made.view(np.float32).tolist() == [0.25, -0.5, 1.0, 0.0]
+    with pytest.raises(ProgramError, match="layout 'times:x' of a plain recipe"):
+        materialised([vector("times:x")], {"b": array})

@@ -19,6 +19,7 @@ from firsttoken.api import simulate
 from firsttoken.execution import load
 from firsttoken_compiler.frontend.onnx_file import from_model
 from firsttoken_compiler.isa.program import Program
+from firsttoken_compiler.isa.types import Dtype
 from firsttoken_compiler.options import resolve
 from firsttoken_compiler.pipeline import compile_onnx
 from firsttoken_compiler.target.target import Target
@@ -205,3 +206,56 @@ def test_what_products_do_not_take_is_left_to_the_host(model: onnx.ModelProto, r
     x = np.random.default_rng(1).integers(0, 255, (1, 4, 9, 8)).astype(np.uint8)
     program = compare(model, x)
     assert any(reason in host.reason for host in program.hosts)
+
+
+def rounded(model: onnx.ModelProto, ranges: dict[str, float]) -> onnx.ModelProto:
+    """The model with its weights, and values of these ranges, rounded to symmetric int8, in floats."""
+    made = onnx.ModelProto.FromString(model.SerializeToString())
+    for item in made.graph.initializer:
+        if (array := numpy_helper.to_array(item)).ndim > 1:
+            peak = np.abs(array).reshape(len(array), -1).max(axis=1).reshape(-1, *[1] * (array.ndim - 1))
+            scale = (peak / 127).astype(np.float16).astype(np.float32)
+            item.CopyFrom(numpy_helper.from_array((np.rint(array / scale) * scale).astype(np.float32), item.name))
+    nodes = list(made.graph.node)
+    del made.graph.node[:]
+    for name, largest in ranges.items():
+        for part, value in (("scale", np.float32(largest / 127)), ("zero", np.int8(0))):
+            made.graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{name}.{part}"))
+    for node in (None, *nodes):
+        made.graph.node.extend([node] if node is not None else [])
+        for name in ("x",) if node is None else node.output:
+            if name in ranges:
+                ends = [f"{name}.scale", f"{name}.zero"]
+                made.graph.node.append(helper.make_node("QuantizeLinear", [name, *ends], [f"{name}.q"]))
+                made.graph.node.append(helper.make_node("DequantizeLinear", [f"{name}.q", *ends], [f"{name}.r"]))
+    for node in made.graph.node:
+        for index, name in enumerate(node.input):
+            if name in ranges and node.op_type != "QuantizeLinear":
+                node.input[index] = f"{name}.r"
+    return made
+
+
+def test_floats_with_static_scales_are_integers_between_operators(tmp_path: Path) -> None:
+    """Residuals and largest values too; what a sum alone reads has the scale that is given for it."""
+    model = graph(*residual_block(2), (1, 3, 30, 26))
+    x = random(1, 3, 30, 26, seed=9)
+    every = onnx.ModelProto.FromString(model.SerializeToString())
+    del every.graph.output[:]
+    names = [node.output[0] for node in model.graph.node]
+    every.graph.output.extend(helper.make_tensor_value_info(name, 1, None) for name in names)
+    values = onnxruntime.InferenceSession(every.SerializeToString()).run(names, {"x": x})
+    ranges = {name: float(np.abs(value).max()) for name, value in zip(names, values, strict=True)} | {"x": 4.0}
+    student, machine = from_model(model, Path(), "net"), Target.load("nvdla-full")
+    precision = replace(resolve("int8", "int8", "channel", None), ranges=tuple(ranges.items()))
+    seen: list[Any] = []
+    program = compile_onnx(student, machine, precision, observe=lambda compiled, _: seen.append(compiled))
+    assert program is not None
+    assert not program.hosts
+    assert [op.kind for op in program.ops].count("add") == 0
+    got = load(program, simulate(program, machine), student, machine).run({"x": x})["y"]
+    same = rounded(model, {name: ranges[name] for name in ("x", "p", "r2", "r3", "r4", "c5", "f")})
+    expected = onnxruntime.InferenceSession(same.SerializeToString()).run(["y"], {"x": x})[0]
+    assert np.abs(got - expected).max() < 0.02 * np.abs(expected).max()
+    made = [(launch.spec.kind, launch.outs[0].arg.dtype) for launch in seen[0].launches.launches]
+    products = [dtype for kind, dtype in made if kind in ("conv", "linear", "pool")]
+    assert products == [Dtype.I8] * 6 + [Dtype.F16, Dtype.F32]  # the average reads a float

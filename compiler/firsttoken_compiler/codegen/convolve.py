@@ -29,10 +29,13 @@ STAGES = (0, 1, 0, 2)
 
 def build(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, tile: Tile) -> Template:
     """The template of a convolution with this tile."""
-    product = product_of(spec)
-    scheduled = linear.schedule(product, (Space.DRAM, *spaces[1:]), replace(tile, whole=False), target)
+    product, thin = product_of(spec), conv.thins(spec, spaces[0])
+    fetched = tile if thin else replace(tile, whole=False)
+    scheduled = linear.schedule(product, (Space.DRAM, *spaces[1:]), fetched, target)
     body, params = read(scheduled.lowered())
-    if conv.walks(spec, target):
+    if thin:
+        body = _Rewriting(Windows.of(spec), spaces[0], spec, params, tile, thin).run(body)
+    elif conv.walks(spec, target):
         body = Walking(spec, spaces[0], params[0], tile).run(body)
     else:
         body = _Rewriting(Windows.of(spec), spaces[0], spec, params, tile).run(body)
@@ -52,6 +55,8 @@ class _Rewriting:
     spec: KernelSpec
     params: list[Buffer]
     tile: Tile
+    thin: bool = False
+    """Whether tiles are fetched out of the image, pixel by pixel, as one tap meets them."""
 
     def run(self, body: list[Statement]) -> list[Statement]:
         """The statements of the convolution."""
@@ -59,6 +64,8 @@ class _Rewriting:
         image = Buffer("image", "param", arg.dtype, arg.shape[0] * arg.shape[1], 0)
         part, lines = conv.part_of(self.shape, self.tile.m), conv.lines_of(self.shape, self.tile.m)
         self.frame = Frame.of(self.shape, image, self.space, lines, float(self.spec.get("outside")), part)
+        if self.thin:
+            self.frame = replace(self.frame, band=None)
         self.done = 0
         made = self._body(body, -1)
         if self.done != 1:
@@ -83,7 +90,7 @@ class _Rewriting:
             inner = self._body(loop.body, loop.depth)
             return replace(loop, body=[*self.frame.fetch(lambda env: self._lines(env, loop)), *inner])
         own = any(isinstance(statement, Nest) and self._fetches(statement) for statement in loop.body)
-        stages = STAGES if own and rows >= 0 else loop.stages
+        stages = STAGES if own and rows >= 0 and not self.thin else loop.stages
         return replace(loop, stages=stages, body=self._body(loop.body, rows))
 
     def _lines(self, env: list[int], loop: Loop) -> tuple[int, int, int]:
@@ -109,6 +116,8 @@ class _Rewriting:
             row, column = divmod(of.base(env), depth)
             rows = row, min(row + self.tile.m, self.shape.pixels)
             columns = column, min(column + self.tile.k, int(self.spec["k"]))
+            if self.tile.whole and self.thin:
+                rows, columns = (0, self.shape.pixels), (0, int(self.spec["k"]))
             lines = self.frame.lines(row // self.shape.out[1], self._pixel(row))
             into = Rows(dst.buffer, pitch, row, column)
             return [

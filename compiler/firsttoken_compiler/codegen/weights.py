@@ -4,6 +4,7 @@ Integers are symmetric: the scale is absmax / 7 or absmax / 127, so that -8 and 
 negative quantise alike, and no product overflows the range that the accumulators were sized for.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
@@ -19,6 +20,9 @@ from firsttoken_compiler.isa.types import PACKED, Dtype, pack
 QMAX: Final = {4: 7, 8: 127}
 BLOCK_ELEMENTS: Final = 1 << 21
 """Weights that are converted at a time; temporaries take about 12 bytes each."""
+TIMES: Final = "times:"
+"""Before the number that a `plain` recipe of floats multiplies by."""
+_TIMES: Final = re.compile(rf"{TIMES}[0-9]+(\.[0-9]*)?(e[-+]?[0-9]{{1,3}})?")
 SMALLEST_SCALE: Final = np.float16(2**-24)
 
 Initialiser = Callable[[str], np.ndarray]
@@ -174,6 +178,8 @@ def _recipe(tensor: Tensor) -> Packing:
         if not summed or min(packing.columns) < 1 or block_weights.is_table(packing):
             raise ProgramError(f"{where}: {packing} is no recipe of columns that lie one behind another")
     if packing.form == "plain":
+        if packing.layout and not _TIMES.fullmatch(packing.layout):
+            raise ProgramError(f"{where}: layout {packing.layout!r} of a plain recipe is no {TIMES!r} and a number")
         return packing
     if packing.form in block_weights.FORMS:
         block_weights.check(packing, where)
@@ -335,6 +341,8 @@ def _write_plain(tensor: Tensor, arrays: list[np.ndarray], write: Write) -> None
         write(tensor.address, pack(whole.reshape(-1), tensor.dtype.bits))
         return
     rows = np.atleast_1d(array.T if packing.transposed else array)
+    if packing.layout:
+        rows = rows * np.float32(packing.layout.removeprefix(TIMES))
     step = max(1, BLOCK_ELEMENTS * len(rows) // max(1, array.size))
     address = tensor.address
     for first in range(0, len(rows), step):

@@ -68,7 +68,8 @@ class Packing:
     and plane, `q4_k:low`.
 
     Of `panels`, `scales` and `zeros`: `conv` for the weight of a convolution, `[n, channels, kernel]`; k counts tap by
-    tap. A number behind a colon, such as `:128`: rows that share a scale, of which the recipe's groups are parts.
+    tap. Of `plain`: nothing, or `times:` and a number that floats are multiplied by. A number behind a colon, such as
+    `:128`: rows that share a scale, of which the recipe's groups are parts.
     """
     shift: int = 0
     """Subtracted from stored integers and zero points: the middle of an unsigned range. Weights that are quantised by

@@ -9,7 +9,7 @@ point is the least integer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from firsttoken_compiler.passes.canonicalise import Canonical
 from firsttoken_compiler.passes.quantise import Quantised
 from firsttoken_compiler.passes.quantised_patterns import DEQUANTISE, QUANTISE
 from firsttoken_compiler.passes.rebuild import Rebuild, reads, rebuild
-from firsttoken_compiler.schedule.definitions import linear_names
+from firsttoken_compiler.schedule.definitions import MIN_SCALE, QMAX, linear_names
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.tvm import dialect
 from firsttoken_compiler.tvm.api import Call, IRModule, dtype_of, operator_name, relax, shape_of
@@ -50,16 +50,18 @@ class Grid:
 class IntegerImages:
     """See the module's docstring. Modules without static scales stay as they are.
 
+    `largest`: ONNX node → the largest magnitude of its result, which gives residuals a scale that nothing else reads.
     `columns`: of stored weights, for the sums that zero points are multiplied by. `weights`: parameter → initialiser.
     Results of products are within one step of those that are quantised apart, as these scale twice.
     """
 
     columns: Columns
     weights: Mapping[str, str]
+    largest: Mapping[str, float] = field(default_factory=dict)
 
     def run(self, quantised: Quantised, canonical: Canonical) -> tuple[Quantised, Canonical]:
         """The rewritten module; operators that moved into others leave these their ONNX nodes."""
-        state = _State(quantised, canonical, self.columns, self.weights)
+        state = _State(quantised, canonical, self.columns, self.weights, self.largest)
         state.plan()
         if not state.grids and not state.sums:
             return quantised, canonical
@@ -72,6 +74,7 @@ class _State:
     canonical: Canonical
     columns: Columns
     weights: Mapping[str, str]
+    largest: Mapping[str, float]
     values: dict[Any, Any] = field(default_factory=dict)
     readers: dict[Any, list[tuple[Any, int]]] = field(default_factory=dict)
     """Value → (variable that reads it, number of the operand); (None, 0) where the graph returns it."""
@@ -167,6 +170,8 @@ class _State:
             elif not self._is_residual(reader, index):
                 return None
         residuals = any(self._is_residual(*pair) for pair in readers)
+        if not grids and residuals:
+            grids.update(self._given(variable))
         if len(grids) != 1 or (residuals and not ours):
             return None
         (grid,) = grids
@@ -174,11 +179,19 @@ class _State:
             return grid if self._is_max_pool(variable) and self._pools_integers(call.args[0], variable, grid) else None
         return grid if self._writes_integers(call, grid) else None
 
+    def _given(self, variable: Any) -> Iterator[Grid]:
+        """The scale that the options give a value."""
+        nodes = self.canonical.nodes.get(self.quantised.names.get(variable.name, variable.name), ())
+        if nodes and nodes[-1] in self.largest:
+            yield Grid(max(self.largest[nodes[-1]] / QMAX["int8"], MIN_SCALE), 0.0)
+
     def _is_residual(self, reader: Any, index: int) -> bool:
-        """Whether it is read as the residual of a product that becomes integers."""
-        call = self.values.get(reader)
-        product = operator_name(call) in PRODUCTS and reader in self.grids
-        return product and self._names(call)[index] == "residual"
+        """Whether it is read as the residual of a product that can multiply it by a scale."""
+        call: Any = self.values.get(reader)
+        if operator_name(call) not in PRODUCTS or self._names(call)[index] != "residual":
+            return False
+        alone = len(call.args) - 1 == index and len(call.args) <= MAX_SOURCES  # nothing follows it, and a port is free
+        return reader in self.grids or (str(call.attrs["acts"]) == "int8" and alone)
 
     def _is_max_pool(self, variable: Any) -> bool:
         call: Any = self.values.get(variable)
@@ -240,6 +253,8 @@ class _State:
         """Rebuilds it."""
         parameters = list(self.quantised.module["main"].params)
         scaled = {variable: self._scaled(variable) for variable in self.grids if self._is_product(variable)}
+        for variable in self.values:
+            self._added(self.values[variable])  # parameters are declared before the function
         env = {parameter: parameter for parameter in parameters}
 
         def visit(state: Rebuild, variable: Any, call: Any, args: list[Any]) -> Any:
@@ -249,6 +264,9 @@ class _State:
                 return self._sum(state, variable)
             if variable in scaled:
                 return self._product(state, variable, scaled[variable])
+            if (added := self._added(call)) is not None:
+                attributes = {**dialect.plain_attributes(call), "residual_scaled": 1}
+                return state.emit(dialect.call(call.op.name, [*args, added], **attributes))
             if variable in self.grids:
                 attributes = {**dialect.plain_attributes(call), "out": "int8"}
                 return state.emit(dialect.call("npu.pool", [self._read(state, call.args[0])], **attributes))
@@ -272,6 +290,11 @@ class _State:
         kept = [p for p in function.params if p in read or (p not in self.readers and p.name not in self.parameters)]
         made = relax.Function(kept, function.body, function.ret_ty, function.is_pure, function.attrs)
         return IRModule({"main": made})
+
+    def _added(self, call: Any) -> Any | None:
+        """The scale of a residual that becomes integers, which a product that stays a float reads."""
+        last = call.args[-1] if operator_name(call) in PRODUCTS and int(call.attrs["residual"]) else None
+        return self._constant(np.full((1, 1), self.grids[last].scale), "scale") if last in self.grids else None
 
     def _is_product(self, variable: Any) -> bool:
         return operator_name(self.values[variable]) in PRODUCTS
@@ -334,6 +357,7 @@ class _State:
         read = {name: self._read(state, part) for name, part in operands.items()} | dict(scaled)
         attrs = dialect.plain_attributes(call)
         attrs.update(out="int8", requantised=1, asymmetric=0, bias=int("bias" in read))
+        attrs["residual_scaled"] = attrs["residual"]
         act = moved(str(attrs.pop("act")), self.grids[variable]) if attrs.get("act") else "s0"
         if act != "s0":
             attrs["act"] = act

@@ -1,7 +1,8 @@
 """Decides which values lie in the scratchpad, where they and the others lie, and what is left for kernels to work in.
 
 Values that are touched most per byte come first; a value stays where the bytes live beside it leave room. At least
-`WORKING_SHARE` of the scratchpad stays free for tiles. Values share bytes when they are never live together.
+`WORKING_SHARE` of the scratchpad, or another share, stays free for tiles. Values share bytes when they are never live
+together.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from firsttoken_compiler.schedule.tiling import Room
 from firsttoken_compiler.target.target import Target
 
 WORKING_SHARE: Final = 0.45
-"""Share of the scratchpad that residents may not take: half of it holds the kernel that runs, half the next one's
-first tiles, so that weights stream while vector work goes on."""
+"""Share of the scratchpad that residents may not take, where no other is asked for: half of it holds the kernel that
+runs, half the next one's first tiles, so that weights stream while vector work goes on."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Place:
     """Storages that cores exchange, which only DRAM lets them, and why."""
     rows: Mapping[str, int] = field(default_factory=dict)
     """Of storages of which each core keeps its own rows, at the same address: how many at most."""
+    share: float = WORKING_SHARE
+    """Share of the scratchpad that residents may not take."""
     cores: int = 1
     """Cores in use; of several each keeps some bytes above the residents, where fences load to."""
 
@@ -79,7 +82,7 @@ class Place:
                 f"target {self.target.name} has a scratchpad of {pad.bytes} bytes, which cannot hold one tile: "
                 f"at least {16 * pad.alignment_bytes} are needed, raise scratchpad.bytes"
             )
-        choice = _Choice(launches, self, int(pad.bytes * (1 - WORKING_SHARE)))
+        choice = _Choice(launches, self, int(pad.bytes * (1 - self.share)))
         packed = choice.residents()
         align = self.target.alignment(Space.DRAM)
         others = [

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from firsttoken_compiler.errors import AllocationError
-from firsttoken_compiler.isa.types import Space
+from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.schedule import tiling, windows
 from firsttoken_compiler.schedule.linear import Shape, Tile, panel_of
@@ -31,6 +31,16 @@ def walks(spec: KernelSpec, target: Target) -> bool:
     return target.matrix.windows and spec.args[0].dtype is product_of(spec).args[0].dtype
 
 
+def thins(spec: KernelSpec, space: Space) -> bool:
+    """Whether the pixels that a kernel of one pixel reads are fetched alone, which are a matrix then.
+
+    Of integers in DRAM, where steps leave out some of them.
+    """
+    shape = Windows.of(spec)
+    single = shape.kernel == (1, 1) and shape.stride != (1, 1) and not shape.padded
+    return single and space is Space.DRAM and spec.args[0].dtype is Dtype.I8
+
+
 def part_of(shape: Windows, pixels: int) -> int:
     """Pixels of a line that a tile is, where several tiles make up a line; 0 for tiles of lines, or across lines."""
     return pixels if pixels < shape.out[1] and shape.out[1] % pixels == 0 else 0
@@ -51,6 +61,8 @@ def choose(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, room: Ro
     Raises AllocationError when none fits.
     """
     shape, product = Windows.of(spec), product_of(spec)
+    if thins(spec, spaces[0]):
+        return tiling.choose_linear(product, spaces, target, Room(room.limit, room.limit))
     accumulators = target.scratchpad.accumulator_bytes
     for limit in (room.limit,) if walks(spec, target) else (room.preferred, room.limit):
         costs: dict[Tile, float] = {}
@@ -89,6 +101,8 @@ def tiles_of(product: KernelSpec, shape: Windows, target: Target) -> Iterator[Ti
 
 def tile_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> tuple[int, int]:
     """(scratchpad, accumulator) bytes of a tile with all its slots, and the frame of lines."""
+    if thins(spec, spaces[0]):
+        return tiling.linear_bytes(product_of(spec), spaces, tile, target)
     where = Space.SPAD if walks(spec, target) else Space.DRAM
     scratch, acc = tiling.linear_bytes(product_of(spec), (where, *spaces[1:]), replace(tile, whole=False), target)
     slots = (1 if tile.whole else WALKED_SLOTS) if walks(spec, target) else BAND_SLOTS
@@ -108,6 +122,8 @@ def _band_bytes(spec: KernelSpec, shape: Windows, space: Space, tile: Tile) -> i
 def tile_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> float:
     """Cycles: the product's, and the vector unit's for the windows, which no other unit's time hides for sure."""
     shape, product = Windows.of(spec), product_of(spec)
+    if thins(spec, spaces[0]):
+        return linear_cost(product, spaces, tile, target)
     sizes = Shape.of(product)
     across = ceil_div(sizes.n, tile.panels * panel_of(target))
     cut = ceil_div(sizes.m, tile.m) * ceil_div(sizes.k, tile.k)

@@ -321,7 +321,7 @@ def linear_names(spec: KernelSpec) -> tuple[str, ...]:
     or with `w_min`, what is added to the weights of each group and column after they are scaled. In place of `w`,
     weights in blocks have a plane for each part of their blocks; their integer activations lie as fp16.
     `inverse`: of the static scale of integers that the result becomes. With `requantised` scales and bias are in units
-    of that scale already, and `r_scale` is what the residual counts in these units.
+    of that scale already. With `residual_scaled` the residual is multiplied by `r_scale`.
     """
     if spec.get("blocks"):
         planes = [plane.name for plane in BLOCK_TYPES[str(spec["blocks"])].planes]
@@ -334,7 +334,7 @@ def linear_names(spec: KernelSpec) -> tuple[str, ...]:
         "a_zero": spec.get("asymmetric"), "a_sum": spec.get("zeros") or spec.get("minimum"),
         "w_scale": spec["group"], "w_zero": spec.get("zeros"),
         "w_min": spec.get("minimum"), "w_sum": spec.get("asymmetric"), **{name: spec.get(name) for name in ADDED},
-        "r_scale": spec.get("requantised") and spec.get("residual"), "inverse": spec.get("narrow"),
+        "r_scale": spec.get("residual_scaled"), "inverse": spec.get("narrow"),
     }  # fmt: skip
     return (*names, *(name for name, present in given.items() if present))
 

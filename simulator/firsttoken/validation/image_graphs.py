@@ -99,6 +99,7 @@ class _Network:
         y = self.conv(y, f"{name}.conv3", (narrow, 4 * narrow), 1, 1, relu=False)
         if wide != 4 * narrow or stride > 1:
             x = self.conv(x, f"{name}.shortcut", (wide, 4 * narrow), 1, stride, relu=False)
+            self.read[x] = None
         return self.add("Relu", f"{name}.Relu", [self.add("Add", f"{name}.Add", [y, x])])
 
     def model(self, side: int) -> Any:

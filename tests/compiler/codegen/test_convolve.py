@@ -126,3 +126,60 @@ def test_no_tile_that_fits_names_the_remedy() -> None:
     shape = Windows(3, 4096, 64, (3, 3), (1, 1), (1, 1), (1, 1), (3, 4096))
     with pytest.raises(AllocationError, match=r"no tile of a convolution .* raise scratchpad\.bytes"):
         build(conv_spec(shape, 8), (Space.DRAM,) * 5, TARGET, Room(4096, 8192))
+
+
+def integer_spec(shape: Windows, n: int, outside: int) -> KernelSpec:
+    """int8 throughout, with bias and residual in units of the result."""
+    windows = windows_spec("windows", shape, Dtype.I8, dtype=Dtype.I8, outside=outside)
+    k = windows.outs[0].shape[1]
+    product = {"n": n, "k": k, "acts": "int8", "bits": 8, "group": k, "bias": 1, "residual": 1, "requantised": 1}
+    product["residual_scaled"] = 1
+    one, wide = Arg((1, 1), Dtype.F32), Arg((shape.pixels, n), Dtype.I8)
+    args = (*windows.args, Arg((k, n), Dtype.I8), one, Arg((1, n), Dtype.F32), Arg((n,), Dtype.F32), wide, one)
+    return KernelSpec("conv", tuple(sorted({**dict(windows.params), **product}.items())), args, (wide,))
+
+
+INTEGER_TARGETS = [TARGET, WALKING]
+POINTS = Windows(9, 12, 32, (1, 1), (2, 2), (0, 0), (1, 1), (5, 6))
+"""One pixel of four is read."""
+
+
+def check_integers(
+    shape: Windows, n: int, outside: int, spaces: tuple[Space, ...], target: Target, seed: int, tile: Tile | None = None
+) -> np.ndarray:
+    """Within a step of numpy's; returns the code."""
+    spec, random = integer_spec(shape, n, outside), np.random.default_rng(seed)
+    shapes_ = [arg.shape for arg in spec.args]
+    x, w, residual = (random.integers(-128, 128, shapes_[i]).astype(np.int8) for i in (0, 1, 5))
+    scale, r_scale = np.full((1, 1), 0.01, np.float32), np.full((1, 1), 0.3, np.float32)
+    scales, bias = (random.random(shapes_[i]).astype(np.float32) for i in (3, 4))
+    bench = Bench(spec, spaces, target, (*spec.args, *spec.outs), panels=(1, 3))
+    room = Room(20000, 1 << 20)
+    template = build(spec, spaces, target, room) if tile is None else convolve.build(spec, spaces, target, tile)
+    (got,) = bench.run(template, [x, w, scale, scales, bias, residual, r_scale])
+    taps = padded_taps(x.reshape(shape.height, shape.width, -1), shape, outside).reshape(shape.pixels, -1)
+    sums = taps @ w.astype(np.float64) * 0.01 * scales + bias + residual * 0.3
+    assert np.abs(got.astype(np.int64) - np.clip(np.rint(sums), -128, 127)).max() <= 1
+    return template.code
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shapes(), st.integers(1, 20), st.sampled_from((0, -128, 5)), st.tuples(PLACES, *[st.just(Space.DRAM)] * 4, PLACES),
+    PLACES, st.sampled_from(INTEGER_TARGETS), st.integers(0, 99),
+)  # fmt: skip
+def test_integers_with_a_zero_point_in_the_padding(
+    shape: Windows, n: int, outside: int, spaces: tuple[Space, ...], out: Space, target: Target, seed: int
+) -> None:
+    check_integers(shape, n, outside, (*spaces, Space.DRAM, out), target, seed)
+
+
+@pytest.mark.parametrize("tile", [Tile(30, 1, 32, whole=True), Tile(12, 2, 16), Tile(4, 1, 32)])
+@pytest.mark.parametrize("target", INTEGER_TARGETS)
+def test_steps_over_integers_fetch_the_pixels_that_they_read_alone(tile: Tile, target: Target) -> None:
+    code = check_integers(POINTS, 40, 0, (Space.DRAM,) * 8, target, 3, tile)
+    loads = code[code[:, word.OPCODE] == Load.OPCODE][:, word.DIMS : word.DIMS + 3].tolist()
+    lines, width = -(-min(tile.m, 30) // 6), min(tile.m, 6)
+    assert loads.count([lines, width, tile.k]) + loads.count([1, width, lines * tile.k]) >= (1 if tile.whole else 3)
+    vectors = code[code[:, word.OPCODE] == Vector.OPCODE][:, word.DIMS : word.DIMS + 3].prod(axis=1).sum()
+    assert vectors == POINTS.pixels * 40  # nothing is copied, results are finished
