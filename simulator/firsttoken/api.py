@@ -336,7 +336,7 @@ def _measure(
     _report(progress, 0.0)
     document = build_run(*first[:2], target, first[2], decode=later)
     if options.schedule is not None:
-        lines = [*schedule_lines(options.schedule), *map(str, first[0].meta.get("merged", []))]
+        lines = [*schedule_lines(options.schedule), *merged_lines(first[0])]
         document = document.model_copy(update={"schedule": lines})
     return document, first[0], first[1], None if later is None else later[0]
 
@@ -346,6 +346,18 @@ def schedule_lines(schedules: Schedules) -> list[str]:
     missing, count = schedules.absent(), len(schedules.choices)
     lines = [f"{count - len(missing)} of the {count} kernels that it has choices for occur"]
     return lines + ([f"not in this run: {', '.join(missing)}"] if missing else [])
+
+
+def merged_lines(program: Program) -> list[str]:
+    """What became of products that a schedule makes one; layers of which the same is said share a line."""
+    from firsttoken.schedule_file import patterns
+
+    alike: dict[str, list[str]] = {}
+    for line in map(str, program.meta.get("merged", [])):
+        name, _, said = line.partition(": ")
+        alike.setdefault(said, []).append(name)
+    modules = list(dict.fromkeys(op.module for op in program.ops))
+    return [f"{', '.join(patterns(names, modules))}: {said}" for said, names in alike.items()]
 
 
 def run_parts(

@@ -65,9 +65,10 @@ def test_reports_know_merged_products_by_the_names_of_their_parts() -> None:
     assert run.weight_bytes == plain.weight_bytes
     assert run.schedule == [
         "0 of the 0 kernels that it has choices for occur",
-        "layers.0.self_attn: q_proj, k_proj and v_proj are one product",
-        "layers.1.self_attn: q_proj, k_proj and v_proj are one product",
+        "layers.*.self_attn: q_proj, k_proj and v_proj are one product",
     ]
+    one = api.run(STUDENT, TARGET, prompt=9, options=merged("layers.1.*=qkv"), cache=False)
+    assert one.schedule[1:] == ["layers.1.self_attn: q_proj, k_proj and v_proj are one product"]
     names = [row.op for row in run.ops]
     for name in ("layers.1.self_attn.k_proj", "blk.1.attn_k", "layers.1.attn.k", QKV):
         assert matching(name, names) == [QKV]
