@@ -40,7 +40,8 @@ from firsttoken.tuning.whole import Graph
 from firsttoken_compiler.errors import FirsttokenError
 from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.types import ENGINES_PER_CORE, Engine
-from firsttoken_compiler.schedule.choice import product_dims
+from firsttoken_compiler.schedule.choice import Choice, product_dims
+from firsttoken_compiler.schedule.choosing import needs
 from firsttoken_compiler.target.load import preset_names
 from firsttoken_simulator.machine import simulate_program
 
@@ -155,7 +156,7 @@ def one_length(
     rows = [product(target, said, tokens, kernel, search, BITS[options.weights], reach) for kernel, search in searches]
     if not tokens:
         return rows, []
-    best = {kernel.key: search.best[0] for kernel, search in searches}
+    best = {kernel.key: search.best for kernel, search in searches}
     return rows, [prefill(target, options, said, tokens, best, store)]
 
 
@@ -185,7 +186,7 @@ def product(
 
 
 def prefill(
-    target: Target, options: RunOptions, formats: str, tokens: int, best: dict[Any, Any], store: TrialStore
+    target: Target, options: RunOptions, formats: str, tokens: int, best: dict[Any, list[Choice]], store: TrialStore
 ) -> Prefill:
     """The whole program with the compiler's choices and with the best of every product, and its busiest unit."""
     graph = graph_of(target, options, tokens, 0, store)
@@ -194,7 +195,13 @@ def prefill(
     if kept is None:
         kept = work_of(graph, options)
         store.put(*key, kept)
-    tuned = graph.cost({kernel.key: best[kernel.key] for kernel in graph.kernels if kernel.key in best}).cycles
+    choices = {
+        kernel.key: choice  # the whole student may leave less room than its first layer
+        for kernel in graph.kernels
+        for choice in reversed(best.get(kernel.key, []))
+        if needs(kernel.spec, kernel.spaces, kernel.machine, choice)[0] <= kernel.room.limit
+    }
+    tuned = graph.cost(choices).cycles
     units = {name: kept[name] for name in ("matrix", "vector", "dram")}
     unit = max(units, key=lambda name: units[name])
     return Prefill(
