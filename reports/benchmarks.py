@@ -1,6 +1,6 @@
 """All measurements of speed and of schedules, into reports/benchmarks: what `make bench` runs.
 
-    python reports/benchmarks.py [--parts start,runs,simulation,costs,schedules] [--schedule-targets A,B] [--trials N]
+    python reports/benchmarks.py [--parts start,runs,compile,simulation,costs,schedules] [--schedule-targets A,B] [--trials N]
 
 Nothing here fails: a goal that is missed is said. Times are of this machine, which the page describes; cycles are of
 tests/golden/metrics.csv, where every change of the model shows in a diff.
@@ -20,7 +20,7 @@ from typing import Any, Final
 
 OUT: Final = Path(__file__).parent / "benchmarks"
 RESULTS: Final = OUT / "results.json"
-PARTS: Final = ("start", "runs", "simulation", "costs", "schedules")
+PARTS: Final = ("start", "runs", "compile", "simulation", "costs", "schedules")
 STARTS: Final = {
     "firsttoken --help": ["-c", "import sys; from firsttoken.cli import main; sys.argv = ['firsttoken', '--help']; main()"],
     "import firsttoken": ["-c", "import firsttoken"],
@@ -62,6 +62,8 @@ def measured(part: str, arguments: argparse.Namespace) -> Any:
         return {name: start(words) for name, words in STARTS.items()}
     if part == "runs":
         return _script("bench.py", "--json")
+    if part == "compile":
+        return _script("bench_compile.py", "--json")
     if part == "simulation":
         return _script("bench_simulation.py", "--json")
     if part == "costs":
@@ -110,7 +112,10 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# Benchmarks", "", f"On {found['machine']['cpus']} CPUs of {found['machine']['cpu']}; {versions}. Redraw: `make bench`.", "",
     ]  # fmt: skip
-    writers = {"start": _start, "runs": _runs, "simulation": _simulation, "costs": _costs, "schedules": _schedules}
+    writers = {
+        "start": _start, "runs": _runs, "compile": _compile, "simulation": _simulation, "costs": _costs,
+        "schedules": _schedules,
+    }  # fmt: skip
     for part, write in writers.items():
         if part in found:
             failed = isinstance(found[part], dict) and found[part].get("failed")
@@ -137,6 +142,24 @@ def _runs(found: dict[str, Any]) -> list[str]:
         "## The 1.5B student, 64 tokens, snapdragon-x-elite: a process of its own without any kept result", "",
         "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *cells, "",
         f"Goals: at most {limits}. Above: {', '.join(found['over']) or 'none'}.",
+    ]  # fmt: skip
+
+
+def _compile(found: dict[str, Any]) -> list[str]:
+    rows = found["rows"]
+    columns = [name for name in rows[0] if name != "format"]
+    cells = [
+        f"| {row['format']} | "
+        + " | ".join(f"{row[c]['median']:.2f} ({', '.join(f'{taken:.2f}' for taken in row[c]['seconds'])})" for c in columns)
+        + " |"
+        for row in rows
+    ]
+    limits = ", ".join(f"{name} {limit:g}" for name, limit in found["limits"].items())
+    return [
+        "## Compiling the 1.5B student again in one process, CPU seconds: median (each)", "",
+        "| format | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|", *cells, "",
+        f"Goals: at most {limits}. Above: {', '.join(found['over']) or 'none'}. Widths are those of the feed-forward "
+        "network; a tile changed is one of a product of a layer, which a schedule halves.",
     ]  # fmt: skip
 
 
