@@ -62,18 +62,17 @@ def compiled_graph(
 ) -> Graph:  # fmt: skip
     """Compiles a graph with the schedule of the options, and the compiler's own choices for all other kernels."""
     from firsttoken import api
-    from firsttoken_compiler.codegen.kernels import kernels_of
-    from firsttoken_compiler.schedule.choice import NO_SCHEDULES, launch_key
+    from firsttoken_compiler.codegen.kernels import kernels_of, splits_of
+    from firsttoken_compiler.schedule.choice import NO_SCHEDULES
     from firsttoken_compiler.schedule.choosing import default_choice
 
     found: list[Kernel] = []
-    splits: dict[KernelKey, CoreSplit] = {}
+    splits: list[tuple[KernelKey, CoreSplit]] = []
     norms: list[tuple[str, str]] = []
 
     def observe(compiled: Any, _templates: Any) -> None:
         found.extend(kernels_of(compiled, target))
-        for launch, split in zip(compiled.launches.launches, compiled.spread.splits, strict=False):
-            splits.setdefault(launch_key(launch.spec), split)
+        splits.extend(splits_of(compiled))
         norms.extend(compiled.norm_ways)
 
     program = api.compile_subject(subject, target, tokens, past, options, progress, observe=observe)
@@ -83,7 +82,7 @@ def compiled_graph(
         or default_choice(kernel.spec, kernel.spaces, kernel.target, kernel.room)
         for kernel in found
     )
-    return Graph(phase, program, tuple(found), choices, tuple(splits.items()), tuple(norms))
+    return Graph(phase, program, tuple(found), choices, tuple(splits), tuple(norms))
 
 
 def graphs_of(

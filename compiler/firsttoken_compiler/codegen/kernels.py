@@ -9,7 +9,7 @@ from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.passes.lower import Launch
 from firsttoken_compiler.passes.place import Placement
 from firsttoken_compiler.passes.spread import share_of
-from firsttoken_compiler.schedule.choice import KernelKey, kernel_key
+from firsttoken_compiler.schedule.choice import CoreSplit, KernelKey, kernel_key, launch_key
 from firsttoken_compiler.schedule.parts import Part
 from firsttoken_compiler.schedule.rowwise import kernel_operands
 from firsttoken_compiler.schedule.spec import KernelSpec
@@ -43,6 +43,14 @@ def parts_of(compiled: Compiled, number: int) -> tuple[Part, ...]:
         return parts[number]
     count = len(kernel_operands(launch.spec, (*launch.args, *launch.outs)))
     return (Part(0, launch.spec, tuple(range(count)), (0,) * count),)
+
+
+def splits_of(compiled: Compiled) -> tuple[tuple[KernelKey, CoreSplit], ...]:
+    """How launches are cut, in the order of their keys; none on a target of one core. Equal launches are cut alike."""
+    if not compiled.spread.splits:
+        return ()
+    launches = zip(compiled.launches.launches, compiled.spread.splits, strict=True)
+    return tuple(sorted({launch_key(launch.spec): split for launch, split in launches}.items()))
 
 
 def kernels_of(compiled: Compiled, target: Target) -> tuple[Kernel, ...]:

@@ -123,12 +123,10 @@ class Graph:
     @property
     def splits(self) -> tuple[tuple[KernelKey, CoreSplit], ...]:
         """How its launches are cut, on a target of several cores."""
-        from firsttoken_compiler.schedule.choice import launch_key
+        from firsttoken_compiler.codegen.kernels import splits_of
 
         assert self.compiled is not None
-        launches, splits = self.compiled.launches.launches, self.compiled.spread.splits
-        found = {launch_key(launch.spec): split for launch, split in zip(launches, splits, strict=False)}
-        return tuple(sorted(found.items()))
+        return splits_of(self.compiled)
 
     @property
     def norms(self) -> tuple[tuple[str, str], ...]:
