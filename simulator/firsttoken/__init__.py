@@ -12,14 +12,19 @@ if TYPE_CHECKING:
     from firsttoken import latency as latency
     from firsttoken.api import compile, execute, generate, quality, run, simulate
     from firsttoken.cost import CostModel, Estimate
+    from firsttoken.cost_tables.space import CostSpace
+    from firsttoken.cost_tables.table import CostTable
     from firsttoken.latency import EncoderWork, LlmWork, Prediction
     from firsttoken.options import RunOptions
+    from firsttoken.student import find_student
     from firsttoken_compiler.target.target import Target
 
     __version__: str
 
 _HOMES: Final = {
     "CostModel": "firsttoken.cost",
+    "CostSpace": "firsttoken.cost_tables.space",
+    "CostTable": "firsttoken.cost_tables.table",
     "EncoderWork": "firsttoken.latency",
     "Estimate": "firsttoken.cost",
     "LlmWork": "firsttoken.latency",
@@ -28,6 +33,7 @@ _HOMES: Final = {
     "Target": "firsttoken_compiler.target.target",
     "compile": "firsttoken.api",
     "execute": "firsttoken.api",
+    "find_student": "firsttoken.student",
     "generate": "firsttoken.api",
     "quality": "firsttoken.api",
     "run": "firsttoken.api",
@@ -35,8 +41,8 @@ _HOMES: Final = {
 }
 
 __all__ = [
-    "CostModel", "EncoderWork", "Estimate", "LlmWork", "Prediction", "RunOptions", "Target", "__version__", "compile",
-    "execute", "generate", "latency", "quality", "run", "simulate",
+    "CostModel", "CostSpace", "CostTable", "EncoderWork", "Estimate", "LlmWork", "Prediction", "RunOptions", "Target",
+    "__version__", "compile", "execute", "find_student", "generate", "latency", "quality", "run", "simulate",
 ]  # fmt: skip
 
 

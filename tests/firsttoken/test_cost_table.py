@@ -304,11 +304,21 @@ def test_rows_outside_are_flagged(table: CostTable) -> None:
         ({"depth": [1]}, "'depth' is no dimension"),
         ({"hidden": [[64]]}, "column hidden has 2 axes"),
         ({"hidden": [256, 256], "layers": [1, 2, 3]}, "columns of"),
+        ({"hidden": [256, "a"]}, "column hidden holds no numbers"),
+        ({"intermediate": [[256], [256, 512]]}, "column intermediate holds no numbers, or lines of unequal length"),
     ],
 )
 def test_mistakes_of_columns(table: CostTable, columns: dict[str, list[int]], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         table.estimate_many(columns)
+
+
+def test_mistakes_of_a_question(table: CostTable) -> None:
+    with pytest.raises(OptionError, match="'smollm2-135m' is no configuration of a student: find_student gives that"):
+        table.estimate("smollm2-135m")  # type: ignore[arg-type]
+    for ask in (lambda: table.estimate(student(), outside="x"), lambda: table.estimate_many({}, outside="x")):  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match="outside is 'x': give 'exact', 'nan', 'raise'"):
+            ask()
 
 
 def test_more_layers_than_lines_are_refused(table: CostTable) -> None:

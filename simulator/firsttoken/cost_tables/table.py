@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Outside = Literal["exact", "nan", "raise"]
 """What becomes of students that the table does not cover: the exact cost, NaN, or an OptionError."""
+OUTSIDE: Final = get_args(Outside)
 SQUARED: Final = "attention.self_attn.attention"
 """Operators whose cost rises with the square of the prompt."""
 COSTS: Final = ("ttft_ms", "energy_mj", "dram_bytes", "macs", "tpot_ms", "token_energy_mj")
@@ -209,6 +210,9 @@ class CostTable:
         Raises:
             OptionError: the table does not cover the question, and `outside` is "raise".
         """
+        _require_outside(outside)
+        if not isinstance(student, StudentConfig):
+            raise OptionError(f"{student!r:.80} is no configuration of a student: find_student gives that of a name")
         prompt = self._prompt if prompt is None else prompt
         context = prompt + self._behind if context is None else context
         cells = self._ready.get((prompt, context))
@@ -246,6 +250,7 @@ class CostTable:
         Raises:
             OptionError: the columns do not fit together, or a row is not covered and `outside` is "raise".
         """
+        _require_outside(outside)
         shared, lines, lengths = self._columns(columns)
         n = max(len(shared[0]), len(lines[0]), len(lengths))
         out, flags = np.zeros((n, self._columns_of_one)), np.zeros(n, dtype=np.int64)
@@ -419,7 +424,7 @@ class CostTable:
             if name not in QUESTION:
                 raise OptionError(f"{name!r} is no dimension of a student; columns are {', '.join(QUESTION)}")
         first = self.space.base.layer(0)
-        given = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
+        given = {name: _numbers(name, values) for name, values in columns.items()}
         for name, array in given.items():
             if array.ndim > (2 if name in PER_LAYER else 1):
                 raise OptionError(
@@ -492,6 +497,18 @@ def _by_lengths(lengths: NDArray[np.int64], n: int) -> Iterator[tuple[NDArray[np
 def _block(shared: _Columns, lines: _Columns, some: slice | NDArray[np.int64]) -> tuple[_Array, _Array]:
     """([students, 4], [students, layers or 1, 4]) of some of the students."""
     return np.stack([column[some] for column in shared], axis=-1), np.stack([each[some] for each in lines], axis=-1)
+
+
+def _require_outside(outside: str) -> None:
+    if outside not in OUTSIDE:
+        raise OptionError(f"outside is {outside!r:.40}: give {', '.join(map(repr, OUTSIDE))}")
+
+
+def _numbers(name: str, values: ArrayLike) -> _Array:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"column {name} holds no numbers, or lines of unequal length: {error}") from None
 
 
 def _whole(number: float) -> int:
