@@ -105,10 +105,10 @@ def variants(shape: Shape, plain: Tile, streams: bool, target: Target) -> Iterat
     several = plain.panels < shape.panels(panel) and plain.m < shape.m
     for rows_outer in (False, True) if several else (False,):
         for whole in (False, True) if streams else (False,):
-            tile = replace(plain, whole=whole, rows_outer=rows_outer)
+            tile = Tile(plain.m, plain.panels, plain.k, whole, rows_outer)
             once = max(fetches_of(shape, tile, panel)[: 2 if streams else 1]) == 1
             for buffers in (STREAMED,) if once else range(1, MOST_BUFFERS + 1):
-                yield replace(tile, buffers=buffers)
+                yield Tile(plain.m, plain.panels, plain.k, whole, rows_outer, buffers)
 
 
 def extent(shape: Shape, tile: Tile, target: Target) -> int:
@@ -167,8 +167,9 @@ def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target
         "factor": three * tile.m * n * 2,
         "out": two * dtypes["out"].nbytes(tile.m * n),
     }  # fmt: skip
+    unit, unit_of_weights = target.alignment(Space.SPAD), target.alignment(Space.SPAD, matrix_weights=True)
     total = sum(
-        nbytes + 3 * target.alignment(Space.SPAD, matrix_weights=name == "w")
+        nbytes + 3 * (unit_of_weights if name == "w" else unit)
         for name, nbytes in staged.items()
         if where.get(name) is Space.DRAM
     )
