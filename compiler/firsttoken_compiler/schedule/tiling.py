@@ -122,8 +122,8 @@ def linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...], uni
     shape, panel = Shape.of(spec), panel_of(target)
     count = shape.panels(panel)
     rows = sorted({min(shape.m, r) for r in choices})
-    own = own_panels(shape, target)
-    wide = [own] if own else sorted({min(count, 1 << i) for i in range(count.bit_length() + 1)})
+    most = own_panels(shape, target) or count
+    wide = sorted({min(most, 1 << i) for i in range(most.bit_length() + 1)})
     unit = unit or shape.group or min(shape.k, max(target.matrix.rows, 32))
     whole = ceil_div(shape.k, unit)
     deep = sorted({ceil_div(whole, parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, whole)})
@@ -135,7 +135,7 @@ def linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...], uni
 
 
 def own_panels(shape: Shape, target: Target) -> int:
-    """Panels that a tile unit makes side by side of a product of several rows; 0 where it leaves that to the schedule.
+    """Most panels that a tile unit makes side by side of a product of several rows; 0: as many as a schedule says.
 
     A half or a quarter of all its columns where these divide those of the product, else the most panels that do.
     """
