@@ -12,8 +12,9 @@ from firsttoken_compiler.isa import word
 from firsttoken_compiler.isa.matmul import Matmul
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
-from firsttoken_compiler.schedule import linear, tiling
+from firsttoken_compiler.schedule import linear
 from firsttoken_compiler.schedule.linear import Tile
+from firsttoken_compiler.schedule.product_bytes import linear_bytes
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
 from firsttoken_compiler.target.rates import vector_cycles
 from firsttoken_compiler.target.target import Target
@@ -83,7 +84,7 @@ def test_products_wait_where_there_is_one_tile_of_sums() -> None:
         products = code[code[:, word.OPCODE] == Matmul.OPCODE]
         assert len(products) == 2 * 8
         assert len(set(products[:, word.operand_column(0) + 1].tolist())) == slots
-        assert tiling.linear_bytes(spec, spaces, tile, target)[1] == slots * 16 * 8 * 4
+        assert linear_bytes(spec, spaces, tile, target)[1] == slots * 16 * 8 * 4
     assert one.content_hash != two.content_hash
 
 

@@ -18,6 +18,7 @@ from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.schedule import tiling
 from firsttoken_compiler.schedule.block_trees import Blocks, Tree, kernel_of, leaves
 from firsttoken_compiler.schedule.linear import Shape, Tile, fetches_of, panel_of
+from firsttoken_compiler.schedule.product_bytes import linear_bytes
 from firsttoken_compiler.schedule.product_cost import Making, linear_cost
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
 from firsttoken_compiler.schedule.tiling import Room
@@ -164,7 +165,7 @@ class Account:
     def bytes(self, tile: Tile) -> tuple[int, int]:
         """(scratchpad, accumulator) bytes of a tile with all its slots."""
         plan, target, align = self.plan, self.target, self.target.scratchpad.alignment_bytes
-        scratch, acc = tiling.linear_bytes(plan.product, plan.spaces, tile, target)
+        scratch, acc = linear_bytes(plan.product, plan.spaces, tile, target)
         count = slots(plan.product, tile, target)
         for name in plan.made:
             if name == "a_sum":

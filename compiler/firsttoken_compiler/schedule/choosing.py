@@ -29,6 +29,7 @@ from firsttoken_compiler.schedule.choice import (
     product_dims,
 )
 from firsttoken_compiler.schedule.linear import Shape, Tile, panel_of
+from firsttoken_compiler.schedule.product_bytes import linear_bytes
 from firsttoken_compiler.schedule.product_cost import linear_cost
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.schedule.tiling import Room
@@ -221,7 +222,7 @@ class _Linear:
         return tiling.extent(self.shape, self._tile(choice), self.target)
 
     def needs(self, choice: Choice) -> tuple[int, int]:
-        return tiling.linear_bytes(self.spec, self.spaces, self._tile(choice), self.target)
+        return linear_bytes(self.spec, self.spaces, self._tile(choice), self.target)
 
     def cost(self, choice: Choice) -> float | None:
         return linear_cost(self.spec, self.spaces, self._tile(choice), self.target, launches=self._launches(choice))
@@ -359,7 +360,7 @@ class _Normed(_Linear):
         assert isinstance(choice, ProductChoice)
         left = normed_tiling.left_of(self.spec, self.spaces, choice.block, self.target, Room(0, 0))
         _, then = normed.spaces_of(self.spec, self.spaces)
-        scratch, acc = tiling.linear_bytes(self.product, then, self._tile(choice), self.target)
+        scratch, acc = linear_bytes(self.product, then, self._tile(choice), self.target)
         return scratch - left.limit, acc
 
     def cost(self, choice: Choice) -> float | None:

@@ -10,6 +10,7 @@ from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import VectorKernel
 from firsttoken_compiler.schedule import tiling, windows
 from firsttoken_compiler.schedule.linear import Shape, Tile, panel_of
+from firsttoken_compiler.schedule.product_bytes import linear_bytes
 from firsttoken_compiler.schedule.product_cost import linear_cost
 from firsttoken_compiler.schedule.spec import KernelSpec
 from firsttoken_compiler.schedule.tiling import Room
@@ -102,9 +103,9 @@ def tiles_of(product: KernelSpec, shape: Windows, target: Target) -> Iterator[Ti
 def tile_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> tuple[int, int]:
     """(scratchpad, accumulator) bytes of a tile with all its slots, and the frame of lines."""
     if thins(spec, spaces[0]):
-        return tiling.linear_bytes(product_of(spec), spaces, tile, target)
+        return linear_bytes(product_of(spec), spaces, tile, target)
     where = Space.SPAD if walks(spec, target) else Space.DRAM
-    scratch, acc = tiling.linear_bytes(product_of(spec), (where, *spaces[1:]), replace(tile, whole=False), target)
+    scratch, acc = linear_bytes(product_of(spec), (where, *spaces[1:]), replace(tile, whole=False), target)
     slots = (1 if tile.whole else WALKED_SLOTS) if walks(spec, target) else BAND_SLOTS
     return scratch + slots * _band_bytes(spec, Windows.of(spec), spaces[0], tile), acc
 

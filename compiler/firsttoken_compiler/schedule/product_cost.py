@@ -62,7 +62,7 @@ def linear_cost(
     `weights` and `scales` say what a tile of weights takes, and all scales of its columns, where these are no operands
     that are loaded as they lie. `launches`: how many find room in the scratchpad side by side.
     """
-    return _account(spec, spaces, Same(target)).cost(tile, launches, weights, scales)
+    return account_of(spec, spaces, Same(target)).cost(tile, launches, weights, scales)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -79,8 +79,9 @@ class Same:
 
 
 @functools.lru_cache(maxsize=8)
-def _account(spec: KernelSpec, spaces: tuple[Space, ...], same: Same) -> _Account:
-    return _Account(spec, spaces, same.target)
+def account_of(spec: KernelSpec, spaces: tuple[Space, ...], same: Same) -> Account:
+    """The account of a product, kept."""
+    return Account(spec, spaces, same.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ class _Moved:
         return self.loads / deep * (pairs + (deep - 2) * full * max(load, read) - load)
 
 
-class _Account:
+class Account:
     """The account of one product; what tiles have in common is computed once."""
 
     def __init__(self, spec: KernelSpec, spaces: tuple[Space, ...], target: Target) -> None:
@@ -166,7 +167,7 @@ class _Account:
         if key not in self.products:
             shape, target = self.shape, self.target
             pair, total = pair_name(shape.a, shape.w), 0.0
-            for k, count in _parts(shape.k, deep).items():
+            for k, count in parts(shape.k, deep).items():
                 read, _ = matmul_scratchpad_bytes(target, m, n, k, shape.a.bits, shape.w.bits)
                 ports = read / (target.scratchpad.banks * target.scratchpad.bank_bytes)
                 each = max(matmul_cost(target, m, n, k, pair).cycles, ports) + target.matrix.issue_cycles
@@ -199,10 +200,10 @@ class _Account:
 class _Cut:
     """The tiles that one tile cuts a product into; those at its edges are smaller."""
 
-    def __init__(self, account: _Account, tile: Tile, weights: Making | None, scales: Making) -> None:
+    def __init__(self, account: Account, tile: Tile, weights: Making | None, scales: Making) -> None:
         self.account, self.tile, self.weights, self.scales = account, tile, weights, scales
-        self.columns = _parts(account.shape.n, tile.panels * account.panel)
-        self.rows = _parts(account.shape.m, tile.m)
+        self.columns = parts(account.shape.n, tile.panels * account.panel)
+        self.rows = parts(account.shape.m, tile.m)
         self.across, self.down = sum(self.columns.values()), sum(self.rows.values())
         self.deep = ceil_div(account.shape.k, tile.k)
         self.loads, self.brought = fetches_of(account.shape, tile, account.panel)
@@ -253,7 +254,7 @@ class _Cut:
         row = shape.w.nbytes(account.panel)
         for n, across in self.columns.items():
             panels = ceil_div(n, account.panel)
-            for k, deep in _parts(shape.k, tile.k).items():
+            for k, deep in parts(shape.k, tile.k).items():
                 whole = self.deep == 1
                 run, runs = (panels * k * row, 1) if whole else (k * row, panels)
                 one = account.reading_of(run, shape.k * row, runs)
@@ -289,7 +290,7 @@ class _Cut:
         return _Compute(matrix, vector, held + made, last + made, both)
 
 
-def _parts(extent: int, tile: int) -> dict[int, int]:
+def parts(extent: int, tile: int) -> dict[int, int]:
     """How many tiles of which extent, the last one as long as what is left."""
     full, rest = divmod(extent, tile)
     sizes = {tile: full} if full else {}

@@ -7,9 +7,12 @@ of keys and the softmax per tile of rows.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
+
+import numpy as np
 
 from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Dtype, Space
@@ -17,19 +20,12 @@ from firsttoken_compiler.isa.vector_kernel import SEEN, VectorKernel
 from firsttoken_compiler.isa.word import MAX_EXTENT
 from firsttoken_compiler.schedule import attention, rowwise
 from firsttoken_compiler.schedule.choice import MOST_BUFFERS
-from firsttoken_compiler.schedule.layout import fetch_bytes
-from firsttoken_compiler.schedule.linear import (
-    STREAMED,
-    Shape,
-    Tile,
-    corrected_apart,
-    fetches_of,
-    operand_names,
-    panel_of,
-    slots_of,
-)
-from firsttoken_compiler.schedule.product_cost import Same, linear_cost
+from firsttoken_compiler.schedule.linear import STREAMED, Shape, Tile, fetches_of, panel_of
+from firsttoken_compiler.schedule.product_bytes import linear_bytes, tiles_bytes
+from firsttoken_compiler.schedule.product_cost import Same
+from firsttoken_compiler.schedule.product_costs import linear_costs
 from firsttoken_compiler.schedule.spec import KernelSpec
+from firsttoken_compiler.schedule.tiles import Array, Tiles
 from firsttoken_compiler.target.rates import (
     ceil_div,
     matmul_cost,
@@ -40,8 +36,6 @@ from firsttoken_compiler.target.target import Target
 
 SLACK: Final = 1 / 128
 """Of tiles that cost at most so much more than the cheapest, a deepest one is taken: its weights lie in long runs."""
-OF_GROUPS: Final = ("w_scale", "w_zero", "w_min", "w_sum")
-"""Operands of a product with a row per group of weights."""
 _SHOWN = VectorKernel(("select", ("le", "i1", ("add", "i0", "i2")), ("mul", "s0", "s1"), "s2"))
 _SOFTMAX: Final = (
     VectorKernel("s0", "max"), VectorKernel(("f16", ("exp", ("sub", "s0", "s1")))), VectorKernel("s0", "add"),
@@ -75,28 +69,32 @@ def choose_linear(spec: KernelSpec, spaces: tuple[Space, ...], target: Target, r
 @functools.lru_cache(maxsize=512)
 def _chosen(spec: KernelSpec, spaces: tuple[Space, ...], same: Same, room: Room) -> Tile:
     target = same.target
-    shape, streams = Shape.of(spec), spaces[0] is Space.DRAM
-    for limit, rows in ((room.preferred, ROWS), (room.limit, ROWS), (room.limit, FEW_ROWS)):
-        costs: dict[Tile, int] = {}
-        for plain in linear_tiles(spec, target, rows):
-            if extent(shape, plain, target) > MAX_EXTENT:
-                continue
-            for tile in variants(shape, plain, streams, target):
-                scratch, acc = linear_bytes(spec, spaces, tile, target)
-                if scratch <= limit and acc <= target.scratchpad.accumulator_bytes:
-                    launches = max(1, room.limit // max(1, scratch))
-                    costs[tile] = round(linear_cost(spec, spaces, tile, target, launches=launches))
-        if costs:
-            most = min(costs.values()) * (1 + SLACK)
-            longest = max(tile.k for tile, cost in costs.items() if cost <= most)
-            near = [tile for tile in costs if tile.k == longest and costs[tile] <= most]
-            return min(near, key=lambda tile: (costs[tile], -tile.m, -tile.panels, tile.buffers))
+    shape, panel, streams = Shape.of(spec), panel_of(target), spaces[0] is Space.DRAM
+    for limits, rows in (((room.preferred, room.limit), ROWS), ((room.limit,), FEW_ROWS)):
+        tiles = Tiles.of(shape, panel, tile_extents(spec, target, rows), streams)
+        scratch, acc = tiles_bytes(spec, spaces, tiles, target)
+        fits = (acc <= target.scratchpad.accumulator_bytes) & (tiles.extents(shape, panel) <= MAX_EXTENT)
+        for limit in limits:
+            kept = np.flatnonzero(fits & (scratch <= limit))
+            if len(kept):
+                launches = np.maximum(1, room.limit // np.maximum(1, scratch[kept]))
+                some = tiles.only(kept)
+                costs = np.rint(linear_costs(spec, spaces, some, target, launches))
+                return _cheapest(some, costs)
     smallest = min(linear_bytes(spec, spaces, tile, target) for tile in linear_tiles(spec, target, FEW_ROWS))
     raise AllocationError(
         f"target {target.name}: the smallest tile of a product of {spec.args[0].shape} by {spec['n']} columns needs "
         f"{smallest[0]} bytes of scratchpad and {smallest[1]} of accumulators; {room.limit} and "
         f"{target.scratchpad.accumulator_bytes} are free: raise scratchpad.bytes or scratchpad.accumulator_bytes"
     )
+
+
+def _cheapest(tiles: Tiles, costs: Array) -> Tile:
+    """Of the deepest tiles that cost little more than the cheapest one: the cheapest, then the one with most rows."""
+    near = np.flatnonzero(costs <= costs.min() * (1 + SLACK))
+    near = near[tiles.k[near] == tiles.k[near].max()]
+    order = np.lexsort((tiles.buffers[near], -tiles.panels[near], -tiles.m[near], costs[near]))
+    return tiles.tile(int(near[order[0]]))
 
 
 def variants(shape: Shape, plain: Tile, streams: bool, target: Target) -> Iterator[Tile]:
@@ -119,6 +117,13 @@ def extent(shape: Shape, tile: Tile, target: Target) -> int:
 
 def linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...], unit: int = 0) -> Iterator[Tile]:
     """Tiles of a product to choose from, with these numbers of rows; along k they span multiples of `unit`, or all."""
+    return (Tile(m, panels, k) for m, panels, k in itertools.product(*tile_extents(spec, target, choices, unit)))
+
+
+def tile_extents(
+    spec: KernelSpec, target: Target, choices: tuple[int, ...], unit: int = 0
+) -> tuple[list[int], list[int], list[int]]:
+    """Rows, panels and rows of k of these tiles, each in rising order."""
     shape, panel = Shape.of(spec), panel_of(target)
     count = shape.panels(panel)
     rows = sorted({min(shape.m, r) for r in choices})
@@ -127,11 +132,7 @@ def linear_tiles(spec: KernelSpec, target: Target, choices: tuple[int, ...], uni
     unit = unit or shape.group or min(shape.k, max(target.matrix.rows, 32))
     whole = ceil_div(shape.k, unit)
     deep = sorted({ceil_div(whole, parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, whole)})
-    for m in rows:
-        for panels in wide:
-            for units in deep:
-                k = shape.k if units == whole and not shape.group else units * unit
-                yield Tile(m, panels, k)
+    return rows, wide, [shape.k if units == whole and not shape.group else units * unit for units in deep]
 
 
 def own_panels(shape: Shape, target: Target) -> int:
@@ -144,48 +145,6 @@ def own_panels(shape: Shape, target: Target) -> int:
         return 0
     widths = (most, most // 2, most // 4, *range(most, 0, -panel))
     return next((width // panel for width in widths if width >= panel and shape.n % width == 0), 0)
-
-
-def linear_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: Tile, target: Target) -> tuple[int, int]:
-    """(scratchpad, accumulator) bytes of a tile with all its slots."""
-    shape, panel, align = Shape.of(spec), panel_of(target), target.scratchpad.alignment_bytes
-    names = operand_names(spec)
-    where = dict(zip(names, spaces, strict=True))
-    dtypes = {name: arg.dtype for name, arg in zip(names, (*spec.args, *spec.outs), strict=True)}
-    n = tile.panels * panel
-    loops = ceil_div(shape.panels(panel), tile.panels) * ceil_div(shape.m, tile.m)
-    deep = ceil_div(shape.k, tile.k)
-    two, three = (2, 3) if loops * deep > 1 else (1, 1)
-    slots = {"w": two, "a": two} | (slots_of(shape, tile, panel) if tile.buffers != STREAMED else {})
-    rows = ceil_div(tile.k, shape.group) * deep if shape.group else 1
-    staged: dict[str, int] = {
-        "w": slots["w"] * dtypes["w"].nbytes(tile.k * n), "a": _activation_bytes(shape, tile, slots["a"], target),
-        "bias": three * dtypes.get("bias", Dtype.F16).nbytes(n), "a_scale": three * tile.m * 4, "a_zero": 4,
-        "inverse": 4, "r_scale": 4, "a_sum": three * tile.m * rows * 4,
-        **{name: three * dtypes[name].nbytes(rows * n) for name in OF_GROUPS if name in dtypes},
-        "residual": three * dtypes.get("residual", Dtype.F16).nbytes(tile.m * n),
-        "factor": three * tile.m * n * 2,
-        "out": two * dtypes["out"].nbytes(tile.m * n),
-    }  # fmt: skip
-    unit, unit_of_weights = target.alignment(Space.SPAD), target.alignment(Space.SPAD, matrix_weights=True)
-    total = sum(
-        nbytes + 3 * (unit_of_weights if name == "w" else unit)
-        for name, nbytes in staged.items()
-        if where.get(name) is Space.DRAM
-    )
-    acc = ceil_div(tile.m * n * 4, align) * align
-    if shape.group or corrected_apart(spec):
-        total += acc
-    return total, acc * (2 if (loops > 1 or shape.group) and target.scratchpad.accumulator_slots != 1 else 1)
-
-
-def _activation_bytes(shape: Shape, tile: Tile, slots: int, target: Target) -> int:
-    """Scratchpad of the activations when they lie in DRAM: a tile in its slots, or all of them once."""
-    pitch = 2 * fetch_bytes(shape.a, target)
-    if not tile.whole:
-        return slots * tile.m * (shape.a.nbytes(tile.k) + pitch)
-    rows, k = (ceil_div(n, t) * t for n, t in ((shape.m, tile.m), (shape.k, tile.k)))
-    return rows * (shape.a.nbytes(k) + pitch)
 
 
 def choose_attention(

@@ -13,8 +13,8 @@ from firsttoken_compiler.codegen.unroll import Place, unroll
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule import linear
 from firsttoken_compiler.schedule.linear import Tile
+from firsttoken_compiler.schedule.product_bytes import linear_bytes
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
-from firsttoken_compiler.schedule.tiling import linear_bytes
 
 D, S = Space.DRAM, Space.SPAD
 ACTS = {"int8": Dtype.I8, "int16": Dtype.I16, "fp16": Dtype.F16}

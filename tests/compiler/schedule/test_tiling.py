@@ -17,6 +17,7 @@ from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.schedule import tiling
 from firsttoken_compiler.schedule.attention import AttentionTile
 from firsttoken_compiler.schedule.linear import Shape, Tile, operand_names
+from firsttoken_compiler.schedule.product_bytes import linear_bytes
 from firsttoken_compiler.schedule.product_cost import linear_cost
 from firsttoken_compiler.schedule.spec import Arg, KernelSpec
 from firsttoken_compiler.schedule.tiling import (
@@ -109,18 +110,18 @@ def test_no_ranked_candidate_is_cheaper(m: int, n: int, k: int, bits: int, group
         tile = choose_linear(spec, spaces, target, Room(limit, limit))
     except AllocationError:
         for other in tiling.linear_tiles(spec, target, (1,)):
-            assert tiling.linear_bytes(spec, spaces, other, target)[0] > limit
+            assert linear_bytes(spec, spaces, other, target)[0] > limit
         return
-    assert tiling.linear_bytes(spec, spaces, tile, target)[0] <= limit
+    assert linear_bytes(spec, spaces, tile, target)[0] <= limit
     rows = tiling.ROWS if tile.m == m or tile.m >= 16 else tiling.FEW_ROWS
 
     def cost(tile: Tile) -> int:
-        room = limit // tiling.linear_bytes(spec, spaces, tile, target)[0]
+        room = limit // linear_bytes(spec, spaces, tile, target)[0]
         return round(linear_cost(spec, spaces, tile, target, launches=room))
 
     for plain in tiling.linear_tiles(spec, target, rows):
         for other in tiling.variants(Shape.of(spec), plain, True, target):
-            nbytes, acc = tiling.linear_bytes(spec, spaces, other, target)
+            nbytes, acc = linear_bytes(spec, spaces, other, target)
             if nbytes <= limit and acc <= target.scratchpad.accumulator_bytes:
                 assert cost(other) * (1 + tiling.SLACK) >= cost(tile), other
 
@@ -129,9 +130,9 @@ def test_preferred_room_is_left_only_for_a_tile_that_needs_it() -> None:
     spec, target = linear(64, 256, 256), small_target(16, 16)
     spaces = (D,) * 5
     tile = choose_linear(spec, spaces, target, Room(20_000, 1 << 20))
-    assert tiling.linear_bytes(spec, spaces, tile, target)[0] <= 20_000
+    assert linear_bytes(spec, spaces, tile, target)[0] <= 20_000
     tile = choose_linear(spec, spaces, target, Room(100, 1 << 20))
-    assert tiling.linear_bytes(spec, spaces, tile, target)[0] > 100
+    assert linear_bytes(spec, spaces, tile, target)[0] > 100
 
 
 def test_products_that_fit_nowhere_say_what_is_missing() -> None:
