@@ -25,6 +25,7 @@ from firsttoken.divergence import score
 from firsttoken.execution import load
 from firsttoken.fidelity import Reference, equipped
 from firsttoken.generation import token_feeds
+from firsttoken.image_network import ImageNetworkConfig
 from firsttoken.prose import Window, windows
 from firsttoken.student import StudentConfig, find_student, providers
 from firsttoken.subject import Built, subject_of
@@ -142,8 +143,9 @@ def table(student: str, target: Target, prompt: int) -> list[str]:
 
 
 def everyone() -> list[str]:
-    """Every built-in student on both targets: the cheapest way beside `off`."""
-    names = [name for provider in providers() for name in provider.names()]
+    """Every built-in student that reads tokens on both targets: the cheapest way beside `off`."""
+    known = [(provider, name) for provider in providers() for name in provider.names()]
+    names = [name for provider, name in known if not isinstance(provider.config(name), ImageNetworkConfig)]
     cases = [(name, Target.load(target), choice) for name in names for target in TARGETS for choice in SUMMARY]
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
         rows = list(pool.map(_measured_case, cases))

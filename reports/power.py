@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from firsttoken import RunOptions, Target
 from firsttoken.latency import EncoderWork, LlmWork, Step, StepTime, Work, compile_step, plan, predict
+from firsttoken.subject import ImageNetwork, subject_of
 from firsttoken.weight_rules import inline_rules
 from firsttoken_compiler.options import Precision
 from firsttoken_compiler.pipeline import compile_onnx
@@ -39,7 +40,7 @@ class Figure:
         bound: `=`, `<` for at most, or `~` for an order of magnitude.
         covers: one of `MEASURED`.
         target: the preset that stands for the chip.
-        work: the job as it is simulated; None for a graph that is no built-in student.
+        work: the job as it is simulated; None for ResNet-50, which `nvdla` compiles.
         phase: of the work.
         source: who says so.
         differs: how the two jobs differ.
@@ -180,14 +181,11 @@ NVDLA: Final = Figure(
 
 
 def nvdla() -> Found:
-    """ResNet-50 of reports/vision.py; raises FirsttokenError."""
-    from vision import resnet50
-
-    target, graph = Target.load(NVDLA.target), resnet50()
-    names = ["pixels", *(name for node in graph.model.graph.node for name in node.output)]
-    # Any range will do: times read no values.
-    formats = Precision("int8", "int8", "channel", "int8", ranges=tuple((name, 1.0) for name in sorted(names)))
-    program = compile_onnx(graph, target, formats)
+    """The built-in ResNet-50 with the ranges that it declares; raises FirsttokenError."""
+    target, student = Target.load(NVDLA.target), subject_of("resnet-50")
+    assert isinstance(student, ImageNetwork)
+    formats = Precision("int8", "int8", "channel", "int8", ranges=student.declared())
+    program = compile_onnx(student.open(1, 0), target, formats)
     assert program is not None
     timeline = simulate_program(program, target)
     spent, seconds = energy(program, timeline, target), timeline.total_fs / 1e15 + target.host.dispatch_us / 1e6

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from firsttoken.validation.image_graphs import ResNet50
+from firsttoken.subject import subject_of
 from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 from firsttoken_compiler.options import resolve
 from firsttoken_compiler.pipeline import compile_onnx
@@ -19,7 +19,7 @@ from firsttoken_compiler.target.load import load_target
 from firsttoken_simulator.machine import simulate_program
 
 TARGET: Final = "systolic-128"
-SIZE: Final = 224
+STUDENT: Final = "resnet-50"
 FORMATS: Final = (("fp16", "fp16"), ("int8", "fp16"), ("int4", "fp16"), ("int8", "int8"))
 OUT: Final = Path(__file__).parent / "vision" / "README.md"
 
@@ -46,7 +46,7 @@ def row(student: OnnxStudent, weights: str, acts: str) -> str:
 
 def main() -> None:
     """Measures all and writes the page."""
-    student = ResNet50(SIZE).open(1, 0)
+    student = subject_of(STUDENT).open(1, 0)
     lines = [
         "# ResNet-50, one image of 224 x 224, on systolic-128",
         "",

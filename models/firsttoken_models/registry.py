@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import onnx
 
     from firsttoken.encoder import EncoderConfig
+    from firsttoken.image_network import ImageNetworkConfig
     from firsttoken.options import Progress
     from firsttoken.student import StoredType, StudentConfig, StudentFile, Tokenizer, WeightStore
     from firsttoken_models.gguf_file import GgufFile
@@ -26,7 +27,7 @@ class BuiltinStudents:
         """Return the names of the students, in the order to show them."""
         return tuple(STUDENTS)
 
-    def config(self, name: str) -> StudentConfig | EncoderConfig:
+    def config(self, name: str) -> StudentConfig | EncoderConfig | ImageNetworkConfig:
         """Return the student of that name or alias, in any case; raise `UnknownStudent` otherwise."""
         return student(name)
 
@@ -46,6 +47,18 @@ class BuiltinStudents:
         from firsttoken_models.encoder_graph import build_encoder_graph
 
         return build_encoder_graph(config, tokens=tokens, weights=weights)
+
+    def image_graph(self, config: ImageNetworkConfig) -> onnx.ModelProto:
+        """Return the static graph of a network for one image."""
+        from firsttoken_models.resnet_graph import build_resnet
+
+        return build_resnet(config)
+
+    def image_tensors(self, config: ImageNetworkConfig) -> tuple[str, ...]:
+        """Return the tensors of that graph whose ranges decide all static scales of activations."""
+        from firsttoken_models.resnet_graph import ranged_tensors
+
+        return ranged_tensors(config)
 
     def weights(self, name: str) -> WeightStore | None:
         """Return the weights, or None where the student has none here; SmolLM2 is unpacked on first use."""

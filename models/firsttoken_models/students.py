@@ -10,9 +10,11 @@ from dataclasses import replace
 from typing import Final
 
 from firsttoken.encoder import EncoderConfig
+from firsttoken.image_network import ImageNetworkConfig
 from firsttoken.rope import Llama3Scaling
 from firsttoken.student import StudentConfig, UnknownStudent
 from firsttoken_models.encoders import ENCODERS
+from firsttoken_models.image_networks import IMAGE_NETWORKS
 from firsttoken_models.phi35_rope import PHI_3_5_MINI_ROPE
 
 _COPIES: Final = "copied in citsjtu2020/LLM-Prof@8434c8d, sglang/Model_Config.md"
@@ -109,7 +111,9 @@ DECODERS: Final = {
         TINYLLAMA_1_1B, PHI_3_5_MINI,
     )
 }  # fmt: skip
-STUDENTS: Final[dict[str, StudentConfig | EncoderConfig]] = {**DECODERS, **ENCODERS}
+STUDENTS: Final[dict[str, StudentConfig | EncoderConfig | ImageNetworkConfig]] = {
+    **DECODERS, **ENCODERS, **IMAGE_NETWORKS,
+}  # fmt: skip
 
 ALIASES: Final = {
     "deepseek-r1-distill-1.5b": DEEPSEEK_R1_DISTILL_QWEN_1_5B.name,
@@ -122,10 +126,11 @@ ALIASES: Final = {
     "bert-base-uncased": "bert-base",
     "distilbert-base": "distilbert",
     "distilbert-base-uncased": "distilbert",
+    "resnet50": "resnet-50",
 }
 
 
-def student(name: str) -> StudentConfig | EncoderConfig:
+def student(name: str) -> StudentConfig | EncoderConfig | ImageNetworkConfig:
     """Return the student of that name: any case, with or without an organisation prefix or "-instruct", or an alias."""
     key = name.strip().casefold().rpartition("/")[2].removesuffix("-instruct")
     try:

@@ -23,12 +23,12 @@ FORMAT: Final = "firsttoken-ranges"
 VERSION: Final = 1
 MAX_FILE_BYTES: Final = 16 << 20
 DYNAMIC: Final = "dynamic"
-Method = Literal["minmax", "entropy", "percentile"]
+Method = Literal["minmax", "entropy", "percentile", "declared"]
 
 
 @dataclass(frozen=True, slots=True)
 class ActRanges:
-    """Ranges (low, high) by tensor, and where they come from."""
+    """Ranges (low, high) by tensor, and where they come from: `samples` inputs, 0 of ranges that are only declared."""
 
     student: str
     method: Method
@@ -81,6 +81,11 @@ def parse_ranges(data: bytes, origin: str) -> ActRanges:
             f"--acts-range {origin}: {where:.200}: {first['msg']} ({error.error_count()} problems); write the file "
             "with 'firsttoken ranges'"
         ) from error
+    if (document.method == "declared") != (document.samples == 0):
+        raise OptionError(
+            f"--acts-range {origin}: {document.samples} samples and the method {document.method}: ranges that are "
+            "declared have none, others at least 1"
+        )
     for name, (low, high) in document.ranges.items():
         if low > high:
             raise OptionError(f"--acts-range {origin}: {name!r:.200}: the range {low} to {high} ends below its start")
@@ -98,7 +103,7 @@ def _schema() -> Any:
         version: Literal[1]
         student: str
         method: Method
-        samples: int = Field(ge=1)
+        samples: int = Field(ge=0)
         ranges: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(min_length=1)
 
     return _File

@@ -52,8 +52,8 @@ COLUMNS: Final = (
 
 def columns(runs: Sequence[RunDocument]) -> list[str]:
     """The heads of the columns; an encoder has no first token."""
-    encodes = all(run.phase == "encode" for run in runs)
-    return [name.replace("TTFT", "time") if encodes else name for name in COLUMNS]
+    whole = all(run.unit != "prompt" for run in runs)
+    return [name.replace("TTFT", "time") if whole else name for name in COLUMNS]
 
 
 def bucket_row(run: RunDocument) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
 
+from firsttoken.image_network import ImageNetworkConfig
 from firsttoken.student import StudentConfig, find_any, providers
 from firsttoken_compiler.errors import FirsttokenError
 from firsttoken_compiler.target.load import load_target
@@ -73,6 +74,8 @@ def student_document(name: str) -> dict[str, Any]:
     provider, config = find_any(name)
     document = asdict(config)
     document["parameters"] = config.parameters
+    if isinstance(config, ImageNetworkConfig):
+        document["layers"] = config.layers
     if isinstance(config, StudentConfig):
         if not config.per_layer:
             document.pop("per_layer")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from firsttoken.options import Progress
-    from firsttoken.subject import Subject
+    from firsttoken.subject import ImageNetwork, Subject
     from firsttoken_compiler.frontend.onnx_file import OnnxStudent
 
     Feeds = dict[str, NDArray[Any]]
@@ -54,10 +54,17 @@ def calibrate_file(
 ) -> ActRanges:
     """Ranges of an ONNX file on the arrays of an .npz file; raises OptionError where they do not fit."""
     if not isinstance(subject, File):
-        raise OptionError(f"--inputs {inputs} is for ONNX files; {subject.name} reads the text of firsttoken")
+        raise OptionError(
+            f"--inputs {inputs} is for ONNX files, and {subject.name} is {subject.kind}: leave --inputs away"
+        )
     graph = subject.open(*subject.lengths(prompt, None))
     graph.require_data()
     return calibrate(graph, method, read_samples(inputs, graph), progress)
+
+
+def declared(subject: ImageNetwork) -> ActRanges:
+    """Ranges of an image network, which no values are measured for: what its times need."""
+    return ActRanges(subject.name, "declared", 0, {tensor: (-end, end) for tensor, end in subject.declared()})
 
 
 def calibrate(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
     from firsttoken.encoder import EncoderConfig
+    from firsttoken.image_network import ImageNetworkConfig
     from firsttoken.options import Progress
 
 ENTRY_POINT_GROUP: Final = "firsttoken.students"
@@ -304,13 +305,19 @@ class StudentProvider(Protocol):
     def names(self) -> tuple[str, ...]:
         """Return the names of the students, in the order to show them."""
 
-    def config(self, name: str) -> StudentConfig | EncoderConfig:
+    def config(self, name: str) -> StudentConfig | EncoderConfig | ImageNetworkConfig:
         """Return the student of that name or alias, in any case; raise `UnknownStudent` otherwise."""
 
     def encoder_graph(
         self, config: EncoderConfig, *, tokens: int, weights: WeightStore | None = None
     ) -> onnx.ModelProto:
         """Return the static graph of an encoder for an input of `tokens` tokens."""
+
+    def image_graph(self, config: ImageNetworkConfig) -> onnx.ModelProto:
+        """Return the static graph of a network for one image; its weights' values need not be there."""
+
+    def image_tensors(self, config: ImageNetworkConfig) -> tuple[str, ...]:
+        """Return the tensors of that graph whose ranges decide all static scales of activations."""
 
     def graph(
         self, config: StudentConfig, *, tokens: int, past: int, weights: WeightStore | None = None,
@@ -358,7 +365,7 @@ def providers() -> tuple[StudentProvider, ...]:
     return tuple(found)
 
 
-def find_any(name: str) -> tuple[StudentProvider, StudentConfig | EncoderConfig]:
+def find_any(name: str) -> tuple[StudentProvider, StudentConfig | EncoderConfig | ImageNetworkConfig]:
     """Return the first provider that knows `name`, with the configuration; raise `UnknownStudent` otherwise."""
     known: list[str] = []
     for provider in providers():
@@ -370,8 +377,11 @@ def find_any(name: str) -> tuple[StudentProvider, StudentConfig | EncoderConfig]
 
 
 def find_student(name: str) -> tuple[StudentProvider, StudentConfig]:
-    """Return what `find_any` does of a language model; raise OptionError for an encoder."""
+    """Return what `find_any` does of a language model; raise OptionError for anything else."""
+    from firsttoken.encoder import EncoderConfig
+
     provider, config = find_any(name)
     if not isinstance(config, StudentConfig):
-        raise OptionError(f"{config.name} is an encoder, which has no cache and makes no tokens: give a language model")
+        kind = "an encoder" if isinstance(config, EncoderConfig) else "an image network"
+        raise OptionError(f"{config.name} is {kind}, which has no cache and makes no tokens: give a language model")
     return provider, config

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from firsttoken.encoder import EncoderConfig
+from firsttoken.image_network import ImageNetworkConfig
 from firsttoken.student import ProviderError, StudentConfig, StudentProvider, UnknownStudent, find_any, providers
 from firsttoken_compiler.errors import OptionError, StudentError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT: Final = 64
 """Tokens of the prompt where a graph is built and nothing was said."""
 
-StudentLike = str | Path | StudentConfig | EncoderConfig
+StudentLike = str | Path | StudentConfig | EncoderConfig | ImageNetworkConfig
 SUFFIXES: Final = (".onnx", ".gguf")
 """Endings of names of files, whatever students are called."""
 
@@ -55,7 +56,7 @@ class Subject(Protocol):
         """(tokens, cached rows) of the graph; raises OptionError when what is asked for cannot be had."""
 
     def phase(self, past: int) -> str:
-        """What a graph after `past` cached rows computes: "prefill", "decode" or "encode"."""
+        """What a graph after `past` cached rows computes: "prefill", "decode", "encode" or "inference"."""
 
     def open(self, tokens: int, past: int) -> OnnxStudent:
         """The graph for these lengths."""
@@ -75,10 +76,8 @@ def subject_of(student: StudentLike, bind: Mapping[str, int] | None = None) -> S
 
 
 def _subject_of(student: StudentLike, bind: Mapping[str, int]) -> Subject:
-    if isinstance(student, StudentConfig):
-        return Built(_provider_of(student), student)
-    if isinstance(student, EncoderConfig):
-        return Encoder(_provider_of(student), student)
+    if isinstance(student, (StudentConfig, EncoderConfig, ImageNetworkConfig)):
+        return _found(_provider_of(student), student)
     path = Path(student)
     if path.suffix in SUFFIXES or isinstance(student, Path):
         return _file(path, bind)
@@ -92,8 +91,10 @@ def _subject_of(student: StudentLike, bind: Mapping[str, int]) -> Subject:
         raise
 
 
-def _found(provider: StudentProvider, config: StudentConfig | EncoderConfig) -> Subject:
-    return Built(provider, config) if isinstance(config, StudentConfig) else Encoder(provider, config)
+def _found(provider: StudentProvider, config: StudentConfig | EncoderConfig | ImageNetworkConfig) -> Subject:
+    if isinstance(config, StudentConfig):
+        return Built(provider, config)
+    return Encoder(provider, config) if isinstance(config, EncoderConfig) else ImageNetwork(provider, config)
 
 
 def _file(path: Path, bind: Mapping[str, int]) -> Subject:
@@ -107,7 +108,7 @@ def _file(path: Path, bind: Mapping[str, int]) -> Subject:
     return File(path, tuple(sorted(bind.items())))
 
 
-def _provider_of(config: StudentConfig | EncoderConfig) -> StudentProvider:
+def _provider_of(config: StudentConfig | EncoderConfig | ImageNetworkConfig) -> StudentProvider:
     """The provider that knows this very student, else the first one."""
     known = providers()
     if not known:
@@ -269,6 +270,74 @@ class Encoder:
         from firsttoken_compiler.frontend.onnx_file import from_model
 
         return from_model(self.provider.encoder_graph(self.config, tokens=tokens), Path(), self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageNetwork:
+    """A network for one image whose graph a provider builds; it describes weights that nobody reads."""
+
+    provider: StudentProvider
+    config: ImageNetworkConfig
+
+    @property
+    def name(self) -> str:
+        """See `Subject`."""
+        return self.config.name
+
+    @property
+    def kind(self) -> str:
+        """See `Subject`."""
+        return "an image network"
+
+    @property
+    def layer_bits(self) -> tuple[int, ...]:
+        """See `Subject`."""
+        return ()
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """See `Subject`."""
+        return (type(self.provider).__module__.partition(".")[0],)
+
+    def portable(self) -> StudentLike:
+        """See `Subject`."""
+        return self.config
+
+    def content(self) -> str:
+        """See `Subject`."""
+        return f"image network {self.config.canonical_json()}"
+
+    def declared(self) -> tuple[tuple[str, float], ...]:
+        """A range, -1 to 1, for every tensor that a static scale belongs to.
+
+        Other ranges change no instruction; scales that differ are stored apart, which moves weights in DRAM.
+        """
+        return tuple((tensor, 1.0) for tensor in self.provider.image_tensors(self.config))
+
+    def lengths(self, prompt: int | None, past: int | None) -> tuple[int, int]:
+        """See `Subject`. One image counts as a prompt of 1."""
+        _require_lengths(1 if prompt is None else prompt, past or 0)
+        if past:
+            raise OptionError(
+                f"{self.name} is an image network, it reads no cache and makes no tokens: "
+                "leave --past and --decode away"
+            )
+        if prompt not in (None, 1):
+            raise OptionError(
+                f"--prompt {prompt}: {self.name} is an image network, it reads one image of {self.config.side} x "
+                f"{self.config.side} pixels and no tokens: leave --prompt away, or give 1"
+            )
+        return 1, 0
+
+    def phase(self, past: int) -> str:
+        """See `Subject`."""
+        return "inference"
+
+    def open(self, tokens: int, past: int) -> OnnxStudent:
+        """See `Subject`."""
+        from firsttoken_compiler.frontend.onnx_file import from_model
+
+        return from_model(self.provider.image_graph(self.config), Path(), self.name)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,10 @@ def test_options_hold_the_largest_magnitudes(tmp_path: Path) -> None:
         ({"ranges": {}}, "ranges: Dictionary should have at least 1 item"),
         ({"version": 2}, "version: Input should be 1"),
         ({"format": "other"}, "format: Input should be 'firsttoken-ranges'"),
-        ({"method": "guess"}, "method: Input should be 'minmax', 'entropy' or 'percentile'"),
-        ({"samples": 0}, "samples: Input should be greater than or equal to 1"),
+        ({"method": "guess"}, "method: Input should be 'minmax', 'entropy', 'percentile' or 'declared'"),
+        ({"samples": -1}, "samples: Input should be greater than or equal to 0"),
+        ({"samples": 0}, "0 samples and the method minmax: ranges that are declared have none, others at least 1"),
+        ({"method": "declared"}, "3 samples and the method declared: ranges that are declared have none"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ],
 )

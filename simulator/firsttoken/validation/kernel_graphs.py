@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from firsttoken.options import RunOptions
-from firsttoken.validation.fixed_graph import FixedGraph, absent_weight
+from firsttoken.subject import StudentLike
 from firsttoken_compiler.errors import OptionError
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Operator:
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorSubject(FixedGraph):
-    """An operator as something to compile; satisfies `firsttoken.subject.Subject`."""
+class OperatorSubject:
+    """An operator as something to compile, one graph of its own length; satisfies `firsttoken.subject.Subject`."""
 
     operator: Operator
 
@@ -83,6 +83,28 @@ class OperatorSubject(FixedGraph):
     def kind(self) -> str:
         """See `Subject`."""
         return "an operator"
+
+    @property
+    def layer_bits(self) -> tuple[int, ...]:
+        """See `Subject`."""
+        return ()
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """See `Subject`."""
+        return ()
+
+    def portable(self) -> StudentLike:
+        """See `Subject`; raises OptionError, as no name stands for it."""
+        raise OptionError(f"{self.name} has no name that another process could make it of")
+
+    def lengths(self, prompt: int | None, past: int | None) -> tuple[int, int]:
+        """See `Subject`; the graph has its own."""
+        return 1, 0
+
+    def phase(self, past: int) -> str:
+        """See `Subject`."""
+        return "encode"
 
     def content(self) -> str:
         """See `Subject`."""
@@ -130,8 +152,13 @@ class _Graph:
 
     def weight(self, name: str, shape: Sequence[int]) -> str:
         """A weight whose values nobody reads."""
-        nbytes = 4 if self.operand == FLOAT else 2
-        self.weights.append(absent_weight(name, self.operand, shape, nbytes, f"{name}.bin"))
+        from onnx import TensorProto
+
+        nbytes = (4 if self.operand == FLOAT else 2) * math.prod(shape)
+        made = TensorProto(name=name, data_type=self.operand, dims=shape, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", f"{name}.bin"), ("offset", "0"), ("length", str(nbytes))):
+            made.external_data.add(key=key, value=value)
+        self.weights.append(made)
         return name
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from firsttoken.api import target_of
+from firsttoken.image_network import ImageNetworkConfig
 from firsttoken.student import StudentConfig
 from firsttoken.validation.chips import chip_of
-from firsttoken.validation.image_graphs import ResNet50
 from firsttoken.validation.measurements import Measurement, Quantity, Row, Skipped
 from firsttoken.validation.number_formats import formats_of
 from firsttoken.validation.runtimes import on, runtime_of
@@ -82,21 +82,40 @@ def _work(
     line: Line, student: Any, options: RunOptions, tokens: int, context: int | None, runtime: str | None
 ) -> tuple[Any, str]:
     """(what is run, in words)."""
-    from firsttoken.latency import EncoderWork, KernelWork, LlmWork
+    from firsttoken.latency import EncoderWork, LlmWork
 
     scales = f" by {options.group}" if options.weights in INTEGERS else ""
     formats = f"{options.weights}{scales}, {options.acts} activations"
     if not isinstance(student, StudentConfig):
-        if isinstance(student, ResNet50):
-            sides = _IMAGE.match(line.text("prompt_tokens"))
-            network = ResNet50(int(sides[1])) if sides else student
-            kept = network.options(options.weights, options.acts or "fp16")
-            return KernelWork(network, kept, runtime), f"image of {network.side} pixels a side, {formats}"
+        if isinstance(student, ImageNetworkConfig):
+            network = _of_size(student, line.text("prompt_tokens"))
+            kept = _image_options(network, options.weights, options.acts or "fp16")
+            return EncoderWork(network, kept, 1, runtime), f"image of {network.side} pixels a side, {formats}"
         return EncoderWork(student, options, tokens, runtime), f"{tokens} tokens, {formats}"
     found = _NEW.search(line.text("notes"))
     new = int(found[1]) if found else 1 if "short context" in line.text("notes") else ANSWER
     rows = context if context is not None and context > tokens else tokens + new
     return LlmWork(student, options, tokens, rows, new, runtime), f"{tokens} tokens, context {rows}, {formats}"
+
+
+def _of_size(network: ImageNetworkConfig, image: str) -> ImageNetworkConfig:
+    """The network for images of a row's size, "224x224"; raises OptionError for one that it does not take."""
+    sides = _IMAGE.match(image)
+    try:
+        return replace(network, side=int(sides[1])) if sides else network
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+
+
+def _image_options(network: ImageNetworkConfig, weights: str, acts: str) -> RunOptions:
+    """Number formats; integer activations have static scales, as there are no windows of rows then."""
+    from firsttoken.options import RunOptions
+    from firsttoken.subject import ImageNetwork, subject_of
+
+    subject = subject_of(network)
+    assert isinstance(subject, ImageNetwork)
+    ranges = subject.declared() if acts != "fp16" else ()
+    return RunOptions(weights=weights, acts=acts, group="channel", ranges=ranges)
 
 
 def _prompt(line: Line) -> tuple[int, str]:

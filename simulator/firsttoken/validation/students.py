@@ -6,7 +6,6 @@ import re
 from typing import Any, Final
 
 from firsttoken.student import UnknownStudent, find_any
-from firsttoken.validation.image_graphs import ResNet50
 
 _SIZE: Final = r"(?P<size>\d+(?:[.-]\d+)?[bm])\b"
 _FAMILIES: Final = tuple(
@@ -18,7 +17,7 @@ _FAMILIES: Final = tuple(
         (r"minilm.*-l6|minilm-v2", "minilm-l6"),
         (r"distil-?bert", "distilbert"),
         (r"^(?:google-)?bert(?:-base.*)?$", "bert-base"),
-        (r"^resnet-?50", "resnet50"),
+        (r"^resnet-?50", "resnet-50"),
         (r"^tiny-?llama", "tinyllama-1.1b"),
         (r"llama-?v?3[.-](?P<version>\d)-?" + _SIZE, "llama-3.{version}-{size}"),
         (r"llama-?v?3-8b", "llama-3.1-8b"),
@@ -32,8 +31,6 @@ _REFUSED: Final = (
     (re.compile(r"(?:^|-)ssd(?:-|$)|speculative|eagle"), "speculative decoding is not modelled"),
     (re.compile(r"(?:^|-)vl(?:-|$)|vision|whisper|clip|stable-diffusion"), "no student of this kind"),
 )
-IMAGES: Final = ResNet50()
-"""The network for images; the image's size is that of its row."""
 TOLERANCE: Final = 0.2
 """How far a stated number of parameters may be from a student's."""
 
@@ -51,8 +48,6 @@ def student_of(model: str, params: str = "") -> tuple[Any, str]:
         return None, f"model {model!r:.80}: {refusal}"
     count = parameters(params)
     for known in _spellings(name, params):
-        if known == IMAGES.name:
-            return IMAGES, ""
         try:
             config = find_any(known)[1]
         except UnknownStudent:

@@ -106,7 +106,7 @@ def _print(labels: list[str], runs: list[RunDocument]) -> None:
     first = runs[0]
     where = first.target if len({run.target for run in runs}) == 1 else f"{len(runs)} targets"
     rows = f" after {first.past} rows" if first.past else ""
-    print(plain(f"{first.student} on {where}, {first.prompt_tokens} tokens{rows}, weights {first.weights}"))
+    print(plain(f"{first.student} on {where}, {first.read}{rows}, weights {first.weights}"))
     heads = [head for label in labels for head in ((label,) if label == labels[0] else (label, "change"))]
     cells = [[name, *_beside(values)] for name, values in quantities(runs).items() if any(values)]
     table(["", *heads], cells)

@@ -99,7 +99,7 @@ def _show(run: RunDocument, found: Explanation, decode: bool) -> None:
     from firsttoken_simulator.report.plain import plain
 
     part = run.decode if decode else run
-    phase = f"one token after {part.past}" if decode and part else f"{run.prompt_tokens} tokens"
+    phase = f"one token after {part.past}" if decode and part else run.read
     print(plain(f"{run.student} on {run.target}, {phase}, weights {run.weights}, activations {run.activations}"))
     print(plain(facts(found)))
     rows: list[list[str]] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from firsttoken.progress import Bar
+from firsttoken.subject import DEFAULT_PROMPT
 from firsttoken.verbs.shared import NEW_TOKENS, AsJson, Formats, Given, taking
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ def latency(
     runtime: Annotated[
         str | None, typer.Option(help="A runtime of the target; default: its first.", show_default=False)
     ] = None,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, or of an encoder's input.")] = 64,
+    prompt: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Tokens of the prompt, or of an encoder's input; default: {DEFAULT_PROMPT}."),
+    ] = None,
     context: Annotated[int, typer.Option(min=0, help="Most rows that graphs are for; 0: prompt and answer.")] = 0,
     new_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer.")] = NEW_TOKENS,
     formats: Formats,
@@ -36,10 +40,11 @@ def latency(
     from firsttoken import api
     from firsttoken import latency as rooms
     from firsttoken.cli import print_json
-    from firsttoken.subject import subject_of
-    from firsttoken.verbs.schedule import schedule_of, work_of
+    from firsttoken.subject import ImageNetwork, subject_of
+    from firsttoken.verbs.schedule import prompt_of, schedule_of, work_of
 
     machine, subject = api.target_of(target), subject_of(student)
+    prompt = prompt_of(subject, prompt)
     options = formats.options(schedule_of(schedule, target))
     work = work_of(student, subject, options, prompt, context, new_tokens, runtime)
     with Bar() as bar:
@@ -50,7 +55,8 @@ def latency(
         print_json({"student": subject.name, "target": machine.name, "runtime": runtime_name(machine, runtime),
                     "prompt": prompt, "context": context, "new_tokens": new_tokens, **asdict(found)})  # fmt: skip
         return
-    _show(found, f"{subject.name} on {machine.name} by {runtime_name(machine, runtime)}, {prompt} tokens")
+    read = "one image" if isinstance(subject, ImageNetwork) else f"{prompt} tokens"
+    _show(found, f"{subject.name} on {machine.name} by {runtime_name(machine, runtime)}, {read}")
 
 
 def runtime_name(target: Target, runtime: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from firsttoken.progress import Bar
-from firsttoken.subject import DEFAULT_PROMPT, Encoder, subject_of
+from firsttoken.subject import DEFAULT_PROMPT, Encoder, ImageNetwork, subject_of
 from firsttoken.verbs.shared import NEW_TOKENS, AsJson, Formats, Given, taking
 from firsttoken_compiler.errors import OptionError
 
@@ -91,18 +91,23 @@ class Asked:
     def _work(self, subject: Subject, options: RunOptions) -> Work:
         tokens = NEW_TOKENS if self.new_tokens is None else self.new_tokens
         return work_of(
-            self.student, subject, options, self.prompt or DEFAULT_PROMPT, self.context, tokens, self.runtime
+            self.student, subject, options, prompt_of(subject, self.prompt), self.context, tokens, self.runtime
         )
+
+
+def prompt_of(subject: Subject, prompt: int | None) -> int:
+    """Tokens of a prompt where a runtime is asked and maybe nothing was said; an image counts as 1."""
+    return prompt or (1 if isinstance(subject, ImageNetwork) else DEFAULT_PROMPT)
 
 
 def work_of(
     student: str, subject: Subject, options: RunOptions, prompt: int, context: int, new_tokens: int, runtime: str | None
 ) -> Work:
-    """What a runtime is asked for: an inference of an encoder, or a prompt and its answer."""
+    """What a runtime is asked for: an inference of an encoder or of an image network, or a prompt and its answer."""
     from firsttoken.latency import EncoderWork, LlmWork
 
     asked = student if subject.kind != "an ONNX file" else Path(student)
-    if isinstance(subject, Encoder):
+    if isinstance(subject, (Encoder, ImageNetwork)):
         return EncoderWork(asked, options, prompt, runtime)
     return LlmWork(asked, options, prompt, context, new_tokens, runtime)
 

@@ -16,6 +16,7 @@ from firsttoken_simulator.report.advice import advise, ladder
 from firsttoken_simulator.report.cores import core_rows
 from firsttoken_simulator.report.critical import CAUSES, CriticalPath, critical_path
 from firsttoken_simulator.report.document import (
+    WHOLE,
     DecodeSection,
     HostCallRow,
     LayerRow,
@@ -157,7 +158,7 @@ def _steps(phase: Phase) -> StepTable:
 
 def _whole(program: Program) -> str:
     """What the whole time passes until."""
-    return "result" if program.meta.get("phase") == "encode" else "first token"
+    return "result" if program.meta.get("phase") in WHOLE else "first token"
 
 
 def _identity(phase: Phase, options: Any) -> dict[str, Any]:

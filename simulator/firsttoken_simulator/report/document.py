@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from firsttoken_simulator.report.plain import plain_json
 
 SCHEMA_VERSION: Final = 1
+WHOLE: Final = {"encode": "input", "inference": "inference"}
+"""Phases whose result is whole, with no first token of an answer, and what one of them is called."""
 
 
 class _Part(BaseModel):
@@ -341,6 +343,16 @@ class RunDocument(_Part):
     decode: DecodeSection | None
     target_values: list[TargetValue]
     ops: list[OpRow]
+
+    @property
+    def unit(self) -> str:
+        """What times and energies are per."""
+        return WHOLE.get(self.phase, "prompt")
+
+    @property
+    def read(self) -> str:
+        """What the run reads."""
+        return "one image" if self.phase == "inference" else f"{self.prompt_tokens} tokens"
 
     def to_json(self) -> str:
         """The text of `run.json`; the same run gives the same bytes."""

@@ -84,7 +84,7 @@ def page(run: RunDocument) -> str:
         layers_left_out=max(0, len(run.layers) - MAX_BARS),
         time=_split(run.time_by_bound_ms, "ms"),
         energy=_split(run.energy_by_component_mj, "mJ"),
-        bands=[("prompt" if run.phase != "encode" else "input", run.energy_bands)]
+        bands=[(run.unit, run.energy_bands)]
         + ([("token", run.decode.energy_bands)] if run.decode is not None else []),
         ladder=_ladder(run),
         steps=[(what, chart) for what, decode in PHASES if (chart := step_chart(run, decode)) is not None],

@@ -102,7 +102,7 @@ def _fallbacks(run: RunDocument) -> str:
 ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
     ("student", lambda r: plain(r.student)),
     ("target", lambda r: f"{r.target} ({r.target_hash})"),
-    ("prompt", lambda r: f"{r.prompt_tokens} tokens" + (f" after {r.past}" if r.past else "")),
+    ("prompt", lambda r: r.read + (f" after {r.past}" if r.past else "")),
     ("weights / activations", lambda r: f"{r.weights}{_group(r)} / {r.activations}{_scales(r)}"),
     ("  matrices by format", _formats),
     ("norm cache", lambda r: r.norm_cache),
@@ -126,13 +126,21 @@ ROWS: Final[tuple[tuple[str, Callable[[RunDocument], str]], ...]] = (
 )
 
 
-_ENCODERS: Final = {"time to first token": "time", "energy per prompt": "energy", "prompt": "input"}
-"""What rows are called where nothing but encoders ran: their result is whole, no token of an answer."""
+_NAMES: Final = {
+    "input": {"time to first token": "time", "energy per prompt": "energy", "prompt": "input"},
+    "inference": {
+        "time to first token": "time of an inference", "energy per prompt": "energy per inference", "prompt": "input",
+    },
+}  # fmt: skip
+"""What rows are called where nothing but encoders ran, or image networks: their result is whole, no token."""
 
 
 def row_name(name: str, runs: list[RunDocument]) -> str:
     """What a row is called for these runs."""
-    return _ENCODERS.get(name, name) if all(run.phase == "encode" for run in runs) else name
+    units = {run.unit for run in runs}
+    if "prompt" in units:
+        return name
+    return _NAMES[units.pop() if len(units) == 1 else "input"].get(name, name)
 
 
 def first_screen(runs: list[RunDocument]) -> Table:

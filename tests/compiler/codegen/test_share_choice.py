@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
+from firsttoken import RunOptions
+from firsttoken.subject import ImageNetwork
 from firsttoken.validation.chips_nvdla import nvdla_variant
-from firsttoken.validation.image_graphs import ResNet50
 from firsttoken_compiler.codegen.norm_ways import Costs
 from firsttoken_compiler.codegen.share_choice import SHARES, place_by_cost
 from firsttoken_compiler.passes.place import Place
 from firsttoken_compiler.pipeline import compile_onnx
+from firsttoken_models.image_networks import RESNET_50
+from firsttoken_models.registry import PROVIDER
 
-NET = ResNet50(64)
+NET = ImageNetwork(PROVIDER, replace(RESNET_50, side=64))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,8 @@ def compiled() -> dict[str, Any]:
         def observe(made: Any, _templates: Any, name: str = format_) -> None:
             found[name] = made
 
-        precision = NET.options(format_, format_).precision()
+        ranges = NET.declared() if format_ == "int8" else ()
+        precision = RunOptions(weights=format_, acts=format_, group="channel", ranges=ranges).precision()
         compile_onnx(NET.open(1, 0), target, precision, observe=observe)
     return {**found, "target": target}
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measurement_tables import models, operators, table
 
+from firsttoken.student import find_any
 from firsttoken.validation import kernel_rows
 from firsttoken.validation.chips import chip_of
 from firsttoken.validation.measurements import Measurement, MeasurementError, Skipped, parse, read
@@ -152,12 +153,20 @@ def test_an_image_network_on_nvdla_in_the_size_of_the_row() -> None:
     row = one(chip="NVDLA 512 INT8 MACs, 256 KB CBUF, 10 GB/s, 1 GHz 16 nm", model="ResNet-50 INT8", params="25.5M",
               prompt_tokens="224x224", ttft_ms="10.75", decode_tok_s="", power_w="0.210/0.080 (peak/avg)",
               notes="no DRAM power", source="")  # fmt: skip
-    assert (row.target, row.model, row.work.kernel.side) == ("nvdla-full", "resnet50", 224)
+    assert (row.target, row.model) == ("nvdla-full", "resnet-50")
+    assert row.work.student == find_any("resnet-50")[1]  # the built-in student, of 224 pixels a side
     assert row.variant is not None
     assert row.variant.scratchpad.bytes == 256 << 10
     assert row.variant.dram.peak_bytes_per_s == pytest.approx(10e9, rel=0.01)
     assert row.counted == {"inference_ms": 10.75}
     assert "static" in row.work.options.meta()["acts_range"]
+    smaller = one(chip="NVDLA 512 INT8 MACs, 256 KB CBUF, 10 GB/s, 1 GHz 16 nm", model="resnet50", params="25.5M",
+                  prompt_tokens="64x64", ttft_ms="1", decode_tok_s="", notes="", source="")  # fmt: skip
+    assert (smaller.work.student.side, row.work.student.side) == (64, 224)
+    assert "it takes 32 to 1024" in reason(
+        chip="NVDLA 512 INT8 MACs, 256 KB CBUF, 10 GB/s, 1 GHz 16 nm", model="ResNet-50", prompt_tokens="4000x4000",
+        params="25.5M",
+    )  # fmt: skip
     assert reason(chip="NVDLA 777 MACs, 256 KB, 10 GB/s", model="ResNet-50") != ""
 
 
