@@ -34,7 +34,7 @@ MAX_FILE_BYTES: Final = 4 << 20
 MAX_KERNELS: Final = 10_000
 MAX_EXTENT: Final = 1 << 31
 PRODUCT: Final = ("m", "n", "k", "whole", "order", "buffers", "method", "block")
-ATTENTION: Final = ("rows", "keys", "buffers")
+ATTENTION: Final = ("rows", "keys", "buffers", "softmax")
 _KEY: Final = re.compile(r"[a-z_0-9]{1,40}-[a-z0-9]{1,100}-[0-9a-f]{12}")
 _LAYER: Final = re.compile(r"(?P<before>.*?\blayers\.)(?P<number>\d+)(?P<after>\..*)")
 
@@ -168,6 +168,8 @@ def _choice(values: dict[str, Any], where: str) -> Choice:
 
 def to_toml(file: ScheduleFile) -> str:
     """The text of a file that `read_schedule` makes the same schedule of."""
+    from firsttoken_compiler.schedule.choice import facts_of
+
     head = {"student": file.student, "target": file.target, "target_hash": file.target_hash, "made_by": file.made_by}
     lines = [f"version = {VERSION}", *(f"{name} = {_text(value)}" for name, value in head.items() if value)]
     chosen = {name: value for name, value in asdict(file.graph).items() if value}
@@ -179,7 +181,7 @@ def to_toml(file: ScheduleFile) -> str:
             lines.append(f"operators = [{', '.join(map(_text, entry.operators))}]")
         lines += [f"{name} = {_text(value)}" for name in ("graph", "note") if (value := getattr(entry, name))]
         lines += [f"{name} = {value}" for name, value in zip("MNK", entry.dims, strict=False)]
-        given = {f.name: getattr(entry.choice, f.name) for f in fields(entry.choice)}
+        given = facts_of(entry.choice)
         kept = (f"{k} = {_value(v)}" for k, v in given.items() if k not in ("method", "block") or v)
         lines.append(f"choice = {{ {', '.join(kept)} }}")
     for key, split in file.splits:
@@ -242,7 +244,7 @@ def _schema() -> Any:
 
     from pydantic import BaseModel, ConfigDict, Field, create_model
 
-    from firsttoken_compiler.schedule.choice import ORDERS, GraphChoice
+    from firsttoken_compiler.schedule.choice import ORDERS, SOFTMAXES, GraphChoice
 
     class Strict(BaseModel):
         model_config = ConfigDict(extra="forbid", strict=True)
@@ -252,8 +254,9 @@ def _schema() -> Any:
     numbers = dict.fromkeys(("m", "n", "k", "rows", "keys", "buffers", "block"), (extent | None, None))
     order = (Annotated[str, Field(pattern=f"^({'|'.join(ORDERS)})$")] | None, None)
     method = (Annotated[str, Field(pattern="^(floats|codes)$")] | None, None)
+    softmax = (Annotated[str, Field(pattern=f"^({'|'.join(SOFTMAXES)})$")] | None, None)
     choice: Any = create_model(  # type: ignore[call-overload]
-        "Choice", __base__=Strict, **numbers, whole=(bool | None, None), order=order, method=method
+        "Choice", __base__=Strict, **numbers, whole=(bool | None, None), order=order, method=method, softmax=softmax
     )
     kernel: Any = create_model(
         "Kernel", __base__=Strict, key=(words, ...), operators=(list[words], []), graph=(words, ""), note=(words, ""),

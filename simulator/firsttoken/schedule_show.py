@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from firsttoken.operator_names import matching
@@ -40,7 +39,7 @@ def _document(
 ) -> dict[str, Any]:  # fmt: skip
     from firsttoken.schedule_file import patterns
     from firsttoken_compiler.codegen.build import build
-    from firsttoken_compiler.schedule.choice import product_dims
+    from firsttoken_compiler.schedule.choice import facts_of, product_dims
 
     names = [graph.program.ops[number].name for number in mine]
     everything = [op.name for op in graph.program.ops]
@@ -52,7 +51,7 @@ def _document(
         "operators": names, "graph": graph.phase, "key": kernel.key, "kind": kernel.spec.kind,
         "covers": list(patterns(graph.operators(kernel), everything)), "launches": len(kernel.launches),
         "dims": list(dims) if dims is not None else list(kernel.spec.outs[0].shape),
-        "operands": _operands(kernel), "choice": None if choice is None else asdict(choice),
+        "operands": _operands(kernel), "choice": None if choice is None else facts_of(choice),
         "text": "" if choice is None else choice.text(), "instructions": len(template.code),
         "scratchpad_bytes": template.scratch_bytes, "accumulator_bytes": template.acc_bytes,
         "free_scratchpad_bytes": kernel.room.limit, "preferred_scratchpad_bytes": kernel.room.preferred,
@@ -97,6 +96,7 @@ def _dataflow(target: Target) -> str:
 
 def _reasons(kernel: Kernel, choice: Choice, given: bool) -> dict[str, Any]:
     """Estimates, where the kernel has an account of them, of this choice, the compiler's own and the best of all."""
+    from firsttoken_compiler.schedule.choice import facts_of
     from firsttoken_compiler.schedule.choosing import default_choice, legal_costs, needs, ranked
 
     spec, spaces, target = kernel.spec, kernel.spaces, kernel.target
@@ -109,7 +109,7 @@ def _reasons(kernel: Kernel, choice: Choice, given: bool) -> dict[str, Any]:
     def row(each: Choice, cost: float | None) -> dict[str, Any]:
         scratch, _ = needs(spec, spaces, target, each)
         return {
-            "text": each.text(), "choice": asdict(each), "estimated_cycles": None if cost is None else round(cost),
+            "text": each.text(), "choice": facts_of(each), "estimated_cycles": None if cost is None else round(cost),
             "scratchpad_bytes": scratch, "preferred": scratch <= kernel.room.preferred,
         }  # fmt: skip
 
@@ -127,12 +127,19 @@ def _reasons(kernel: Kernel, choice: Choice, given: bool) -> dict[str, Any]:
 
 
 def loops(kernel: Kernel, choice: Choice) -> list[str]:
-    """The loops of a kernel's scheduled functions."""
+    """The loops of a kernel's scheduled functions; of an attention with online softmax, those that it becomes."""
+    from firsttoken_compiler.codegen import online_attention
     from firsttoken_compiler.codegen.loop_text import lines_of
     from firsttoken_compiler.codegen.tir_reader import read
+    from firsttoken_compiler.schedule.choice import AttentionChoice
+    from firsttoken_compiler.schedule.choosing import attention_tile
     from firsttoken_compiler.schedule.kernel import lowered
     from firsttoken_compiler.schedule.traces import traces
 
+    if isinstance(choice, AttentionChoice) and choice.softmax == "online":
+        tile = attention_tile(choice, kernel.spec, kernel.target)
+        body, params = online_attention.statements(kernel.spec, kernel.spaces, tile, kernel.target)
+        return lines_of(body, params, operand_titles(kernel, len(params)), list(kernel.spaces))
     lines = []
     for part in traces(kernel.spec, kernel.spaces, kernel.target, choice):
         body, params = read(lowered(part.module), outer=1 if part.name == "rows" else 0)

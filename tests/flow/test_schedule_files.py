@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from students import QWEN2
 from typer.testing import CliRunner
@@ -13,17 +14,21 @@ from typer.testing import CliRunner
 from firsttoken import api
 from firsttoken.cli import app
 from firsttoken.compare import document
+from firsttoken.npu_session import NpuSession
 from firsttoken.operator_names import matching
 from firsttoken.options import RunOptions
 from firsttoken.schedule_file import ScheduleFile, parse_schedule, read_schedule, to_toml
+from firsttoken.schedule_show import loops
 from firsttoken.scheduled import Graph, file_of, graphs_of, traces_path, write
 from firsttoken.subject import subject_of
 from firsttoken.verbs.compare import combinations, labelled
 from firsttoken_compiler.errors import FirsttokenError, OptionError
-from firsttoken_compiler.schedule.choice import CoreSplit, GraphChoice, ProductChoice, Schedules
+from firsttoken_compiler.schedule.choice import AttentionChoice, CoreSplit, GraphChoice, ProductChoice, Schedules
 from firsttoken_compiler.schedule.traces import replay, traces
 from firsttoken_compiler.target.target import Target
 from firsttoken_compiler.tvm.api import same_structure
+from firsttoken_models.registry import PROVIDER
+from firsttoken_models.weights import write_random_weights
 
 TARGET = Target.load("snapdragon-x-elite")
 FORMATS = {
@@ -233,6 +238,36 @@ def test_show_says_what_a_schedule_takes_and_costs() -> None:
     assert costs == sorted(costs)
     assert "T.prim_func" in document["script"][0]
     assert "sch.tensorize" in document["trace"][0]
+
+
+@pytest.mark.parametrize("kv_cache", ["fp16", "int8"])
+def test_an_online_softmax_by_hand(kv_cache: str, tmp_path: Path) -> None:
+    """Prompt and token: in the file, back from it, in the program, and its answers are nearly those of whole rows."""
+    options = RunOptions(weights="fp16", kv_cache=kv_cache)
+    graphs = graphs_of(subject_of(STUDENT), TARGET, 9, None, 1, options)
+    file = file_of(graphs, "scheduled", TARGET, options)
+    attentions = [entry for entry in file.kernels if isinstance(entry.choice, AttentionChoice)]
+    assert len(attentions) == 2
+    kept = [replace(e, choice=replace(e.choice, rows=2, keys=4, softmax="online")) for e in attentions]  # type: ignore[arg-type]
+    path = tmp_path / "online.toml"
+    path.write_text(to_toml(replace(file, kernels=tuple(kept))), encoding="utf-8")
+    assert path.read_text(encoding="utf-8").count('softmax = "online"') == 2
+    assert "softmax" not in to_toml(file)
+    given = replace(options, schedule=read_schedule(path).schedules)
+    online = graphs_of(subject_of(STUDENT), TARGET, 9, None, 1, given)
+    for graph, plain in zip(online, graphs, strict=True):
+        tiles = {op.name: op.tile for op in graph.program.ops if op.tile.endswith("online")}
+        assert list(tiles) == [f"layers.{layer}.self_attn.attention" for layer in range(STUDENT.layers)]
+        assert len(graph.program) > len(plain.program)
+        kernel, choice = next(pair for pair in zip(graph.kernels, graph.choices, strict=True)
+                              if isinstance(pair[1], AttentionChoice))  # fmt: skip
+        assert "one iteration ahead:" in "\n".join(loops(kernel, choice))
+    weights = write_random_weights(STUDENT, tmp_path)
+    plain, other = (NpuSession(PROVIDER, STUDENT, weights, 16, target=TARGET, options=of) for of in (options, given))
+    prompt = [5, 77, 21, 8, 3, 9, 40, 2, 6]
+    for rows, found in ((plain.prefill(prompt), other.prefill(prompt)), (plain.decode(4, 9), other.decode(4, 9))):
+        assert not np.array_equal(rows, found)
+        np.testing.assert_allclose(found, rows, atol=1e-2 * float(np.abs(rows).max()))
 
 
 def test_a_schedule_of_another_target_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from firsttoken_compiler.codegen import block_products, concat, convolve, images, normed
+from firsttoken_compiler.codegen import block_products, concat, convolve, images, normed, online_attention
 from firsttoken_compiler.codegen.kept_templates import KeptChoices, KeptTemplates
 from firsttoken_compiler.codegen.staging import over_rows
 from firsttoken_compiler.codegen.template import Template
@@ -61,6 +61,8 @@ def _build(
         return _product(spec, spaces, target, choice)
     if isinstance(choice, AttentionChoice):
         tile = attention_tile(choice, spec, target)
+        if tile.online:
+            return online_attention.build(spec, spaces, tile, target)
         own = attention.mapped(spec, target) is not None
         return _template(attention.schedule(spec, spaces, tile, target), spaces, target, own)
     if isinstance(choice, RowsChoice):

@@ -7,6 +7,7 @@ from firsttoken_compiler.codegen.loops import Alloc, Buffer, Computed, GatherNes
 from firsttoken_compiler.isa.types import Engine, Space
 
 AXES = {"m": "rows", "p": "panels", "k": "k", "b": "heads", "r": "rows", "t": "keys"}
+SKEWS = {-1: "one iteration ahead:", 1: "one iteration behind:"}
 VERBS = {Engine.DMA_IN: "load", Engine.DMA_OUT: "store", Engine.VECTOR: "vector"}
 
 
@@ -34,7 +35,8 @@ def lines_of(body: list[Statement], params: list[Buffer], names: list[str], spac
         for statement in statements:
             if isinstance(statement, Loop):
                 step = f" of {statement.step}" if statement.step else ""
-                out.append(f"{indent}for {statement.extent} x {AXES.get(statement.axis, statement.axis)}{step}:")
+                line = f"for {statement.extent} x {AXES.get(statement.axis, statement.axis)}{step}:"
+                out.append(f"{indent}{SKEWS.get(statement.skew, line)}")
                 walk(statement.body, depth + 1)
             elif isinstance(statement, MatmulCall):
                 c = statement

@@ -112,6 +112,9 @@ class Loop:
     ahead: str = ""
     """Name of an operand of which this makes the next tile: its instructions stand among the products since the tile
     before was made, so that the vector unit makes it while these run. They touch nothing that those touch."""
+    skew: int = 0
+    """Of a loop of one iteration inside another loop. -1: its instructions stand right behind those of the iteration
+    before; 1: right before those of the next one. What they pass over touches nothing that they touch."""
 
 
 @dataclass(frozen=True, eq=False)

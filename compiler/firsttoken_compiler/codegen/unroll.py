@@ -88,6 +88,10 @@ class _Unroller:
     """What would write them."""
     ahead: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     """By operand, ranges of instructions that make its tiles."""
+    spans: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    """Ranges of instructions of skewed loops, in the iterations so far of the loop around them."""
+    moved: dict[int, int] = field(default_factory=dict)
+    """Instructions that stand right before another one."""
     seen: dict[tuple[object, ...], Seen] = field(default_factory=dict)
     """What statements became in iterations before, by the statement and what cut it."""
 
@@ -105,7 +109,7 @@ class _Unroller:
                     behind[i] = products[0]
                 for index, i in enumerate(work if products else ()):
                     behind[i] = products[index * len(products) // len(work)]
-        return sorted(range(len(behind)), key=lambda i: (behind[i], i))
+        return sorted(range(len(behind)), key=lambda i: (self.moved.get(i, behind[i]), i not in self.moved, i))
 
     def run(self, body: list[Statement]) -> None:
         for statement in body:
@@ -128,6 +132,16 @@ class _Unroller:
         self._iterations(loop)
         if loop.ahead:
             self.ahead.setdefault(loop.ahead, []).append((start, len(self.rows)))
+        if loop.skew:
+            self.spans.setdefault(id(loop), []).append((start, len(self.rows)))
+        for part in loop.body:
+            if isinstance(part, Loop) and part.skew:
+                self._skew(part.skew, self.spans.pop(id(part), []))
+
+    def _skew(self, skew: int, spans: list[tuple[int, int]]) -> None:
+        """Moves the instructions of a skewed loop, whose ranges these are, to those of the iteration beside."""
+        for before, after in pairwise(spans):
+            self.moved |= dict.fromkeys(range(*(after if skew < 0 else before)), before[1] if skew < 0 else after[0])
 
     def _iterations(self, loop: Loop) -> None:
         before = self.origin.get(loop.axis, 0)

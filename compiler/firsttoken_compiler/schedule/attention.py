@@ -36,6 +36,8 @@ class AttentionTile:
     keys: int
     buffers: int = 0
     """Tiles of keys, and of values, that exist at a time; 0: as many as the pipeline asks for."""
+    online: bool = False
+    """Whether scores exist a tile at a time, with running maxima and sums (`schedule.online_attention`)."""
 
 
 @dataclass(frozen=True)
@@ -89,24 +91,33 @@ def schedule(spec: KernelSpec, spaces: tuple[Space, ...], tile: AttentionTile, t
     source = _definition(spec, heads, (rows, keys), widened, parts)
     s = Schedule(source)
     _Scheduling(s, spec, spaces, tile, widened, parts).run()
+    diagonal = diagonal_of(spec, heads, tile, target)
+    ragged = Ragged({"r": heads.rows, "t": heads.keys, "u": heads.keys}, diagonal=diagonal)
+    slots = f" {tile.buffers}-buffered" if tile.buffers else ""
+    layouts = layouts_of(spec, spaces, (rows, keys), target)
+    return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys{slots}", source, s.trace)
+
+
+def layouts_of(
+    spec: KernelSpec, spaces: tuple[Space, ...], padded: tuple[int, int], target: Target
+) -> list[Layout]:  # fmt: skip
+    """Where the elements of operands and result lie, with rows and keys in whole tiles."""
+    heads, parts, (rows, keys) = Heads.of(spec), value_parts(spec, target), padded
     args = (*spec.args, *spec.outs)
     q, k, v, *more, out = (layout.pitch_bits(arg, space, target) for arg, space in zip(args, spaces, strict=True))
     layouts = [_query_layout(spec.args[0], heads, rows, q)]
     layouts += [_key_layout(arg, heads, keys, pitch) for arg, pitch in zip(spec.args[1:3], (k, v), strict=True)]
     if spec["mask"]:
-        layouts.append(Layout((1 if _one_mask_row(spec) else rows, keys), (more[0], Dtype.F32.bits)))
+        layouts.append(Layout((1 if one_mask_row(spec) else rows, keys), (more[0], Dtype.F32.bits)))
     given = dict(zip(operand_names(spec), spec.args, strict=True))
     layouts += [_scale_layout(given[name], keys) for name in ("ks", "vs") if name in given]
     layouts += [layout.dense((1, 1), Dtype.F32)] if spec.get("narrow") else []
     made = replace(heads, batches=heads.batches * parts, width=heads.width // parts)
     layouts.append(_query_layout(spec.outs[0], made, rows, out))
-    diagonal = _diagonal(spec, heads, tile, target)
-    ragged = Ragged({"r": heads.rows, "t": heads.keys, "u": heads.keys}, diagonal=diagonal)
-    slots = f" {tile.buffers}-buffered" if tile.buffers else ""
-    return Scheduled(s.mod, layouts, ragged, f"{tile.rows} rows x {tile.keys} keys{slots}", source, s.trace)
+    return layouts
 
 
-def _diagonal(spec: KernelSpec, heads: Heads, tile: AttentionTile, target: Target) -> Diagonal | None:
+def diagonal_of(spec: KernelSpec, heads: Heads, tile: AttentionTile, target: Target) -> Diagonal | None:
     """Where a tile of rows stops: keys that are masked for all of them weigh exactly 0, so nothing is done for them."""
     if not spec["causal"] or spec["mask"] or heads.one_token or not skips_masked(spec, target):
         return None
@@ -177,7 +188,7 @@ def _scale_layout(arg: Arg, keys: int) -> Layout:
     return Layout((arg.shape[0], keys), (arg.shape[1] * arg.dtype.bits, arg.dtype.bits))
 
 
-def _one_mask_row(spec: KernelSpec) -> bool:
+def one_mask_row(spec: KernelSpec) -> bool:
     """Whether the mask is the same for all tokens."""
     return bool(spec.args[3].shape[0] == 1)
 
@@ -191,7 +202,7 @@ def _definition(spec: KernelSpec, heads: Heads, padded: tuple[int, int], widened
     stored = NAMES[spec.args[1].dtype]
     k, v = (te.placeholder((count // share, keys, width), stored, name=name) for name in "kv")
     shapes = {
-        "mask": ((1 if _one_mask_row(spec) else rows, keys) if spec["mask"] else (), "float32"),
+        "mask": ((1 if one_mask_row(spec) else rows, keys) if spec["mask"] else (), "float32"),
         **dict.fromkeys(("ks", "vs"), ((count // share, keys), "float16")), "inverse": ((1, 1), "float32"),
     }  # fmt: skip
     p = {name: te.placeholder(*shapes[name], name=name) for name in operand_names(spec)[3:]}
@@ -209,7 +220,7 @@ def _definition(spec: KernelSpec, heads: Heads, padded: tuple[int, int], widened
     def masked(b: Any, r: Any, t: Any) -> Any:
         value = scores[b, r, t] * by_key(b, t)
         if spec["mask"]:
-            return value + p["mask"][0 if _one_mask_row(spec) else r, t]
+            return value + p["mask"][0 if one_mask_row(spec) else r, t]
         if spec["causal"] and not heads.one_token:
             return te.if_then_else(t <= r + past, value, tirx.const(MASKED, "float32"))
         return value

@@ -26,6 +26,8 @@ ORDERS: Final = ("columns", "rows")
 """Outer loop of a product. `columns`: a tile of weights stays while all rows pass it; `rows`: a tile of activations
 stays while all columns pass it, and weights come again for each."""
 MOST_BUFFERS: Final = 3
+SOFTMAXES: Final = ("rows", "online")
+"""How an attention's scores become weights; see `AttentionChoice`."""
 HASH_DIGITS: Final = 12
 
 
@@ -64,15 +66,25 @@ class ProductChoice:
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """Of an attention: query rows and keys of a tile, and tiles of keys and of values that exist at a time."""
+    """Of an attention.
+
+    Attributes:
+        rows: query rows of a tile.
+        keys: keys of a tile, and values.
+        buffers: tiles of keys and of values that exist at a time.
+        softmax: one of `SOFTMAXES`. `rows`: all scores of a tile of rows are there before their softmax; `online`:
+            those of one tile of keys, and running maxima and sums rescale what the tiles before have made.
+    """
 
     rows: int
     keys: int
     buffers: int = 2
+    softmax: str = "rows"
 
     def text(self) -> str:
         """One line for people."""
-        return f"{self.rows} rows x {self.keys} keys, {self.buffers} buffers"
+        online = ", online softmax" if self.softmax == "online" else ""
+        return f"{self.rows} rows x {self.keys} keys, {self.buffers} buffers{online}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +99,11 @@ class RowsChoice:
 
 
 Choice = ProductChoice | AttentionChoice | RowsChoice
+
+
+def facts_of(choice: Choice) -> dict[str, Any]:
+    """A choice as JSON values; a softmax of whole rows is not mentioned."""
+    return {name: value for name, value in asdict(choice).items() if (name, value) != ("softmax", "rows")}
 
 
 def kinds_of(spec: KernelSpec) -> type[ProductChoice] | type[AttentionChoice] | type[RowsChoice] | None:
@@ -299,7 +316,7 @@ class Schedules:
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
         splits = {"splits": {key: asdict(split) for key, split in self.splits}} if self.splits else {}
-        choices = {key: asdict(choice) for key, choice in self.choices}
+        choices = {key: facts_of(choice) for key, choice in self.choices}
         return {"graph": self.graph.facts(), "choices": choices, **splits}
 
     def canonical_json(self) -> str:

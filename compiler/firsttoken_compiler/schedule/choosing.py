@@ -14,12 +14,22 @@ from typing import Final, NoReturn, Protocol, cast
 from firsttoken_compiler.errors import AllocationError, OptionError
 from firsttoken_compiler.isa.types import Space
 from firsttoken_compiler.isa.word import MAX_EXTENT
-from firsttoken_compiler.schedule import attention, block_linear, conv, normed, normed_tiling, rowwise, tiling
+from firsttoken_compiler.schedule import (
+    attention,
+    block_linear,
+    conv,
+    normed,
+    normed_tiling,
+    online_attention,
+    rowwise,
+    tiling,
+)
 from firsttoken_compiler.schedule.attention import AttentionTile
 from firsttoken_compiler.schedule.block_trees import Blocks
 from firsttoken_compiler.schedule.choice import (
     MOST_BUFFERS,
     ORDERS,
+    SOFTMAXES,
     AttentionChoice,
     Choice,
     ProductChoice,
@@ -387,7 +397,8 @@ class _Attention:
 
     def default(self, room: Room) -> Choice:
         tile = tiling.choose_attention(self.spec, self.spaces, self.target, room)
-        return AttentionChoice(tile.rows, tile.keys, attention.pipelined(self.spec, self.target))
+        softmax = "online" if tile.online else "rows"
+        return AttentionChoice(tile.rows, tile.keys, attention.pipelined(self.spec, self.target), softmax)
 
     def candidates(self) -> Iterator[Choice]:
         heads = self.heads
@@ -396,10 +407,13 @@ class _Attention:
         keys = {min(heads.keys, k) for k in powers[4:]} | {ceil_div(heads.keys, parts) for parts in PARTS}
         own = attention.pipelined(self.spec, self.target)
         streams = Space.DRAM in self.spaces[1:3]
+        slots = (1, 2, 3) if streams else (own,)
         for r in sorted(rows):
             for k in sorted(keys):
-                for buffers in (1, 2, 3) if streams else (own,):
-                    yield AttentionChoice(r, k, buffers)
+                yield from (AttentionChoice(r, k, buffers) for buffers in slots)
+        if not online_attention.refusal(self.spec, self.target):
+            for tile in online_attention.tiles(self.spec, rows, keys):
+                yield from (AttentionChoice(tile.rows, tile.keys, buffers, "online") for buffers in slots)
 
     def check(self, choice: Choice, where: str) -> None:
         assert isinstance(choice, AttentionChoice)
@@ -409,6 +423,10 @@ class _Attention:
                 _refuse(f"{where}: {name} is {value}, a head has {most} of them: give 1 to {most}")
         if not 1 <= choice.buffers <= MOST_BUFFERS:
             _refuse(f"{where}: buffers is {choice.buffers}: give 1 to {MOST_BUFFERS}")
+        if choice.softmax not in SOFTMAXES:
+            _refuse(f"{where}: softmax is {choice.softmax!r}: give {' or '.join(SOFTMAXES)}")
+        if choice.softmax == "online" and (reason := online_attention.refusal(self.spec, self.target)):
+            _refuse(f"{where}: softmax is 'online', and {reason}: give 'rows'")
 
     def extent(self, choice: Choice) -> int:
         assert isinstance(choice, AttentionChoice)
@@ -416,7 +434,7 @@ class _Attention:
 
     def needs(self, choice: Choice) -> tuple[int, int]:
         tile = attention_tile(choice, self.spec, self.target)
-        return attention.scratch_bytes(self.spec, self.spaces, tile, self.target), attention.acc_bytes(self.spec, tile)
+        return tiling.attention_bytes(self.spec, self.spaces, tile, self.target), attention.acc_bytes(self.spec, tile)
 
     def cost(self, choice: Choice) -> float | None:
         tile = attention_tile(choice, self.spec, self.target)
@@ -427,7 +445,8 @@ def attention_tile(choice: Choice, spec: KernelSpec, target: Target) -> Attentio
     """The tile of a choice; the slots that the pipeline asks for anyway are not demanded."""
     assert isinstance(choice, AttentionChoice)
     own = attention.pipelined(spec, target)
-    return AttentionTile(choice.rows, choice.keys, 0 if choice.buffers == own else choice.buffers)
+    slots = 0 if choice.buffers == own else choice.buffers
+    return AttentionTile(choice.rows, choice.keys, slots, choice.softmax == "online")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from firsttoken_compiler.errors import AllocationError
 from firsttoken_compiler.isa.types import Dtype, Space
 from firsttoken_compiler.isa.vector_kernel import SEEN, VectorKernel
 from firsttoken_compiler.isa.word import MAX_EXTENT
-from firsttoken_compiler.schedule import attention, rowwise
+from firsttoken_compiler.schedule import attention, online_attention, rowwise
 from firsttoken_compiler.schedule.choice import MOST_BUFFERS
 from firsttoken_compiler.schedule.linear import STREAMED, Shape, Tile, fetches_of, panel_of
 from firsttoken_compiler.schedule.product_bytes import linear_bytes, tiles_bytes
@@ -152,27 +152,38 @@ def choose_attention(
 ) -> attention.AttentionTile:
     """The cheapest tile that fits; raises AllocationError when none does.
 
-    A tile beyond `room.preferred` must save a quarter: it keeps the next operators' loads from overlapping.
+    A tile beyond `room.preferred` must save a quarter: it keeps the next operators' loads from overlapping. Where no
+    whole row of scores fits, softmax is online.
     """
     heads = attention.Heads.of(spec)
     again = heads.rows > ATTENTION_ROWS[-1] and spaces[1] is Space.DRAM
     rows = sorted({min(heads.rows, r) for r in ATTENTION_ROWS + MANY_ROWS * again}, reverse=True)
     keys = sorted({min(heads.keys, k) for k in (16, 32, 64, 128, 256, 512, 1024, 2048)}, reverse=True)
-    costs = {}
-    for tile in (attention.AttentionTile(r, t) for r in rows for t in keys):
-        nbytes = attention.scratch_bytes(spec, spaces, tile, target)
-        if attention.acc_bytes(spec, tile) <= target.scratchpad.accumulator_bytes and nbytes <= room.limit:
-            cost = attention_cost(spec, spaces, tile, target)
-            costs[tile] = cost if nbytes <= room.preferred else cost / LARGE_SAVES
-    if costs:
-        return min(costs, key=lambda tile: (costs[tile], -tile.rows, -tile.keys))
-    tile = attention.AttentionTile(rows[-1], keys[-1])
+    whole = [attention.AttentionTile(r, t) for r in rows for t in keys]
+    refused = online_attention.refusal(spec, target)
+    online = [] if refused else list(online_attention.tiles(spec, set(rows), set(keys)))
+    for tiles in (whole, online):
+        costs = {}
+        for tile in tiles:
+            nbytes = attention_bytes(spec, spaces, tile, target)
+            if attention.acc_bytes(spec, tile) <= target.scratchpad.accumulator_bytes and nbytes <= room.limit:
+                cost = attention_cost(spec, spaces, tile, target)
+                costs[tile] = cost if nbytes <= room.preferred else cost / LARGE_SAVES
+        if costs:
+            return min(costs, key=lambda tile: (costs[tile], -tile.rows, -tile.keys))
+    tile = min((*whole, *online), key=lambda tile: attention_bytes(spec, spaces, tile, target))
     raise AllocationError(
         f"target {target.name}: one row of attention over {heads.keys} keys needs "
-        f"{attention.scratch_bytes(spec, spaces, tile, target)} bytes of scratchpad and "
+        f"{attention_bytes(spec, spaces, tile, target)} bytes of scratchpad and "
         f"{attention.acc_bytes(spec, tile)} of accumulators; {room.limit} and {target.scratchpad.accumulator_bytes} "
         "are free: shorten the prompt, or raise scratchpad.bytes"
     )
+
+
+def attention_bytes(spec: KernelSpec, spaces: tuple[Space, ...], tile: attention.AttentionTile, target: Target) -> int:
+    """Scratchpad bytes of a tile of attention with all its slots."""
+    account = online_attention if tile.online else attention
+    return account.scratch_bytes(spec, spaces, tile, target)
 
 
 def attention_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: attention.AttentionTile, target: Target) -> float:
@@ -181,6 +192,8 @@ def attention_cost(spec: KernelSpec, spaces: tuple[Space, ...], tile: attention.
     rate = min(
         target.dram.peak_bytes_per_s * DRAM_SHARE / target.clock_hz, target.dma.bus_bytes_per_cycle, in_flight(target)
     )
+    if tile.online:
+        return online_attention.cost(spec, spaces, tile, target, rate)
     stored = Dtype.F16 if attention.widens(target) else spec.args[1].dtype
     pair = pair_name(Dtype.F16, stored)
     start = target.dma.setup_cycles + target.matrix.issue_cycles + target.vector.startup_cycles

@@ -1,7 +1,8 @@
 """TVM's traces of kernels: the steps from a kernel's definition to its schedule, to keep and to replay.
 
 A kernel has one scheduled function, or two: rows that are normalised, then their product. What follows (windows and
-blocks made in place of fetches, blocks of rows, slots, instructions) is code generation and in no trace.
+blocks made in place of fetches, blocks of rows, slots, instructions) is code generation and in no trace. Nor is an
+attention with online softmax, whose loops carry a state that no step of TVM makes.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ def _scheduled(
         return [("rows", rowwise.schedule(spec, spaces, choice.rows, target), (Space.SPAD,) * len(spaces))]
     if isinstance(choice, AttentionChoice):
         tile = attention_tile(choice, spec, target)
+        if tile.online:
+            return []
         return [("attention", attention.schedule(spec, spaces, tile, target), spaces)]
     return _products(spec, spaces, target, choice)
 

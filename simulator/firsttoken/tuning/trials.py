@@ -34,7 +34,9 @@ def subject_key(kernel: Kernel) -> str:
 
 def choice_text(choice: Choice) -> str:
     """A choice as it stands in the store."""
-    return json.dumps({"of": type(choice).__name__, **asdict(choice)}, sort_keys=True)
+    from firsttoken_compiler.schedule.choice import facts_of
+
+    return json.dumps({"of": type(choice).__name__, **facts_of(choice)}, sort_keys=True)
 
 
 def trial(kernel: Kernel, choice: Choice) -> dict[str, Any]:
