@@ -75,10 +75,14 @@ def test_overflow_is_named(llama: StudentConfig, tmp_path: Path, window: Window)
         measured(student, window, "fp16")
 
 
-@pytest.mark.parametrize("name", ["deepseek-r1-distill-qwen-1.5b", "absent.onnx"])
-def test_what_has_no_real_weights_has_no_quality(name: str) -> None:
+def test_what_has_no_real_weights_has_no_quality() -> None:
     with pytest.raises(OptionError, match="give a student with real weights"):
-        equipped(subject_of(name))
+        equipped(subject_of("deepseek-r1-distill-qwen-1.5b"))
+
+
+def test_a_file_that_is_absent_has_no_quality() -> None:
+    with pytest.raises(StudentError, match="no such student: absent.onnx"):
+        equipped(subject_of("absent.onnx"))
 
 
 def test_no_format_is_refused() -> None:

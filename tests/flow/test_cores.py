@@ -223,7 +223,7 @@ def test_what_the_dram_decides_gains_little(tmp_path: Path) -> None:
 
 def test_cores_with_few_requests_in_flight_read_faster_together(tmp_path: Path) -> None:
     """A core's requests cover a part of the DRAM's latency: two cores stream weights nearly twice as fast."""
-    wide = {"hidden": 512, "intermediate": 2048, "vocab": 1024}
+    wide = {"hidden": 1536, "intermediate": 6144, "vocab": 4096}  # of several tiles each, which overlap
     targets = [array(128, n, "lpddr5x-8533-16gb-x16") for n in (1, 2)]
     one, two = (
         chain_on(tmp_path, FORMATS["int8"], 1, 31, replace(t, dma=replace(t.dma, outstanding=48)), **wide)
