@@ -81,7 +81,7 @@ def test_what_has_no_real_weights_has_no_quality() -> None:
 
 
 def test_a_file_that_is_absent_has_no_quality() -> None:
-    with pytest.raises(StudentError, match="no such student: absent.onnx"):
+    with pytest.raises(StudentError, match=r"no such student: absent\.onnx"):
         equipped(subject_of("absent.onnx"))
 
 
