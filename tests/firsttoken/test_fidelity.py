@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from firsttoken import RunOptions, api
@@ -78,6 +79,13 @@ def test_overflow_is_named(llama: StudentConfig, tmp_path: Path, window: Window)
 def test_what_has_no_real_weights_has_no_quality() -> None:
     with pytest.raises(OptionError, match="give a student with real weights"):
         equipped(subject_of("deepseek-r1-distill-qwen-1.5b"))
+
+
+def test_a_file_without_a_tokenizer_has_no_quality(tmp_path: Path) -> None:
+    graph = '<ir_version: 10, opset_import: ["" : 18]> plain (float[1,4] x) => (float[1,4] y) { y = Relu (x) }'
+    onnx.save(onnx.parser.parse_model(graph), tmp_path / "plain.onnx")
+    with pytest.raises(OptionError, match="give a student with real weights"):
+        equipped(subject_of(str(tmp_path / "plain.onnx")))
 
 
 def test_a_file_that_is_absent_has_no_quality() -> None:

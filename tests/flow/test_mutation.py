@@ -21,7 +21,7 @@ from firsttoken_compiler.options import resolve
 from firsttoken_compiler.pipeline import compile_onnx
 
 BLOCK = StudentConfig(
-    name="block", family="qwen2", hidden=40, intermediate=72, layers=1, heads=2, kv_heads=1, head_dim=8, vocab=32,
+    name="block", family="qwen2", hidden=72, intermediate=136, layers=1, heads=2, kv_heads=1, head_dim=8, vocab=32,
     rope_theta=1e4, max_positions=64, rms_eps=1e-5, tie_embeddings=False, qkv_bias=True, source="made up for tests",
 )  # fmt: skip
 TARGET = make_target(
@@ -38,11 +38,11 @@ def block(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
 @pytest.fixture(scope="module")
 def gemm() -> Program:
-    """One MatMul of an ONNX file, in tiles along all three extents."""
-    graph = "gemm (float[1,37,90] x) => (float[1,37,70] y) { y = MatMul (x, w) }"
+    """One MatMul of an ONNX file, in tiles of columns and along k."""
+    graph = "gemm (float[1,53,150] x) => (float[1,53,70] y) { y = MatMul (x, w) }"
     text = f'<ir_version: 10, opset_import: ["" : 18]> {graph}'
     model = onnx.parser.parse_model(text)
-    weights = np.random.default_rng(0).standard_normal((90, 70)).astype(np.float32)
+    weights = np.random.default_rng(0).standard_normal((150, 70)).astype(np.float32)
     model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
     program = compile_onnx(from_model(model, Path(), "gemm"), TARGET, resolve("int4", "int8", "32", "off"))
     assert program is not None
@@ -87,7 +87,7 @@ def without_signal(program: Program, instruction: int) -> Program:
 def test_no_wait_can_go(program: Program) -> None:
     verify(program, TARGET)
     found = list(slots(program))
-    assert len(found) > 40
+    assert len(found) > 60
     for instruction, column in found:
         with pytest.raises(ProgramError, match=rf"instruction {instruction}: is not ordered after instruction \d+"):
             verify(without_wait(program, instruction, column), TARGET)
@@ -96,7 +96,7 @@ def test_no_wait_can_go(program: Program) -> None:
 def test_no_signal_can_go(program: Program) -> None:
     verify(program, TARGET)
     signals = np.flatnonzero(program.code[:, word.SIGNAL])
-    assert len(signals) > 40
+    assert len(signals) > 60
     for instruction in signals.tolist():
         with pytest.raises(ProgramError, match=r"deadlock|is not ordered after"):
             verify(without_signal(program, instruction), TARGET)

@@ -107,10 +107,10 @@ def test_a_unit_that_walks_windows_needs_no_copies(whole: bool) -> None:
     assert (loads[:, word.DIMS : word.DIMS + 3].prod(axis=1) == 8 * 8 * 16 * 2).sum() == int(whole)
 
 
-@pytest.mark.parametrize("limit", [16000, 20000])
+@pytest.mark.parametrize("limit", [6000, 20000])
 def test_tiles_of_lines_and_of_parts_of_lines(limit: int) -> None:
     """Several tiles of pixels, columns and k, with padding all around."""
-    shape = Windows(9, 40, 16, (3, 3), (1, 1), (1, 1), (1, 1), (9, 40))
+    shape = Windows(9, 120, 16, (3, 3), (1, 1), (1, 1), (1, 1), (9, 120))
     tile = check(shape, 24, (Space.DRAM,) * 5, Dtype.F16, limit, 1)
     assert int(tile.split("x")[0]) < shape.pixels
 
